@@ -1,0 +1,121 @@
+"""`prepare` and the hoisted scalars as one Python function `row(step, hyperparameters) -> floats`, in float64.
+
+Called once a step and row by the launch code. Integer powers go by repeated squaring, as on the device, so that both
+sides give the same bits; the table of operators here has its twin in `to_cuda`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+from gpuopt.compiler.lower import Program
+from gpuopt.compiler.tree import Expr
+from gpuopt.rules.language import PRIMITIVES
+
+_PYTHON = {
+    "add": "({} + {})",
+    "sub": "({} - {})",
+    "mul": "({} * {})",
+    "div": "div({}, {})",
+    "neg": "(-{})",
+    "lt": "({} < {})",
+    "le": "({} <= {})",
+    "gt": "({} > {})",
+    "ge": "({} >= {})",
+    "eq": "({} == {})",
+    "ne": "({} != {})",
+    "where": "({1} if {0} else {2})",
+    "pow": "power({}, {})",
+    **{name: name + "({})" for name in ("sqrt", "abs", "sign", "exp", "log")},
+    **{name: name + "({}, {})" for name in ("minimum", "maximum")},
+}
+
+
+def ipow(base: float, exponent: int) -> float:
+    """base ** exponent by repeated squaring: the same roundings as the device's loop."""
+    if exponent < 0:
+        return div(1.0, ipow(base, -exponent))
+    result, square = 1.0, float(base)
+    while exponent:
+        if exponent & 1:
+            result *= square
+        exponent >>= 1
+        square *= square
+    return result
+
+
+def div(a: float, b: float) -> float:
+    """IEEE division: a / 0 is an infinity or NaN, not an exception."""
+    if b != 0:
+        return a / b
+    return math.nan if a == 0 or a != a else math.copysign(math.inf, a) * math.copysign(1.0, b)
+
+
+def power(base: float, exponent: float) -> float:
+    """A real power; an integral exponent of int type takes the exact path."""
+    return ipow(base, exponent) if isinstance(exponent, int) else math.pow(base, exponent)
+
+
+def row_namespace() -> dict[str, Any]:
+    """The names that printed expressions call."""
+    return {**PRIMITIVES, "ipow": ipow, "div": div, "power": power, "exp": math.exp, "log": math.log}
+
+
+def print_expr(expr: Expr) -> str:
+    """Python text of a scalar expression."""
+    if expr.op == "name":
+        return str(expr.args[0])
+    if expr.op == "const":
+        return repr(expr.args[0])
+    return _PYTHON[expr.op].format(*(print_expr(child) for child in expr.children()))
+
+
+RowFunction = Callable[[int, Mapping[str, float]], tuple[float, ...]]
+
+
+def prepare_lines(program: Program) -> list[str] | None:
+    """The statements of `prepare` as text, or None where the host must call the function itself."""
+    tree = program.signature.rule.prepare_tree
+    if tree is None:
+        return None
+    lines = [f"{s.name} = {print_expr(s.expr)}" for s in tree.body if hasattr(s, "expr")]
+    return lines + [f"{n} = {print_expr(e)}" for n, e in zip(tree.outputs, tree.results, strict=True)]
+
+
+def row_inputs(program: Program) -> tuple[str, ...]:
+    """The hyperparameters that `prepare` and the row need, in one fixed order."""
+    rule = program.signature.rule
+    names = {name for expr in program.row for name in expr.names()} - set(rule.prepared)
+    if rule.prepare_function is not None:
+        names |= set(prepare_arguments(rule.prepare_function))
+    return tuple(sorted(names - {"step"}))
+
+
+def row_source(program: Program, names: tuple[str, ...]) -> str:
+    """Text of the function that computes a row from the step count and these hyperparameters."""
+    rule = program.signature.rule
+    lines = prepare_lines(program)
+    if lines is None and rule.prepare_function is not None:
+        taken = ", ".join(f"{n}={n}" for n in prepare_arguments(rule.prepare_function))
+        lines = [f"prepared = prepare(step, {taken})"]
+        lines += [f"{n} = float(prepared[{n!r}])" for n in rule.prepared]
+    values = "".join(print_expr(e) + ", " for e in program.row)
+    return "\n    ".join([f"def row(step, {', '.join(names)}):", *(lines or []), f"return ({values})"])
+
+
+def prepare_arguments(function: Callable[..., Any]) -> list[str]:
+    """The hyperparameters that a prepare function takes."""
+    code = function.__code__
+    return list(code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount])
+
+
+@lru_cache(maxsize=None)
+def row_function(program: Program, names: tuple[str, ...]) -> Callable[..., tuple[float, ...]]:
+    """Compiled `row(step, *hyperparameters)`; `names` gives their order."""
+    namespace = row_namespace() | {"prepare": program.signature.rule.prepare_function}
+    exec(compile(row_source(program, names), f"<gpuopt row of {program.name}>", "exec"), namespace)
+    result: Callable[..., tuple[float, ...]] = namespace["row"]
+    return result

@@ -1,0 +1,137 @@
+"""Rule + flags + options + storage types -> one straight-line `Program`, the only thing an emitter sees.
+
+Called by the backends through `program_for`. Decides every compile-time `if`, puts the options' fragments before and
+after the rule, and hoists each maximal scalar-only expression into the row of scalars that the host (or, where a step
+may be skipped, the device) computes once a step in float64. Knows no target language.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from gpuopt.compiler.tree import COMPARISONS, Assign, Expr, FunctionTree, straight_line
+from gpuopt.errors import RuleSyntaxError
+
+if TYPE_CHECKING:
+    from gpuopt.rules.language import Rule
+
+
+@dataclass(frozen=True)
+class Role:
+    """One array per tensor that a kernel walks: `storage` is a name in formats.dtypes."""
+
+    name: str
+    storage: str
+    written: bool
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What distinguishes one compiled kernel from another; hashable, the key of every kernel cache."""
+
+    rule: Rule
+    flags: tuple[tuple[str, object], ...]
+    roles: tuple[Role, ...]
+    compute: str
+
+
+@dataclass(frozen=True)
+class Program:
+    """A straight-line update: `body` assigns array values element by element; `row` are its scalars, float64 formulas."""
+
+    name: str
+    signature: Signature
+    body: tuple[Assign, ...]
+    row: tuple[Expr, ...]
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        return self.signature.roles
+
+    @property
+    def compute(self) -> str:
+        return self.signature.compute
+
+    @property
+    def lanes(self) -> int:
+        """Elements that one GPU thread handles at once: 16 bytes of the narrowest floating type."""
+        from gpuopt.formats.dtypes import STORAGES
+
+        return 16 // min(STORAGES[r.storage].itemsize for r in self.roles if r.storage != "bool")
+
+
+class _Hoister:
+    """Splits expressions into array work and row scalars while walking the straight-line body."""
+
+    def __init__(self, arrays: set[str]) -> None:
+        self.arrays = arrays
+        self.scalars: dict[str, Expr] = {}
+        self.row: dict[Expr, int] = {}
+
+    def is_scalar(self, expr: Expr) -> bool:
+        return not (expr.names() & self.arrays)
+
+    def assign(self, statement: Assign, roles: set[str]) -> Assign | None:
+        if self.is_scalar(statement.expr) and statement.name not in roles:
+            self.scalars[statement.name] = statement.expr.substitute(self.scalars)
+            self.arrays.discard(statement.name)
+            return None
+        expr = self.hoist(statement.expr, statement)
+        self.arrays.add(statement.name)
+        self.scalars.pop(statement.name, None)
+        return Assign(statement.name, expr, statement.line, statement.file)
+
+    def hoist(self, expr: Expr, where: Assign) -> Expr:
+        if self.is_scalar(expr):
+            if expr.op in COMPARISONS:
+                message = "a comparison of two scalars is the same for every element: use a flag, or do it in prepare"
+                raise RuleSyntaxError(message, where.file, where.line)
+            expr = expr.substitute(self.scalars)
+            if expr.names():
+                return Expr("scalar", (self.row.setdefault(expr, len(self.row)),))
+            return Expr("const", (constant(expr),))
+        args = tuple(self.hoist(a, where) if isinstance(a, Expr) else a for a in expr.args)
+        return Expr(expr.op, args)
+
+
+def constant(expr: Expr) -> float:
+    """The value of an expression without variables, in float64."""
+    from gpuopt.compiler.host import print_expr, row_namespace
+
+    return float(eval(print_expr(expr), row_namespace()))
+
+
+def renamed(tree: FunctionTree, flags: Mapping[str, object], roles: set[str]) -> list[Assign]:
+    """A fragment's statements with its local variables prefixed, so that they cannot meet the rule's."""
+    statements = straight_line(tree.body, flags)
+    names = {s.name: f"{tree.name}_{s.name}" for s in statements if s.name not in roles}
+    values = {old: Expr("name", (new,)) for old, new in names.items()}
+    return [Assign(names.get(s.name, s.name), s.expr.substitute(values), s.line, s.file) for s in statements]
+
+
+@lru_cache(maxsize=None)
+def program_for(signature: Signature) -> Program:
+    """The straight-line program of a rule with its options. Raises RuleSyntaxError naming file and line."""
+    from gpuopt.rules.options import after, before
+
+    flags = dict(signature.flags)
+    rule = signature.rule
+    roles = {r.name for r in signature.roles}
+    statements = renamed(before.tree, flags, roles)
+    statements += straight_line(rule.tree.body, flags)
+    statements += renamed(after.tree, flags, roles)
+    hoister = _Hoister(set(roles))
+    known = roles | set(rule.tree.scalars) | {*before.tree.scalars, *after.tree.scalars}
+    body = []
+    for statement in statements:
+        unknown = statement.expr.names() - known
+        if unknown:
+            message = f"`{sorted(unknown)[0]}` has no value here when {dict(signature.flags)}"
+            raise RuleSyntaxError(message, statement.file, statement.line)
+        known.add(statement.name)
+        if (kept := hoister.assign(statement, roles)) is not None:
+            body.append(kept)
+    return Program(rule.name, signature, tuple(body), tuple(hoister.row))

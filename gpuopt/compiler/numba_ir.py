@@ -1,0 +1,159 @@
+"""Typed loads and stores by address as LLVM IR, for Numba on CPU and CUDA. Used by the numba and numba-cuda backends.
+
+Each role gets its own alias scope: the plan has checked that no two arrays overlap, and telling LLVM so lets it vectorise
+loops over any number of arrays. Conversions are exactly rounded, as everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+
+from gpuopt.formats.dtypes import STORAGES
+
+_IR = {
+    "float64": ir.DoubleType(),
+    "float32": ir.FloatType(),
+    "float16": ir.HalfType(),
+    "bfloat16": ir.IntType(16),
+    "bool": ir.IntType(8),
+    "int64": ir.IntType(64),
+}
+NUMBA_TYPES = {"float64": types.float64, "float32": types.float32}
+
+
+def decode(builder: ir.IRBuilder, storage: str, value: ir.Value) -> ir.Value:
+    """A loaded element in its compute type."""
+    single = ir.FloatType()
+    if storage == "float16":
+        return builder.fpext(value, single)
+    if storage == "bfloat16":
+        wide = builder.shl(builder.zext(value, ir.IntType(32)), ir.Constant(ir.IntType(32), 16))
+        return builder.bitcast(wide, single)
+    if storage == "bool":
+        return builder.uitofp(value, single)
+    return value
+
+
+def encode(builder: ir.IRBuilder, storage: str, value: ir.Value) -> ir.Value:
+    """A value of the compute type rounded to nearest even for storage."""
+    if storage == "float16":
+        return builder.fptrunc(value, ir.HalfType())
+    if storage == "bfloat16":
+        i32 = ir.IntType(32)
+        bits = builder.bitcast(value, i32)
+        odd = builder.and_(builder.lshr(bits, ir.Constant(i32, 16)), ir.Constant(i32, 1))
+        rounded = builder.add(builder.add(bits, ir.Constant(i32, 0x7FFF)), odd)
+        nan = builder.fcmp_unordered("uno", value, value)
+        chosen = builder.select(nan, ir.Constant(i32, 0x7FC00000), rounded)
+        return builder.trunc(builder.lshr(chosen, ir.Constant(i32, 16)), ir.IntType(16))
+    return value
+
+
+def _mark(builder: ir.IRBuilder, instruction: Any, scope: int, scopes: int) -> None:
+    """Say that accesses of different scopes never touch the same memory."""
+    module = builder.module
+    domain = module.add_metadata(["gpuopt"])
+    nodes = [module.add_metadata([f"gpuopt role {k}", domain]) for k in range(scopes)]
+    instruction.set_metadata("alias.scope", module.add_metadata([nodes[scope]]))
+    if others := [n for k, n in enumerate(nodes) if k != scope]:
+        instruction.set_metadata("noalias", module.add_metadata(others))
+
+
+def _element(compute: str, storage: str) -> Any:
+    if storage == "int64":
+        return types.int64
+    return NUMBA_TYPES[compute if storage == "bool" else STORAGES[storage].compute]
+
+
+def _element_pointer(builder: ir.IRBuilder, args: Any, storage: str, space: int) -> ir.Value:
+    base = builder.inttoptr(args[0], ir.PointerType(_IR[storage], addrspace=space))
+    return builder.gep(base, [args[1]], source_etype=_IR[storage])
+
+
+def load(intrinsic: Any, storage: str, compute: str, scope: int, scopes: int, space: int = 0) -> Callable[..., Any]:
+    """`f(base, index) -> value`: one element. `intrinsic` is Numba's or Numba CUDA's decorator.
+
+    The address goes through getelementptr: LLVM vectorises a loop only where it can see that accesses are consecutive.
+    """
+
+    @intrinsic
+    def load_element(typingctx: Any, base: Any, index: Any) -> Any:
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            pointer = _element_pointer(builder, args, storage, space)
+            value = builder.load(pointer, typ=_IR[storage])
+            value.align = STORAGES[storage].itemsize if storage in STORAGES else 8
+            _mark(builder, value, scope, scopes)
+            value = decode(builder, storage, value)
+            return builder.fpext(value, ir.DoubleType()) if storage == "bool" and compute == "float64" else value
+
+        return _element(compute, storage)(types.int64, types.int64), codegen
+
+    result: Callable[..., Any] = load_element
+    return result
+
+
+def store(intrinsic: Any, storage: str, compute: str, scope: int, scopes: int, space: int = 0) -> Callable[..., Any]:
+    """`f(base, index, value)`: one element, rounded to its storage type."""
+
+    @intrinsic
+    def store_element(typingctx: Any, base: Any, index: Any, value: Any) -> Any:
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            pointer = _element_pointer(builder, args, storage, space)
+            instruction = builder.store(encode(builder, storage, args[2]), pointer)
+            instruction.align = STORAGES[storage].itemsize
+            _mark(builder, instruction, scope, scopes)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, NUMBA_TYPES[compute]), codegen
+
+    result: Callable[..., Any] = store_element
+    return result
+
+
+def select(intrinsic: Any) -> Callable[..., Any]:
+    """`f(condition, a, b)` without a branch."""
+
+    @intrinsic
+    def select_value(typingctx: Any, condition: Any, a: Any, b: Any) -> Any:
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            return builder.select(args[0], args[1], args[2])
+
+        return a(types.boolean, a, a), codegen
+
+    result: Callable[..., Any] = select_value
+    return result
+
+
+def square_root(intrinsic: Any) -> Callable[..., Any]:
+    """`f(x)`: LLVM's square root, which vectorises; math.sqrt would call the C library for errno's sake."""
+
+    @intrinsic
+    def sqrt(typingctx: Any, x: Any) -> Any:
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            function = builder.module.declare_intrinsic("llvm.sqrt", [args[0].type])
+            return builder.call(function, args)
+
+        return x(x), codegen
+
+    result: Callable[..., Any] = sqrt
+    return result
+
+
+def caller(intrinsic: Any, arguments: int) -> Callable[..., Any]:
+    """`f(function_address, *int64)`: call a compiled function by address."""
+    signature = types.void(*[types.int64] * (arguments + 1))
+
+    def codegen(context: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
+        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * arguments)
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
+        return context.get_dummy_value()
+
+    names = ", ".join(f"a{k}" for k in range(arguments + 1))
+    namespace: dict[str, Any] = {"signature": signature, "codegen": codegen}
+    exec(f"def call(typingctx, {names}):\n    return signature, codegen\n", namespace)
+    result: Callable[..., Any] = intrinsic(namespace["call"])
+    return result

@@ -1,0 +1,233 @@
+"""Program -> a complete CUDA C++ translation unit: the text of `kernels/*.cuh` pasted in, then the generated rule.
+
+Called by the backends that compile with NVRTC and by `kernel_source`. `#line` points back at the Python file of the rule.
+Nothing here knows how the unit is compiled or launched.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from gpuopt.compiler.lower import Program
+from gpuopt.compiler.names import safe
+from gpuopt.compiler.tree import Assign, Expr
+from gpuopt.formats.dtypes import STORAGES
+from gpuopt.launch import table
+
+_C = {
+    "add": "({} + {})",
+    "sub": "({} - {})",
+    "mul": "({} * {})",
+    "div": "({} / {})",
+    "neg": "(-{})",
+    "lt": "({} < {})",
+    "le": "({} <= {})",
+    "gt": "({} > {})",
+    "ge": "({} >= {})",
+    "eq": "({} == {})",
+    "ne": "({} != {})",
+    "where": "select<C>({}, {}, {})",
+    "abs": "absolute({})",
+    "sqrt": "square_root({})",
+    "sign": "sign_of({})",
+    "minimum": "minimum<C>({}, {})",
+    "maximum": "maximum<C>({}, {})",
+}
+# `prepare` in float64 on the device: the twin of the table in host.py.
+_DOUBLE = _C | {
+    "where": "({} ? {} : {})",
+    "minimum": "minimum<double>({}, {})",
+    "maximum": "maximum<double>({}, {})",
+    "pow": "pow({}, {})",
+    "exp": "exp({})",
+    "log": "log({})",
+}
+_CTYPE = {"float32": "float", "float64": "double"}
+ROW_BYTES = 3840  # of the 4 KB that kernel arguments may take
+
+
+def kernels_folder() -> Path:
+    """Where the hand-written headers are: in the wheel beside the package's files, in a checkout beside the package."""
+    spec = find_spec("gpuopt")
+    assert spec is not None and spec.origin is not None
+    package = Path(spec.origin).parent
+    return package / "kernels" if (package / "kernels").is_dir() else package.parent / "kernels"
+
+
+@lru_cache(maxsize=None)
+def headers() -> str:
+    """The table's constants and every header, in reading order."""
+    constants = {f"COL_{name}": value for name, value in table.COLUMNS.items()}
+    constants |= {"CHUNK": table.CHUNK, "THREADS": table.THREADS}
+    text = "".join(f"#define {name} {value}\n" for name, value in constants.items())
+    for name in ("types", "pack", "multi_tensor", "reduce", "prepare"):
+        body = (kernels_folder() / f"{name}.cuh").read_text()
+        text += f'#line 1 "kernels/{name}.cuh"\n' + body.replace("#pragma once\n", "\n")
+    return text
+
+
+def print_expr(expr: Expr) -> str:
+    """C++ text in the compute type `C`; `row` holds the scalars."""
+    if expr.op == "name":
+        return safe(str(expr.args[0]))
+    if expr.op == "scalar":
+        return f"row[{expr.args[0]}]"
+    if expr.op == "const":
+        return f"C({float(expr.args[0])!r})"  # type: ignore[arg-type]
+    return _C[expr.op].format(*(print_expr(child) for child in expr.children()))
+
+
+def statements(body: tuple[Assign, ...], declared: set[str]) -> list[str]:
+    """One declared variable per local name, one line per statement, each under the line it came from."""
+    lines: list[str] = []
+    for s in body:
+        lines.append(f'#line {s.line} "{s.file}"')
+        lines.append(f"    {'' if s.name in declared else 'C '}{safe(s.name)} = {print_expr(s.expr)};")
+        declared.add(s.name)
+    return lines
+
+
+def rows_capacity(program: Program) -> int:
+    """Rows of scalars that travel as a kernel argument."""
+    return max(1, ROW_BYTES // (STORAGES[program.compute].itemsize * max(1, len(program.row))))
+
+
+def blocks_per_sm(program: Program) -> int:
+    """4 blocks of 256 threads leave 64 registers each. float64 needs two registers a value, and more than 13 arrays and
+    scalars together spill at 64, so there 3 blocks, 80 registers; 768 threads still keep 48 KB a multiprocessor in flight.
+    """
+    heavy = len(program.roles) + len(program.row) > 13
+    return 3 if program.compute == "float64" or heavy else 4
+
+
+def update_struct(program: Program) -> str:
+    """The rule as a functor for multi_tensor.cuh."""
+    references = [f"    C& {safe(r.name)} = slot[{k}];" for k, r in enumerate(program.roles)]
+    written = " || ".join(f"r == {k}" for k, r in enumerate(program.roles) if r.written)
+    sizes = " : ".join(f"r == {k} ? {STORAGES[r.storage].itemsize}" for k, r in enumerate(program.roles))
+    storages = [
+        f"template <> struct Update::Storage<{k}> {{ typedef {STORAGES[r.storage].ctype} T; }};  // {r.name}"
+        for k, r in enumerate(program.roles)
+    ]
+    return "\n".join(
+        [
+            f"struct Update {{  // {program.name}",
+            f"  typedef {_CTYPE[program.compute]} C;",
+            f"  static constexpr int LANES = {program.lanes}, ROLES = {len(references)}, SCALARS = {len(program.row)};",
+            "  template <int R> struct Storage;",
+            f"  static __device__ constexpr bool written(int r) {{ return {written}; }}",
+            f"  static __device__ constexpr int64 size(int r) {{ return {sizes} : 0; }}",
+            "  static __device__ __forceinline__ void update(C* slot, const C* row) {",
+            *references,
+            *statements(program.body, {r.name for r in program.roles}),
+            '#line 1 "generated"',
+            "  }",
+            "};",
+            *storages,
+        ]
+    )
+
+
+def update_source(program: Program) -> str:
+    """The translation unit of `gpuopt_update`, the one launch of an ordinary step."""
+    capacity = rows_capacity(program) * max(1, len(program.row))
+    kernel = f"""
+extern "C" __global__ void __launch_bounds__(THREADS, {blocks_per_sm(program)})
+gpuopt_update(const int64* table, const int64* tiles, int64 tile_count, int64 tile_size, int unit,
+              const Update::C* device_rows, const int* skip, const __grid_constant__ Rows<Update::C, {capacity}> rows) {{
+  walk<Update, {capacity}>(table, tiles, tile_count, tile_size, unit, device_rows, skip, rows);
+}}
+"""
+    return headers() + '#line 1 "generated"\n' + update_struct(program) + "\n" + kernel
+
+
+def sums_source(storage: str, compute: str) -> str:
+    """The translation unit of `gpuopt_sums`: squares and non-finite counts of gradients of this dtype."""
+    from gpuopt.rules.options import sums
+
+    adds = [f"    out[{k}] = out[{k}] + {print_expr(result)};" for k, result in enumerate(sums.tree.results)]
+    return (
+        headers()
+        + f"""#line 1 "generated"
+struct Sums {{
+  typedef {_CTYPE[compute]} C;
+  typedef {STORAGES[storage].ctype} T;
+  static constexpr int SUMS = {len(adds)};
+  static __device__ __forceinline__ void measure(C g, C* out) {{
+"""
+        + "\n".join(adds)
+        + """
+  }
+};
+extern "C" __global__ void __launch_bounds__(THREADS)
+gpuopt_sums(const int64* table, int64 columns, int role, const int64* chunks, int64 chunk_count, Sums::C* partials) {
+  reduce<Sums>(table, columns, role, chunks, chunk_count, partials);
+}
+"""
+    )
+
+
+def is_integer(expr: Expr) -> bool:
+    """Whether an exponent is built of the step count and whole literals only."""
+    if expr.op == "name":
+        return expr.args[0] == "step"
+    if expr.op == "const":
+        return isinstance(expr.args[0], int)
+    return expr.op in ("add", "sub", "mul", "neg") and all(is_integer(child) for child in expr.children())
+
+
+def print_double(expr: Expr) -> str:
+    """C++ text in float64, with integer powers by repeated squaring."""
+    if expr.op == "name":
+        return "double(step)" if expr.args[0] == "step" else safe(str(expr.args[0]))
+    if expr.op == "const":
+        return repr(float(expr.args[0]))  # type: ignore[arg-type]
+    if expr.op == "pow" and is_integer(list(expr.children())[1]):
+        base, exponent = expr.children()
+        return f"integer_power({print_double(base)}, int64({print_double(exponent)}))"
+    return _DOUBLE[expr.op].format(*(print_double(child) for child in expr.children()))
+
+
+def prepare_source(program: Program, inputs: tuple[str, ...]) -> str:
+    """The translation unit of `gpuopt_prepare`: step counts, clip and skip on the device. See kernels/prepare.cuh.
+
+    Raises InputError where `prepare` is Python that only the host can run.
+    """
+    from gpuopt.errors import InputError
+
+    rule = program.signature.rule
+    tree = rule.prepare_tree
+    if rule.prepare_function is not None and tree is None:
+        raise InputError(f"the prepare function of {rule.name} uses Python that cannot run on the device, as a step "
+                         "that may be skipped or captured needs; keep to + - * / ** sqrt minimum maximum exp log")  # fmt: skip
+    lines = [f"    double {safe(n)} = hyper[{k}];" for k, n in enumerate(inputs) if n != "grad_multiplier"]
+    declared = set(inputs)
+    for s in tree.body if tree else ():
+        assert isinstance(s, Assign)
+        lines.append(f"    {'' if s.name in declared else 'double '}{safe(s.name)} = {print_double(s.expr)};")
+        declared.add(s.name)
+    if tree:
+        pairs = zip(tree.outputs, tree.results, strict=True)
+        lines += [f"    {'' if n in declared else 'double '}{safe(n)} = {print_double(e)};" for n, e in pairs]
+    lines += [f"    out[{k}] = C({print_double(e)});" for k, e in enumerate(program.row)]
+    return (
+        headers()
+        + f"""#line 1 "generated"
+struct Prepare {{  // {program.name}
+  typedef {_CTYPE[program.compute]} C;
+  static constexpr int SCALARS = {len(program.row)}, INPUTS = {len(inputs)};
+  static __device__ void row(int64 step, const double* hyper, double grad_multiplier, C* out) {{
+"""
+        + "\n".join(lines)
+        + """
+  }
+};
+extern "C" __global__ void __launch_bounds__(THREADS)
+gpuopt_prepare(const Decision decision, const Prepare::C* partials, const double* hyper, int64* steps,
+               Prepare::C* rows, int* skip, int64* skipped) {
+  prepare<Prepare>(decision, partials, hyper, steps, rows, skip, skipped);
+}
+"""
+    )

@@ -1,0 +1,115 @@
+"""Program -> typed Python text for `numba.njit` and `numba.cuda`. Prints only; the names the text calls are bound by the backends.
+
+The update function is one text for both: `mul` and `sqrt` are plain on the CPU and the non-contracting libdevice calls on
+the GPU, where Numba would otherwise fuse a product and a sum.
+"""
+
+from __future__ import annotations
+
+from gpuopt.compiler.lower import Program
+from gpuopt.compiler.names import safe
+from gpuopt.compiler.tree import Expr
+from gpuopt.formats.dtypes import STORAGES
+from gpuopt.launch import table
+
+_TEXT = {
+    "add": "({} + {})",
+    "sub": "({} - {})",
+    "mul": "mul({}, {})",
+    "div": "div({}, {})",
+    "neg": "(-{})",
+    "lt": "({} < {})",
+    "le": "({} <= {})",
+    "gt": "({} > {})",
+    "ge": "({} >= {})",
+    "eq": "({} == {})",
+    "ne": "({} != {})",
+    "where": "select({}, {}, {})",
+    "abs": "absolute({})",
+    "sqrt": "sqrt({})",
+    "sign": "sign({})",
+    "minimum": "minimum({}, {})",
+    "maximum": "maximum({}, {})",
+}
+
+
+def print_expr(expr: Expr) -> str:
+    """Typed Python text: constants are cast to the compute type `C`, scalars are `s0, s1, ...`."""
+    if expr.op == "name":
+        return safe(str(expr.args[0]))
+    if expr.op == "scalar":
+        return f"s{expr.args[0]}"
+    if expr.op == "const":
+        return f"C({expr.args[0]!r})"
+    return _TEXT[expr.op].format(*(print_expr(child) for child in expr.children()))
+
+
+def scalar_names(program: Program) -> list[str]:
+    """s0, s1, ...: one for each entry of the row."""
+    return [f"s{k}" for k in range(len(program.row))]
+
+
+def update_source(program: Program) -> str:
+    """`update(roles..., scalars...) -> written roles`, one element, typed Python."""
+    roles = [safe(r.name) for r in program.roles]
+    lines = [f"def update({', '.join(roles + scalar_names(program))}):", f'    """{program.name} on one element."""']
+    lines += [f"    {safe(s.name)} = {print_expr(s.expr)}" for s in program.body]
+    written = [safe(r.name) for r in program.roles if r.written]
+    lines.append(f"    return {', '.join(written)}{',' if len(written) == 1 else ''}")
+    return "\n".join(lines) + "\n"
+
+
+def tile_bounds(indent: str) -> list[str]:
+    """Shared by both walks: which tensor a tile belongs to, and which elements it covers."""
+    return [
+        indent + line
+        for line in (
+            "word = load_word(tiles, tile)",
+            "record = table + (word >> 32) * {record}",
+            "index = word & 0xFFFFFFFF",
+            f"numel = load_word(record, {table.NUMEL})",
+            f"head = load_word(record, {table.HEAD})",
+            "first = head + index * tile_size",
+            "end = min(first + tile_size, numel)",
+            f"row = rows + load_word(record, {table.ROW}) * {{row}}",
+        )
+    ]
+
+
+def sizes(program: Program) -> dict[str, int]:
+    """Bytes of one table record and of one row of scalars."""
+    return {
+        "record": 8 * (table.ADDRESS + len(program.roles)),
+        "row": STORAGES[program.compute].itemsize * len(program.row),
+    }
+
+
+def scalar_loads(program: Program, indent: str) -> list[str]:
+    """Read the row's scalars by address."""
+    return [f"{indent}{name} = load_scalar(row, {k})" for k, name in enumerate(scalar_names(program))]
+
+
+def cpu_source(program: Program) -> str:
+    """The whole text of the CPU kernel: the update, and the walk over tiles `lo` to `hi` by address."""
+    roles = program.roles
+    written = [safe(r.name) for r in roles if r.written]
+    arguments = ", ".join([safe(r.name) for r in roles] + scalar_names(program))
+    lines = [
+        update_source(program),
+        "",
+        "def walk(table, tiles, lo, hi, tile_size, rows):",
+        f'    """{program.name} on the tiles lo to hi; every argument is an address or a count (int64)."""',
+        "    for tile in range(lo, hi):",
+        *[line.format(**sizes(program)) for line in tile_bounds("        ")],
+        "        begin = first if index > 0 else 0",
+        *scalar_loads(program, "        "),
+    ]
+    for k, r in enumerate(roles):
+        name = safe(r.name)
+        size = STORAGES[r.storage].itemsize
+        lines.append(f"        {name}_at = load_word(record, {table.ADDRESS + k}) + begin * {size}")
+    lines.append("        for i in range(end - begin):")
+    lines += [f"            {n} = load_{n}({n}_at, i)" for n in (safe(r.name) for r in roles)]
+    lines.append(f"            {', '.join(written)}{',' if len(written) == 1 else ''} = update({arguments})")
+    lines += [f"            store_{name}({name}_at, i, {name})" for name in written]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,94 @@
+"""The small syntax tree between parser and emitters. Built by `parse`, lowered by `lower`, printed by `to_*`; knows none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Union
+
+ARITHMETIC = ("add", "sub", "mul", "div", "neg")
+COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
+CALLS = {"sqrt": 1, "abs": 1, "sign": 1, "minimum": 2, "maximum": 2, "where": 3}
+SCALAR_CALLS = {**CALLS, "exp": 1, "log": 1}
+
+
+@dataclass(frozen=True)
+class Expr:
+    """`op` is one of the names above, or a leaf: "const" (number), "name" (str), "scalar" (index into the row)."""
+
+    op: str
+    args: tuple[Union[Expr, str, float, int], ...]
+
+    def children(self) -> Iterator[Expr]:
+        return (a for a in self.args if isinstance(a, Expr))
+
+    def names(self) -> set[str]:
+        """The variables read."""
+        if self.op == "name":
+            return {str(self.args[0])}
+        return set().union(*(child.names() for child in self.children()))
+
+    def substitute(self, values: Mapping[str, Expr]) -> Expr:
+        """Replace variables by expressions."""
+        if self.op == "name":
+            return values.get(str(self.args[0]), self)
+        return Expr(self.op, tuple(a.substitute(values) if isinstance(a, Expr) else a for a in self.args))
+
+
+@dataclass(frozen=True)
+class Assign:
+    """`name = expr`, at a line of `file`."""
+
+    name: str
+    expr: Expr
+    line: int
+    file: str
+
+
+@dataclass(frozen=True)
+class If:
+    """A compile-time branch: `test` is a tree of ("flag", name), ("is", name, value), ("not"|"and"|"or", ...)."""
+
+    test: tuple[object, ...]
+    body: tuple[Statement, ...]
+    orelse: tuple[Statement, ...]
+
+
+Statement = Union[Assign, If]
+
+
+@dataclass(frozen=True)
+class FunctionTree:
+    """A checked function. `flags` maps each compile-time constant to its choices; `outputs` are the names returned."""
+
+    name: str
+    file: str
+    positional: tuple[str, ...]
+    scalars: tuple[str, ...]
+    flags: dict[str, tuple[object, ...]]
+    body: tuple[Statement, ...]
+    outputs: tuple[str, ...]
+    results: tuple[Expr, ...] = ()
+
+
+def holds(test: tuple[object, ...], flags: Mapping[str, object]) -> bool:
+    """Whether a compile-time test is true."""
+    kind, *args = test
+    if kind == "flag":
+        return bool(flags[str(args[0])])
+    if kind == "is":
+        return flags[str(args[0])] == args[1]
+    parts = [holds(a, flags) for a in args if isinstance(a, tuple)]
+    return {"not": lambda: not parts[0], "and": lambda: all(parts), "or": lambda: any(parts)}[str(kind)]()
+
+
+def straight_line(body: tuple[Statement, ...], flags: Mapping[str, object]) -> list[Assign]:
+    """The statements that remain once every compile-time `if` is decided."""
+    result: list[Assign] = []
+    for statement in body:
+        if isinstance(statement, If):
+            chosen = statement.body if holds(statement.test, flags) else statement.orelse
+            result.extend(straight_line(chosen, flags))
+        else:
+            result.append(statement)
+    return result

@@ -1,0 +1,106 @@
+"""`gpuopt demo`: two small problems on real data, a table, one plot, and which backend ran them.
+
+Called by `gpuopt/cli.py` and by the tests. Uses only the public API of gpuopt, and knows nothing of rules or kernels.
+`regression.py` and `digits.py` hold the problems, `arrays.py` where their arrays lie, `plot.py` the picture.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import gpuopt
+from gpuopt.demos import arrays, digits, plot, regression
+
+__all__ = ["PLOT_NAME", "DemoResult", "run"]
+
+PLOT_NAME = "gpuopt-demo.png"
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What one run of the demo found: a curve for each regression, the digits classifier, and where the plot is."""
+
+    curves: list[regression.Curve]
+    digits: digits.Training
+    plot: Path
+
+
+def run(
+    optimizer: str = "adamw",
+    *,
+    backend: str = "auto",
+    dtype: str = "float32",
+    out: str | Path = ".",
+    lr: float | None = None,
+    quick: bool = False,
+    seed: int = 0,
+    stream: TextIO | None = None,
+) -> DemoResult:
+    """Train both problems, print what happened to `stream` (standard output), save `out/gpuopt-demo.png`.
+
+    optimizer: the name of the one that trains the digits classifier; the regression always compares its five.
+    backend, dtype: as in `gpuopt.create`; dtype is that of the parameters. lr: learning rate for the digits, else a
+    tuned one. quick: a fraction of the work, for tests. seed: of the initial weights and of every minibatch.
+    Raises GpuoptError where a package, the backend, the optimizer or the dtype is missing or unknown.
+    """
+    stream = sys.stdout if stream is None else stream
+    require_packages()
+    require_known(optimizer)
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    space = arrays.choose(backend)
+    element = arrays.element_type(dtype)
+
+    def say(text: str) -> None:
+        print(text, file=stream, flush=True)
+
+    say(f"gpuopt {gpuopt.__version__}: {space.reason}.")
+    curves = regression.compare(space.xp, backend, element, quick=quick, seed=seed)
+    report_regression(curves, dtype, say)
+    training = digits.train(optimizer, space.xp, backend, element, lr=lr, quick=quick, seed=seed)
+    report_digits(training, dtype, say)
+    path = plot.save(curves, training, folder / PLOT_NAME)
+    say(f"\nPlot: {path}")
+    return DemoResult(curves, training, path)
+
+
+def report_regression(curves: list[regression.Curve], dtype: str, say: Callable[[str], None]) -> None:
+    """Print the table of the first problem."""
+    say(f"\n1. Linear regression on the diabetes data ({curves[0].shape}, standardised), {dtype}")
+    say(f"   backend {curves[0].backend}: {curves[0].reason}")
+    say(f"   {'optimizer':<14}{'final loss':>12}{'above the least':>17}{'steps to 1 %':>14}{'us per step':>13}")
+    for c in curves:
+        reached = "-" if c.steps_to_tolerance is None else str(c.steps_to_tolerance)
+        excess = f"{c.losses[-1] / c.least - 1:.2e}"
+        say(f"   {c.label:<14}{c.losses[-1]:>12.6f}{excess:>17}{reached:>14}{c.microseconds:>13.1f}")
+
+
+def report_digits(training: digits.Training, dtype: str, say: Callable[[str], None]) -> None:
+    """Print the outcome of the second problem."""
+    say(f"\n2. Two-layer network on the digits data ({training.shape}), {training.optimizer}, {dtype}")
+    say(f"   backend {training.backend}: {training.reason}")
+    say(
+        f"   {training.settings}; {len(training.losses)} epochs in {training.seconds:.1f} s; training loss "
+        f"{training.losses[-1]:.4f}; test accuracy {training.accuracy:.4f}"
+    )
+
+
+def require_known(optimizer: str) -> None:
+    """Raise GpuoptError, naming the known ones, unless gpuopt has an optimizer of that name."""
+    if optimizer.lower() not in gpuopt.optimizers():
+        known = ", ".join(gpuopt.optimizers())
+        raise gpuopt.GpuoptError(f"unknown optimizer {optimizer!r}: expected one of {known}")
+
+
+def require_packages() -> None:
+    """Raise GpuoptError naming the packages of the `demo` extra that are missing."""
+    from importlib.util import find_spec
+
+    packages = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "tqdm": "tqdm"}
+    missing = [name for module, name in packages.items() if find_spec(module) is None]
+    if missing:
+        raise gpuopt.GpuoptError(f"the demo needs {', '.join(missing)}: python -m pip install 'gpuopt[demo]'")

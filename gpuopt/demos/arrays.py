@@ -1,0 +1,71 @@
+"""Where the demos' arrays lie: NumPy's on the host or CuPy's on a GPU. Used by `gpuopt/demos`; knows no optimizer."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+import gpuopt
+
+HOST_BACKENDS = ("numpy", "numba")
+DTYPES = ("float64", "float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Space:
+    """An array namespace (`numpy` or `cupy`) and the reason it was chosen, a sentence without its full stop."""
+
+    xp: Any
+    reason: str
+
+
+def choose(backend: str) -> Space:
+    """The namespace that holds the arrays for this backend: CuPy's wherever a GPU is used, NumPy's otherwise.
+
+    Raises GpuoptError if the backend can run on this machine but its gradients cannot be computed here.
+    """
+    wanted = os.environ.get("GPUOPT_BACKEND", "auto") if backend == "auto" else backend
+    if wanted in HOST_BACKENDS:
+        return Space(np, f"NumPy arrays, since the backend {wanted} runs on the host")
+    status = gpuopt.backends()
+    why_not = status.get("cupy", "this version of gpuopt does not know it")
+    if why_not is None:
+        return Space(import_module("cupy"), "CuPy arrays on the GPU")
+    if status.get(wanted, "") is None:
+        raise gpuopt.GpuoptError(
+            f"the backend {wanted} is usable, but the demo computes its gradients with CuPy, and that is not: {why_not}"
+        )
+    return Space(np, f"NumPy arrays, since no GPU is usable through CuPy ({why_not.rstrip('.')})")
+
+
+def element_type(name: str) -> np.dtype[Any]:
+    """The dtype of that name. Raises GpuoptError if it is not one parameters can have, or ml_dtypes is missing."""
+    if name not in DTYPES:
+        raise gpuopt.GpuoptError(f"unknown dtype {name!r}: expected one of {', '.join(DTYPES)}")
+    if name != "bfloat16":
+        return np.dtype(name)
+    try:
+        bfloat16: np.dtype[Any] = np.dtype(import_module("ml_dtypes").bfloat16)
+    except ImportError:
+        raise gpuopt.GpuoptError("bfloat16 needs ml_dtypes: python -m pip install ml_dtypes") from None
+    return bfloat16
+
+
+def compute_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The type to compute in for parameters of that dtype: float64 for float64, float32 for all others."""
+    return np.dtype("float64" if dtype == np.float64 else "float32")
+
+
+def wait(xp: Any) -> None:
+    """Return once the device has done what was asked of it; at once for NumPy."""
+    if xp is not np:
+        xp.cuda.get_current_stream().synchronize()
+
+
+def to_host(array: Any) -> np.ndarray[Any, Any]:
+    """A NumPy copy of a NumPy or CuPy array."""
+    return np.array(array.get() if hasattr(array, "get") else array)

@@ -1,0 +1,29 @@
+"""Adam, as in torch.optim.Adam."""
+
+from gpuopt.rules.language import State, maximum, rule, sqrt
+
+
+@rule(state={"m": "exp_avg", "v": "exp_avg_sq", "w": State("w", "max_exp_avg_sq", when="amsgrad")}, title="Adam")
+def adam(
+    p, g, m, v, w, *, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, amsgrad: bool = False,
+    step_size, inv_sqrt_bias2,
+):  # fmt: skip
+    """Adam, Kingma & Ba 2015; amsgrad, Reddi, Kale & Kumar 2018.
+
+    g <- g + weight_decay p;  m <- m + (1 - beta1)(g - m);  v <- v + (1 - beta2)(g^2 - v);  amsgrad: w <- max(w, v);
+    p <- p - lr / (1 - beta1^t) m / (sqrt(v) / sqrt(1 - beta2^t) + eps).
+    """
+    g = g + weight_decay * p
+    m = m + (g - m) * (1 - beta1)
+    v = v + (g * g - v) * (1 - beta2)
+    d = v
+    if amsgrad:
+        w = maximum(w, v)
+        d = w
+    p = p - step_size * m / (sqrt(d) * inv_sqrt_bias2 + eps)
+    return p, m, v, w
+
+
+@adam.prepare
+def _(step, *, lr, beta1, beta2):
+    return dict(step_size=lr / (1 - beta1**step), inv_sqrt_bias2=1 / sqrt(1 - beta2**step))

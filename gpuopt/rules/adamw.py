@@ -1,0 +1,29 @@
+"""AdamW, as in torch.optim.AdamW."""
+
+from gpuopt.rules.language import State, maximum, rule, sqrt
+
+
+@rule(state={"m": "exp_avg", "v": "exp_avg_sq", "w": State("w", "max_exp_avg_sq", when="amsgrad")}, title="AdamW")
+def adamw(
+    p, g, m, v, w, *, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=1e-2, amsgrad: bool = False,
+    step_size, inv_sqrt_bias2,
+):  # fmt: skip
+    """AdamW, Loshchilov & Hutter 2019: Adam with the decay taken from the parameter, not from the gradient.
+
+    p <- p - lr weight_decay p;  m <- m + (1 - beta1)(g - m);  v <- v + (1 - beta2)(g^2 - v);  amsgrad: w <- max(w, v);
+    p <- p - lr / (1 - beta1^t) m / (sqrt(v) / sqrt(1 - beta2^t) + eps).
+    """
+    p = p - lr * weight_decay * p
+    m = m + (g - m) * (1 - beta1)
+    v = v + (g * g - v) * (1 - beta2)
+    d = v
+    if amsgrad:
+        w = maximum(w, v)
+        d = w
+    p = p - step_size * m / (sqrt(d) * inv_sqrt_bias2 + eps)
+    return p, m, v, w
+
+
+@adamw.prepare
+def _(step, *, lr, beta1, beta2):
+    return dict(step_size=lr / (1 - beta1**step), inv_sqrt_bias2=1 / sqrt(1 - beta2**step))

@@ -1,0 +1,28 @@
+"""SGD with momentum, as in torch.optim.SGD."""
+
+from gpuopt.rules.language import State, rule
+
+
+@rule(state={"b": State("b", "momentum_buffer", when="has_momentum")}, title="SGD")
+def sgd(
+    p, g, b, *, lr=1e-3, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov: bool = False,
+    has_momentum: bool, gain,
+):  # fmt: skip
+    """SGD with momentum, Sutskever et al. 2013, in torch's form: the first gradient enters the buffer undamped.
+
+    g <- g + weight_decay p;  b <- momentum b + (1 - dampening) g;  d = g + momentum b (nesterov) or b;  p <- p - lr d.
+    """
+    g = g + weight_decay * p
+    if has_momentum:
+        b = momentum * b + gain * g
+        if nesterov:
+            g = g + momentum * b
+        else:
+            g = b
+    p = p - lr * g
+    return p, b
+
+
+@sgd.prepare
+def _(step, *, dampening):
+    return dict(gain=1 if step == 1 else 1 - dampening)

@@ -1,0 +1,104 @@
+// The walk: one launch updates every element of every tensor. A generated struct U gives the roles and the arithmetic:
+//
+//   U::C                      compute type
+//   U::LANES                  elements per thread and iteration (16 bytes of the narrowest floating type)
+//   U::ROLES, U::SCALARS      arrays per tensor, scalars per row
+//   U::Storage<r>::T          element type of role r;  U::size(r): its bytes;  U::written(r): whether it is stored
+//   U::update(C* x, const C* s)   one element: x[role] in and out, s the row of scalars
+//
+// The table (gpuopt/launch/table.py) lives on the device and is only rebuilt when an array moved. The grid is
+// persistent: a unit of `unit` threads (a warp for tiny tensors, a block otherwise) takes every units-th tile.
+#pragma once
+
+template <class C, int CAPACITY> struct Rows { C values[CAPACITY]; };
+
+__device__ constexpr int least(int a, int b) { return a < b ? a : b; }
+
+// Elements of role R in one access of at most 16 bytes, when N elements are handled at once.
+template <class U, int R, int N> __device__ constexpr int per_access() { return least(N, 16 / int(U::size(R))); }
+
+// Elements updated together: one access of the widest role. All N at once, eight divisions in flight, would spill.
+template <class U, int N, int R = 0> __device__ constexpr int per_turn() {
+  if constexpr (R + 1 == U::ROLES)
+    return per_access<U, R, N>();
+  else
+    return least(per_access<U, R, N>(), per_turn<U, N, R + 1>());
+}
+
+// One access of each role from R on, still encoded. Role by role at compile time, because each has its own element type;
+// a turn at element OFFSET loads the roles that begin an access there and stores those that end one.
+template <class U, int N, int R> struct Held {
+  typedef typename U::template Storage<R>::T T;
+  typedef typename U::C C;
+  static constexpr int W = per_access<U, R, N>(), TURN = per_turn<U, N>();
+  T raw[W];
+  Held<U, N, R + 1> rest;
+
+  template <int OFFSET> __device__ __forceinline__ void load(const int64* at, int64 i, C (&x)[TURN][U::ROLES]) {
+    if (OFFSET % W == 0) Pack<T, W>::load(reinterpret_cast<const T*>(at[R]) + i + OFFSET, raw);
+#pragma unroll
+    for (int k = 0; k < TURN; ++k) x[k][R] = decode<C>(raw[OFFSET % W + k]);
+    rest.template load<OFFSET>(at, i, x);
+  }
+  template <int OFFSET> __device__ __forceinline__ void store(const int64* at, int64 i, const C (&x)[TURN][U::ROLES]) {
+    if constexpr (U::written(R)) {
+#pragma unroll
+      for (int k = 0; k < TURN; ++k) raw[OFFSET % W + k] = Encode<T>::from(x[k][R]);
+      if ((OFFSET + TURN) % W == 0) Pack<T, W>::store(reinterpret_cast<T*>(at[R]) + i + OFFSET + TURN - W, raw);
+    }
+    rest.template store<OFFSET>(at, i, x);
+  }
+};
+template <class U, int N> struct Held<U, N, U::ROLES> {
+  template <int OFFSET, class X> __device__ __forceinline__ void load(const int64*, int64, X&) {}
+  template <int OFFSET, class X> __device__ __forceinline__ void store(const int64*, int64, const X&) {}
+};
+
+// N elements from `i` on; `at` holds the addresses of the roles.
+template <class U, int N, int OFFSET = 0>
+__device__ __forceinline__ void update_at(const int64* at, int64 i, const typename U::C* s, Held<U, N, 0>& held) {
+  constexpr int TURN = per_turn<U, N>();
+  typename U::C x[TURN][U::ROLES];
+  held.template load<OFFSET>(at, i, x);
+#pragma unroll
+  for (int k = 0; k < TURN; ++k) U::update(x[k], s);
+  held.template store<OFFSET>(at, i, x);
+  if constexpr (OFFSET + TURN < N) update_at<U, N, OFFSET + TURN>(at, i, s, held);
+}
+
+template <class U, int N> __device__ __forceinline__ void update_at(const int64* at, int64 i, const typename U::C* s) {
+  Held<U, N, 0> held;
+  update_at<U, N>(at, i, s, held);
+}
+
+template <class U, int CAPACITY>
+__device__ __forceinline__ void walk(const int64* table, const int64* tiles, int64 tile_count, int64 tile_size, int unit,
+                                     const typename U::C* device_rows, const int* skip,
+                                     const Rows<typename U::C, CAPACITY>& rows) {
+  constexpr int N = U::LANES;
+  constexpr int ALL = (1 << U::ROLES) - 1;
+  if (skip && *skip) return;
+  const int lane = threadIdx.x % unit;
+  const int64 units = int64(gridDim.x) * (blockDim.x / unit);
+  for (int64 tile = int64(blockIdx.x) * (blockDim.x / unit) + threadIdx.x / unit; tile < tile_count; tile += units) {
+    const int64 word = tiles[tile];
+    const int64 index = word & 0xffffffff;
+    const int64* record = table + (word >> 32) * (COL_ADDRESS + U::ROLES);
+    const int64 numel = record[COL_NUMEL];
+    const int head = int(record[COL_HEAD]), aligned = int(record[COL_ALIGNED]) & ALL;
+    const int64 first = head + index * tile_size;
+    const int count = int(first + tile_size < numel ? tile_size : numel - first);  // negative where numel < head
+    const int64* at = record + COL_ADDRESS;  // read anew for every access: from L1, where registers are scarcer
+    typename U::C s[U::SCALARS > 0 ? U::SCALARS : 1];
+#pragma unroll
+    for (int k = 0; k < U::SCALARS; ++k) {
+      const int64 entry = record[COL_ROW] * U::SCALARS + k;
+      s[k] = device_rows ? device_rows[entry] : rows.values[entry];
+    }
+    // Packs where every role is 16-byte aligned behind the head; one by one the head, the tail, and what is not aligned.
+    const int body = aligned == ALL ? count / N * N : 0;
+    for (int i = lane * N; i < body; i += unit * N) update_at<U, N>(at, first + i, s);
+    if (index == 0 && lane < head && lane < numel) update_at<U, 1>(at, lane, s);
+    for (int i = body + lane; i < count; i += unit) update_at<U, 1>(at, first + i, s);
+  }
+}

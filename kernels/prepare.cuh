@@ -1,0 +1,51 @@
+// One block, launched only where a step may be skipped or captured: it joins the partial sums, decides clip and skip,
+// advances the step counts that live on the device, and computes every row of scalars in float64. The host never waits.
+//
+//   P::C                                                        compute type of the rows
+//   P::SCALARS, P::INPUTS                                       scalars per row, hyperparameters per row
+//   P::row(int64 step, const double* hyper, double multiplier, C* out)
+#pragma once
+
+struct Decision {
+  int64 chunk_count;        // partial sums to join; 0: neither norm nor non-finite check
+  double max_norm;          // infinity: no clipping by norm
+  const float* grad_scale;  // gradients are divided by it; null: 1
+  const float* found_inf;   // non-zero: skip; null: ignored
+  int check_finite;         // skip where a gradient is not finite
+  int row_count;
+};
+
+template <class P>
+__device__ __forceinline__ void prepare(const Decision& d, const typename P::C* partials, const double* hyper,
+                                        int64* steps, typename P::C* rows, int* skip, int64* skipped) {
+  __shared__ double squares[THREADS], broken[THREADS];
+  const int lane = threadIdx.x;
+  double s = 0, b = 0;
+  for (int64 c = lane; c < d.chunk_count; c += THREADS) {
+    s += double(partials[2 * c]);
+    b += double(partials[2 * c + 1]);
+  }
+  squares[lane] = s;
+  broken[lane] = b;
+  for (int half = THREADS / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (lane < half) {
+      squares[lane] += squares[lane + half];
+      broken[lane] += broken[lane + half];
+    }
+  }
+  __syncthreads();
+  const double inverse = d.grad_scale ? 1.0 / double(*d.grad_scale) : 1.0;
+  const double norm = square_root(squares[0]) * inverse;
+  const double multiplier = minimum(d.max_norm / (norm + 1e-6), 1.0) * inverse;
+  const bool skipping = (d.found_inf && *d.found_inf != 0) || (d.check_finite && !(broken[0] == 0));
+  if (lane == 0) {
+    *skip = skipping;
+    if (skipped) *skipped += skipping;
+  }
+  for (int r = lane; r < d.row_count; r += THREADS) {
+    const int64 step = steps[r] + (skipping ? 0 : 1);
+    steps[r] = step;
+    if (!skipping) P::row(step, hyper + int64(r) * P::INPUTS, multiplier, rows + int64(r) * P::SCALARS);
+  }
+}

@@ -1,0 +1,74 @@
+// Element types, their exactly rounded conversions, and the primitives of the rule language.
+// Included first by every generated unit; knows nothing of tensors or threads.
+#pragma once
+
+typedef long long int64;
+typedef unsigned long long uint64;
+
+struct half16 { unsigned short bits; };
+struct bfloat16 { unsigned short bits; };
+struct byte8 { unsigned char bits; };
+
+__device__ __forceinline__ unsigned float_bits(float x) { unsigned u; memcpy(&u, &x, 4); return u; }
+__device__ __forceinline__ float bits_float(unsigned u) { float x; memcpy(&x, &u, 4); return x; }
+
+// ---- loading: storage -> compute type (always exact) ------------------------------------------------------------
+template <class C> __device__ __forceinline__ C decode(C x) { return x; }
+template <class C> __device__ __forceinline__ C decode(byte8 x) { return C(x.bits); }
+template <class C> __device__ __forceinline__ C decode(bfloat16 x) { return bits_float(unsigned(x.bits) << 16); }
+template <class C> __device__ __forceinline__ C decode(half16 x) {
+#ifdef __CUDA_ARCH__
+  float y;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+  return y;
+#else
+  return shim_half_to_float(x.bits);
+#endif
+}
+
+// ---- storing: compute type -> storage, round to nearest even ------------------------------------------------------
+template <class T> struct Encode {
+  template <class C> static __device__ __forceinline__ T from(C x) { return T(x); }
+};
+template <> struct Encode<bfloat16> {
+  static __device__ __forceinline__ bfloat16 from(float x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    bfloat16 y;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+    return y;
+#else
+    const unsigned u = float_bits(x);
+    return {(unsigned short)(x != x ? 0x7fc0u : (u + 0x7fffu + ((u >> 16) & 1u)) >> 16)};
+#endif
+  }
+};
+template <> struct Encode<half16> {
+  static __device__ __forceinline__ half16 from(float x) {
+#ifdef __CUDA_ARCH__
+    half16 y;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+    return y;
+#else
+    return {shim_float_to_half(x)};
+#endif
+  }
+};
+
+// ---- primitives of the rule language; gpuopt/rules/language.py defines what they mean ------------------------------
+__device__ __forceinline__ float square_root(float x) { return sqrtf(x); }
+__device__ __forceinline__ double square_root(double x) { return sqrt(x); }
+__device__ __forceinline__ float absolute(float x) { return fabsf(x); }
+__device__ __forceinline__ double absolute(double x) { return fabs(x); }
+template <class C> __device__ __forceinline__ C select(bool condition, C a, C b) { return condition ? a : b; }
+template <class C> __device__ __forceinline__ C minimum(C a, C b) { return (a < b) | (a != a) ? a : b; }
+template <class C> __device__ __forceinline__ C maximum(C a, C b) { return (a > b) | (a != a) ? a : b; }
+template <class C> __device__ __forceinline__ C sign_of(C x) { return x > C(0) ? C(1) : x < C(0) ? C(-1) : x - x; }
+
+// x ** n by repeated squaring: the same roundings as ipow in gpuopt/compiler/host.py.
+__device__ __forceinline__ double integer_power(double base, int64 exponent) {
+  uint64 n = exponent < 0 ? uint64(0) - uint64(exponent) : uint64(exponent);
+  double result = 1.0;
+  for (; n; n >>= 1, base *= base)
+    if (n & 1) result *= base;
+  return exponent < 0 ? 1.0 / result : result;
+}

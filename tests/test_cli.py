@@ -1,0 +1,171 @@
+"""The command line: every command, its exit codes, and errors as one readable line."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import gpuopt
+from gpuopt import cli, info
+
+
+def test_info_names_versions_backends_and_devices(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["info"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"gpuopt {gpuopt.__version__}\n")
+    assert "numba " in printed and "CUDA devices:" in printed
+    for name, why_not in gpuopt.backends().items():
+        line = next(line for line in printed.splitlines() if line.startswith(f"  {name} "))
+        assert line.split(maxsplit=1)[1].startswith("usable" if why_not is None else "not usable: ")
+
+
+class FakeDriver:
+    """Two devices, as the CUDA driver API would describe them; every call answers 0, success."""
+
+    capability = ((7, 5), (10, 0))
+
+    def cuInit(self, flags: int) -> int:
+        return 0
+
+    def cuDriverGetVersion(self, version: object) -> int:
+        return write(version, ctypes.c_int(13010))
+
+    def cuDeviceGetCount(self, count: object) -> int:
+        return write(count, ctypes.c_int(2))
+
+    def cuDeviceGet(self, device: object, index: int) -> int:
+        return write(device, ctypes.c_int(index))
+
+    def cuDeviceGetName(self, name: ctypes.Array[ctypes.c_char], length: int, device: ctypes.c_int) -> int:
+        name.value = f"Device {device.value}".encode()
+        return 0
+
+    def cuDeviceTotalMem_v2(self, memory: object, device: ctypes.c_int) -> int:
+        return write(memory, ctypes.c_size_t(80 << 30))
+
+    def cuDeviceGetAttribute(self, value: object, attribute: int, device: ctypes.c_int) -> int:
+        which = (info.COMPUTE_CAPABILITY_MAJOR, info.COMPUTE_CAPABILITY_MINOR).index(attribute)
+        return write(value, ctypes.c_int(self.capability[device.value][which]))
+
+
+def write(reference: object, value: object) -> int:
+    reference._obj.value = value.value  # type: ignore[attr-defined]
+    return 0
+
+
+def test_info_describes_each_device() -> None:
+    assert list(info.device_lines(FakeDriver())) == [
+        "  2 found; the driver supports CUDA 13.1",
+        "  0: Device 0, sm_75, 80.0 GiB",
+        "  1: Device 1, sm_100, 80.0 GiB",
+    ]
+
+
+def test_info_reports_a_driver_that_finds_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeDriver, "cuInit", lambda self, flags: 100)
+    assert list(info.device_lines(FakeDriver())) == ["  none: cuInit answered error 100"]
+
+
+@pytest.mark.parametrize("backend", ["cuda", "numba"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_show_prints_the_kernel_source(backend: str, dtype: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["show", "adam", "--backend", backend, "--param-dtype", dtype, "--set", "amsgrad=True"]) == 0
+    expected = gpuopt.kernel_source("adam", backend=backend, param_dtype=dtype, amsgrad=True)
+    assert capsys.readouterr().out == expected + "\n"
+    assert expected != gpuopt.kernel_source("adam", backend=backend, param_dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("text", "pair"),
+    [
+        ("amsgrad=True", ("amsgrad", True)),
+        ("nesterov=false", ("nesterov", False)),
+        ("lr=1e-3", ("lr", 0.001)),
+        ("betas=(0.9, 0.99)", ("betas", (0.9, 0.99))),
+        ("state_format=int8", ("state_format", "int8")),
+        ("mask=None", ("mask", None)),
+    ],
+)
+def test_set_reads_literals(text: str, pair: tuple[str, object]) -> None:
+    assert cli.option(text) == pair
+
+
+@pytest.mark.parametrize("text", ["amsgrad", "=1", "a b=1"])
+def test_set_refuses_what_is_no_pair(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["show", "adam", "--set", text])
+    assert stop.value.code == 2
+    assert f"expected NAME=VALUE, got {text!r}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        (["show", "nosuch"], "nosuch"),
+        (["show", "adam", "--backend", "abacus"], "abacus"),
+        (["demo", "--optimizer", "nosuch"], "nosuch"),
+        (["demo", "--dtype", "int7"], "int7"),
+        (["demo", "--backend", "abacus", "--quick"], "abacus"),
+    ],
+)
+def test_error_is_one_line_that_names_the_value(
+    command: list[str], named: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(command) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("gpuopt: ") and named in error
+
+
+def test_errors_of_several_lines_become_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*args: object, **options: object) -> str:
+        raise gpuopt.GpuoptError("first\n   second")
+
+    monkeypatch.setattr(gpuopt, "kernel_source", fail)
+    assert cli.main(["show", "adam"]) == 2
+    assert capsys.readouterr().err == "gpuopt: first second\n"
+
+
+def test_bench_hands_its_arguments_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    fake = ModuleType("gpuopt.bench")
+    fake.main = lambda arguments: seen.append(arguments) or 3  # type: ignore[attr-defined,func-returns-value]
+    monkeypatch.setitem(sys.modules, "gpuopt.bench", fake)
+    assert cli.main(["bench", "adamw", "--size", "1000"]) == 3
+    assert seen == [["adamw", "--size", "1000"]]
+
+
+def test_bench_says_where_the_benchmarks_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(name: str) -> ModuleType:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(cli, "import_module", missing)
+    assert cli.main(["bench"]) == 2
+    assert "benchmarks/" in capsys.readouterr().err
+
+
+def test_a_command_is_required(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([])
+    assert stop.value.code == 2
+
+
+def test_console_script_is_installed() -> None:
+    script = Path(sys.executable).with_name("gpuopt")
+    done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"gpuopt {gpuopt.__version__}\n"
+
+
+def test_closed_pipe_is_quiet() -> None:
+    command = f"'{sys.executable}' -m gpuopt.cli show adamw --backend numba | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stderr == ""

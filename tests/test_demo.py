@@ -1,0 +1,137 @@
+"""The demo: its network's gradient, every optimizer and dtype, one full run within its time, its plot."""
+
+from __future__ import annotations
+
+import io
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import gpuopt
+from gpuopt import demos
+from gpuopt.demos import arrays, digits, regression
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def test_network_gradient_agrees_with_differences() -> None:
+    rng = np.random.default_rng(0)
+    params = digits.initial_weights(np, np.dtype("float64"), rng)
+    x, labels = rng.normal(size=(5, 64)), np.array([0, 3, 9, 3, 1])
+    _, grads = digits.loss_and_gradients(params, x, labels, np)
+    for name, value in params.items():
+        direction = rng.normal(size=value.shape)
+        h = 1e-6
+        ahead, behind = (
+            digits.loss_and_gradients(params | {name: value + s * direction}, x, labels, np)[0] for s in (h, -h)
+        )
+        assert (ahead - behind) / (2 * h) == pytest.approx(np.sum(grads[name] * direction), rel=1e-6)
+
+
+def test_regression_gradient_agrees_with_differences() -> None:
+    x, y = regression.load()
+    theta = np.linspace(-1, 1, 10)
+    for i, g in enumerate(regression.gradient(x, y, theta)):
+        step = 1e-6 * np.eye(10)[i]
+        rise = (regression.loss(x, y, theta + step) - regression.loss(x, y, theta - step)) / 2e-6
+        assert rise == pytest.approx(g, rel=1e-6, abs=1e-9)
+
+
+def test_regression_data_is_standardised() -> None:
+    x, y = regression.load()
+    assert x.shape == (442, 10) and y.shape == (442,)
+    np.testing.assert_allclose([x.mean(0), x.std(0)], [[0] * 10, [1] * 10], atol=1e-12)
+    np.testing.assert_allclose([y.mean(), y.std()], [0, 1], atol=1e-12)
+
+
+@pytest.mark.slow
+def test_default_run_classifies_and_is_quick_enough(tmp_path: Path) -> None:
+    printed = io.StringIO()
+    begin = time.perf_counter()
+    result = demos.run(out=tmp_path, stream=printed)
+    assert time.perf_counter() - begin < 30
+    assert result.digits.accuracy >= 0.97
+    assert result.plot == tmp_path / demos.PLOT_NAME
+    assert result.plot.read_bytes().startswith(PNG)
+    assert [c.label for c in result.curves] == ["GD", "minibatch SGD", "DGD", "Adagrad", "Adam"]
+    for curve in result.curves:
+        assert curve.losses.shape == (regression.STEPS + 1,)
+        assert curve.steps_to_tolerance is not None
+        assert curve.losses[-1] <= 1.012 * curve.least  # minibatch noise keeps SGD at the tolerance, 1 %
+    for line in (f"backend {result.digits.backend}: {result.digits.reason}", str(result.plot), "us per step"):
+        assert line in printed.getvalue()
+
+
+@pytest.mark.parametrize("optimizer", sorted(digits.TUNED))
+def test_every_optimizer_classifies_with_its_tuned_rate(optimizer: str) -> None:
+    assert digits.train(optimizer, np, "auto", np.dtype("float32")).accuracy >= 0.95
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@pytest.mark.parametrize("dtype", arrays.DTYPES)
+def test_quick_run_for_every_dtype(backend: str, dtype: str, tmp_path: Path) -> None:
+    printed = io.StringIO()
+    result = demos.run("adam", backend=backend, dtype=dtype, quick=True, out=tmp_path / "new", stream=printed)
+    assert result.digits.backend == backend
+    assert {curve.backend for curve in result.curves} == {backend}
+    assert result.digits.accuracy >= 0.9
+    assert result.digits.losses[-1] < result.digits.losses[0]
+    assert all(curve.losses[-1] < 0.7 * curve.losses[0] for curve in result.curves)
+    assert (tmp_path / "new" / demos.PLOT_NAME).read_bytes().startswith(PNG)
+    assert f"adam, {dtype}" in printed.getvalue()
+
+
+def test_seed_decides_the_run() -> None:
+    runs = [digits.train("adam", np, "numpy", np.dtype("float32"), quick=True, seed=s).losses for s in (0, 0, 1)]
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_rate_follows_a_half_cosine_from_its_peak() -> None:
+    options, words = digits.settings_for("adam", 0.5, 100)
+    assert [options["lr"](step) for step in (0, 50, 100, 200)] == pytest.approx([0.5, 0.25, 0, 0])
+    assert words == "lr 0.5, falling along a half cosine"
+
+
+def test_optimizer_without_a_tuned_rate_uses_its_own() -> None:
+    assert digits.settings_for("nosuch", None, 100) == ({}, "default options")
+
+
+@pytest.mark.parametrize(
+    ("status", "backend", "space"),
+    [
+        ({"cupy": None}, "auto", "cupy"),
+        ({"cupy": None}, "cuda", "cupy"),
+        ({"cupy": None}, "numba-cuda", "cupy"),
+        ({"cupy": None}, "numba", "numpy"),
+        ({"cupy": "it is missing"}, "auto", "numpy"),
+        ({"cupy": "it is missing"}, "cupy", "numpy"),
+    ],
+)
+def test_arrays_lie_where_the_backend_wants_them(
+    status: dict[str, str | None], backend: str, space: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GPUOPT_BACKEND", raising=False)
+    monkeypatch.setattr(gpuopt, "backends", lambda: status)
+    monkeypatch.setattr(arrays, "import_module", lambda name: SimpleNamespace(__name__=name))
+    assert arrays.choose(backend).xp.__name__ == space
+
+
+def test_environment_chooses_the_arrays_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPUOPT_BACKEND", "numpy")
+    monkeypatch.setattr(gpuopt, "backends", lambda: {"cupy": None})
+    assert arrays.choose("auto").xp is np
+
+
+def test_backend_without_an_array_library_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpuopt, "backends", lambda: {"cupy": "CuPy is not installed", "numba-cuda": None})
+    with pytest.raises(gpuopt.GpuoptError, match=r"numba-cuda is usable, but .* CuPy is not installed"):
+        arrays.choose("numba-cuda")
+
+
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(gpuopt.GpuoptError, match=r"needs scikit-learn, matplotlib, tqdm: .*'gpuopt\[demo\]'"):
+        demos.require_packages()
