@@ -76,7 +76,6 @@ __device__ __forceinline__ void walk(const int64* table, const int64* tiles, int
                                      const typename U::C* device_rows, const int* skip,
                                      const Rows<typename U::C, CAPACITY>& rows) {
   constexpr int N = U::LANES;
-  constexpr int ALL = (1 << U::ROLES) - 1;
   if (skip && *skip) return;
   const int lane = threadIdx.x % unit;
   const int64 units = int64(gridDim.x) * (blockDim.x / unit);
@@ -85,7 +84,7 @@ __device__ __forceinline__ void walk(const int64* table, const int64* tiles, int
     const int64 index = word & 0xffffffff;
     const int64* record = table + (word >> 32) * (COL_ADDRESS + U::ROLES);
     const int64 numel = record[COL_NUMEL];
-    const int head = int(record[COL_HEAD]), aligned = int(record[COL_ALIGNED]) & ALL;
+    const int head = int(record[COL_HEAD]);
     const int64 first = head + index * tile_size;
     const int count = int(first + tile_size < numel ? tile_size : numel - first);  // negative where numel < head
     const int64* at = record + COL_ADDRESS;  // read anew for every access: from L1, where registers are scarcer
@@ -96,7 +95,7 @@ __device__ __forceinline__ void walk(const int64* table, const int64* tiles, int
       s[k] = device_rows ? device_rows[entry] : rows.values[entry];
     }
     // Packs where every role is 16-byte aligned behind the head; one by one the head, the tail, and what is not aligned.
-    const int body = aligned == ALL ? count / N * N : 0;
+    const int body = record[COL_ALIGNED] & 1 ? count / N * N : 0;
     for (int i = lane * N; i < body; i += unit * N) update_at<U, N>(at, first + i, s);
     if (index == 0 && lane < head && lane < numel) update_at<U, 1>(at, lane, s);
     for (int i = body + lane; i < count; i += unit) update_at<U, 1>(at, first + i, s);

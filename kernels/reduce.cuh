@@ -26,7 +26,7 @@ __device__ __forceinline__ void reduce(const int64* table, int64 columns, int ro
     const int64 first = (word & 0xffffffff) * CHUNK;
     const int64 left = record[COL_NUMEL] - first;
     const int count = left < CHUNK ? int(left) : CHUNK;
-    const bool aligned = record[COL_ALIGNED] >> (32 + role) & 1;
+    const bool aligned = record[COL_ALIGNED] >> (1 + role) & 1;
     const typename M::T* at = reinterpret_cast<const typename M::T*>(record[COL_ADDRESS + role]) + first;
     typename M::C sums[M::SUMS] = {};
     for (int i = lane * N; i < count; i += THREADS * N)

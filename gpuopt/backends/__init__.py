@@ -1,0 +1,87 @@
+"""The backends by name, which are usable here, and the choice among them. One file a backend; the only place that lists them.
+
+A backend runs launches on arrays of one device type ("cpu" or "cuda"). Its class has `name`, `device`, a static
+`missing() -> str | None` (None, or what is missing and the pip install line that mends it), and
+`step(launches, demand) -> bool` (False: the step was skipped), where a launch is a `launch.launcher.Launch`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import lru_cache
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from gpuopt.errors import BackendUnavailable, InputError
+
+if TYPE_CHECKING:
+    from gpuopt.launch.launcher import Backend
+
+MODULES = {"numpy": "numpy", "numba": "numba", "cupy": "cupy", "numba-cuda": "numba_cuda"}
+ALIASES = {"cuda": ("cupy", "numba-cuda")}
+AUTOMATIC = {"cpu": ("numba", "numpy"), "cuda": ("cupy", "numba-cuda")}
+DEVICES = {"numpy": "cpu", "numba": "cpu", "cupy": "cuda", "numba-cuda": "cuda"}
+
+
+def names() -> tuple[str, ...]:
+    """Every value that `backend=` takes."""
+    return ("auto", *ALIASES, *MODULES)
+
+
+def missing(name: str) -> str | None:
+    """None where the backend can run here, else the sentence that says why not and how to mend it."""
+    why: str | None = import_module(f"gpuopt.backends.{MODULES[name]}").missing()
+    return why
+
+
+def backends() -> dict[str, str | None]:
+    """Each backend's name with None if it is usable here, else the sentence saying why not."""
+    return {name: missing(name) for name in MODULES}
+
+
+def choose(name: str | None, device: str) -> tuple[str, str]:
+    """The backend for arrays on `device` ("cpu" or "cuda") and the reason in words.
+
+    name: None or "auto" follow the arrays and GPUOPT_BACKEND; any other name must be usable and fit the arrays.
+    Raises InputError for an unknown name, BackendUnavailable where a named backend cannot run.
+    """
+    asked = name or os.environ.get("GPUOPT_BACKEND") or "auto"
+    if asked not in names():
+        raise InputError(f"unknown backend {asked!r}: expected one of {', '.join(names())}")
+    if asked == "auto":
+        tried = {candidate: missing(candidate) for candidate in AUTOMATIC[device]}
+        usable = [candidate for candidate, why in tried.items() if why is None]
+        if not usable:
+            raise BackendUnavailable(f"no backend can run on {device} arrays: " + "; ".join(map(str, tried.values())))
+        passed = "".join(f"; {c} cannot run: {why}" for c, why in tried.items() if why)
+        return usable[0], f"the arrays are on the {'GPU' if device == 'cuda' else 'host'}{passed}"
+    candidates = ALIASES.get(asked, (asked,))
+    whys = [missing(candidate) for candidate in candidates]
+    for candidate, why in zip(candidates, whys, strict=True):
+        if why is None:
+            if DEVICES[candidate] != device:
+                where = {"cpu": "host arrays (NumPy)", "cuda": "device arrays (CuPy, Numba)"}
+                found, wanted = where[device], where[DEVICES[candidate]]
+                raise InputError(f"backend {asked!r} needs {wanted}, found {found}; pass such arrays or backend='auto'")
+            source = "asked for by name" if name else "set by GPUOPT_BACKEND"
+            return candidate, source
+    raise BackendUnavailable(f"backend {asked!r} cannot run here: " + "; ".join(why for why in whys if why))
+
+
+@lru_cache(maxsize=None)
+def get(name: str) -> Backend:
+    """The backend of that name, made once."""
+    backend: Backend = import_module(f"gpuopt.backends.{MODULES[name]}").Backend()
+    return backend
+
+
+class _Callable(ModuleType):
+    """`gpuopt.backends()` is the public function, `gpuopt/backends/` the folder: one name for both."""
+
+    def __call__(self) -> dict[str, str | None]:
+        return backends()
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -12,8 +12,8 @@ from functools import lru_cache
 from typing import Any
 
 from gpuopt.compiler.lower import Program
-from gpuopt.compiler.tree import Expr
-from gpuopt.rules.language import PRIMITIVES
+from gpuopt.compiler.tree import Assign, Expr, FunctionTree
+from gpuopt.rules.language import PRIMITIVES, Rule
 
 _PYTHON = {
     "add": "({} + {})",
@@ -81,7 +81,12 @@ def prepare_lines(program: Program) -> list[str] | None:
     tree = program.signature.rule.prepare_tree
     if tree is None:
         return None
-    lines = [f"{s.name} = {print_expr(s.expr)}" for s in tree.body if hasattr(s, "expr")]
+    return tree_lines(tree)
+
+
+def tree_lines(tree: FunctionTree) -> list[str]:
+    """A checked `prepare`, its results as assignments."""
+    lines = [f"{s.name} = {print_expr(s.expr)}" for s in tree.body if isinstance(s, Assign)]
     return lines + [f"{n} = {print_expr(e)}" for n, e in zip(tree.outputs, tree.results, strict=True)]
 
 
@@ -119,3 +124,24 @@ def row_function(program: Program, names: tuple[str, ...]) -> Callable[..., tupl
     exec(compile(row_source(program, names), f"<gpuopt row of {program.name}>", "exec"), namespace)
     result: Callable[..., tuple[float, ...]] = namespace["row"]
     return result
+
+
+@lru_cache(maxsize=None)
+def _prepare_function(rule: Rule) -> tuple[Callable[..., dict[str, float]], tuple[str, ...]]:
+    """`prepare` as every backend evaluates it: with integer powers by repeated squaring."""
+    function, tree = rule.prepare_function, rule.prepare_tree
+    if function is None:
+        return (lambda step: {}), ()
+    names = tuple(prepare_arguments(function))
+    if tree is None:
+        return (lambda step, *values: function(step, **dict(zip(names, values, strict=True)))), names
+    lines = [f"def prepare(step, {', '.join(names)}):", *tree_lines(tree), f"return dict({', '.join(f'{n}={n}' for n in tree.outputs)})"]
+    namespace = row_namespace()
+    exec(compile("\n    ".join(lines), f"<gpuopt prepare of {rule.name}>", "exec"), namespace)
+    return namespace["prepare"], names
+
+
+def prepared_values(rule: Rule, step: int, scalars: Mapping[str, float]) -> dict[str, float]:
+    """The scalars that `prepare` derives, as Python floats."""
+    function, names = _prepare_function(rule)
+    return {k: float(v) for k, v in function(step, *[scalars[n] for n in names]).items()}

@@ -10,7 +10,7 @@ from gpuopt.compiler.lower import Program
 from gpuopt.compiler.names import safe
 from gpuopt.compiler.tree import Expr
 from gpuopt.formats.dtypes import STORAGES
-from gpuopt.launch import table
+from gpuopt.launch import table as t
 
 _TEXT = {
     "add": "({} + {})",
@@ -67,11 +67,11 @@ def tile_bounds(indent: str) -> list[str]:
             "word = load_word(tiles, tile)",
             "record = table + (word >> 32) * {record}",
             "index = word & 0xFFFFFFFF",
-            f"numel = load_word(record, {table.NUMEL})",
-            f"head = load_word(record, {table.HEAD})",
+            f"numel = load_word(record, {t.NUMEL})",
+            f"head = load_word(record, {t.HEAD})",
             "first = head + index * tile_size",
             "end = min(first + tile_size, numel)",
-            f"row = rows + load_word(record, {table.ROW}) * {{row}}",
+            f"row = rows + load_word(record, {t.ROW}) * {{row}}",
         )
     ]
 
@@ -79,7 +79,7 @@ def tile_bounds(indent: str) -> list[str]:
 def sizes(program: Program) -> dict[str, int]:
     """Bytes of one table record and of one row of scalars."""
     return {
-        "record": 8 * (table.ADDRESS + len(program.roles)),
+        "record": 8 * (t.ADDRESS + len(program.roles)),
         "row": STORAGES[program.compute].itemsize * len(program.row),
     }
 
@@ -107,9 +107,48 @@ def cpu_source(program: Program) -> str:
     for k, r in enumerate(roles):
         name = safe(r.name)
         size = STORAGES[r.storage].itemsize
-        lines.append(f"        {name}_at = load_word(record, {table.ADDRESS + k}) + begin * {size}")
+        lines.append(f"        {name}_at = load_word(record, {t.ADDRESS + k}) + begin * {size}")
     lines.append("        for i in range(end - begin):")
     lines += [f"            {n} = load_{n}({n}_at, i)" for n in (safe(r.name) for r in roles)]
     lines.append(f"            {', '.join(written)}{',' if len(written) == 1 else ''} = update({arguments})")
     lines += [f"            store_{name}({name}_at, i, {name})" for name in written]
+    return "\n".join(lines) + "\n"
+
+
+def sums_source(storage: str, compute: str) -> str:
+    """The text of `sums(table, columns, role, chunks, lo, hi, partials)`, in the order of kernels/reduce.cuh."""
+    from gpuopt.rules.options import sums
+
+    width = 16 // STORAGES[storage].itemsize
+    terms = [print_expr(result) for result in sums.tree.results]
+    add = [f"lanes{k}[lane] = lanes{k}[lane] + {term}" for k, term in enumerate(terms)]
+    lines = [
+        "def sums(table, columns, role, chunks, lo, hi, partials):",
+        *[f"    lanes{k} = np.empty({t.THREADS}, dtype)" for k in range(len(terms))],
+        "    for chunk in range(lo, hi):",
+        "        word = load_word(chunks, chunk)",
+        "        record = table + (word >> 32) * columns * 8",
+        f"        first = (word & 0xFFFFFFFF) * {t.CHUNK}",
+        f"        count = min({t.CHUNK}, load_word(record, {t.NUMEL}) - first)",
+        f"        at = load_word(record, {t.ADDRESS} + role) + first * {STORAGES[storage].itemsize}",
+        *[f"        lanes{k}[:] = C(0)" for k in range(len(terms))],
+        f"        full = count // {t.THREADS * width}",
+        "        for turn in range(full):",
+        f"            for lane in range({t.THREADS}):",
+        f"                i = (turn * {t.THREADS} + lane) * {width}",
+    ]
+    for k in range(width):
+        lines += [f"                g = load_g(at, i + {k})", *[f"                {a}" for a in add]]
+    lines += [
+        f"        for i in range(full * {t.THREADS * width}, count):",
+        f"            lane = (i // {width}) % {t.THREADS}",
+        "            g = load_g(at, i)",
+        *[f"            {a}" for a in add],
+        f"        half = {t.THREADS // 2}",
+        "        while half > 0:",
+        "            for lane in range(half):",
+        *[f"                lanes{k}[lane] = lanes{k}[lane] + lanes{k}[lane + half]" for k in range(len(terms))],
+        "            half //= 2",
+        *[f"        store_sum(partials, chunk * {len(terms)} + {k}, lanes{k}[0])" for k in range(len(terms))],
+    ]
     return "\n".join(lines) + "\n"

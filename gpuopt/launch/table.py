@@ -7,7 +7,7 @@ upper 32 bits, tile index within the tensor in the lower 32. Everything is int64
 NUMEL = 0  # elements of the tensor
 ROW = 1  # its row of scalars
 HEAD = 2  # leading elements handled one by one, so that most arrays are 16-byte aligned behind them
-ALIGNED = 3  # bit r: role r is 16-byte aligned behind the head; bit 32 + r: at its first element
+ALIGNED = 3  # bit 0: every role is aligned for packed access behind the head; bit 1 + r: role r is at its first element
 ADDRESS = 4  # first of the addresses, in the order of the roles
 
 COLUMNS = {"NUMEL": NUMEL, "ROW": ROW, "HEAD": HEAD, "ALIGNED": ALIGNED, "ADDRESS": ADDRESS}

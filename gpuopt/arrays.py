@@ -1,0 +1,220 @@
+"""What gpuopt needs to know of an array, for every array library: one `Kind` each in a table, imported only when met.
+
+Called by the optimizer (describe, allocate, copy). Knows no rule and no backend. An array is walked as flat memory, so any
+dense layout works; two arrays are walked together only when their strides agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from gpuopt.errors import DtypeError, InputError
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One array. strides are in elements; address is of the lowest element; device is "cpu" or "cuda:N"."""
+
+    address: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: str
+    device: str
+    writable: bool = True
+
+    @property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """An array library. matches(array); describe(array) -> View; zeros(array, dtype) -> array like it, filled with 0;
+    relayout(array, like, out) -> copy of `array` in the memory order of `like`; address(array) -> int, quickly.
+    """
+
+    name: str
+    matches: Callable[[Any], bool]
+    describe: Callable[[Any], View]
+    zeros: Callable[[Any, str], Any]
+    relayout: Callable[[Any, Any, Any], Any]
+    address: Callable[[Any], int]
+
+
+def lowest(address: int, shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> int:
+    """The address of the lowest element: not the first one where a stride is negative."""
+    return address + itemsize * sum((n - 1) * s for n, s in zip(shape, strides, strict=True) if s < 0 and n > 1)
+
+
+def canonical(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides that matter: those of axes longer than 1."""
+    return tuple(s for n, s in zip(shape, strides, strict=True) if n > 1)
+
+
+def is_dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether the elements fill their memory without gaps or overlaps, in any order of axes."""
+    expected = 1
+    axes = sorted((abs(s), n) for n, s in zip(shape, strides, strict=True) if n > 1)
+    for stride, n in axes:
+        if stride != expected:
+            return False
+        expected *= n
+    return True
+
+
+# ---------------------------------------------------------------------------------------------------- NumPy and CuPy
+
+
+def _strides(array: Any) -> tuple[int, ...]:
+    size = array.dtype.itemsize
+    return tuple(s // size for s in array.strides) if size else ()
+
+
+def _numpy_view(array: Any) -> View:
+    data = array.__array_interface__["data"]
+    strides = _strides(array)
+    if any(s % array.dtype.itemsize for s in array.strides):
+        raise InputError(f"strides {array.strides} are not multiples of the item size {array.dtype.itemsize}")
+    address = lowest(data[0], array.shape, strides, array.dtype.itemsize)
+    return View(address, array.shape, strides, array.dtype.name, "cpu", not data[1])
+
+
+def _in_order_of(xp: Any, like: Any, dtype: Any) -> Any:
+    """An uninitialised array with the shape and the memory order (and the signs of strides) of `like`."""
+    flat = xp.empty(like.size, dtype)
+    strides = canonical(like.shape, _strides(like))
+    order = sorted(range(like.ndim), key=lambda axis: -abs(like.strides[axis]) if like.shape[axis] > 1 else 0)
+    result = flat.reshape([like.shape[axis] for axis in order]).transpose(np.argsort(order))
+    if any(s < 0 for s in strides):
+        flips = tuple(
+            slice(None, None, -1 if s < 0 and n > 1 else 1) for s, n in zip(like.strides, like.shape, strict=True)
+        )
+        result = result[flips]
+    return result
+
+
+def _array_zeros(xp: Any) -> Callable[[Any, str], Any]:
+    def zeros(like: Any, dtype: str) -> Any:
+        from gpuopt.formats.dtypes import numpy_dtype
+
+        result = _in_order_of(xp(), like, numpy_dtype(dtype))
+        result[...] = 0
+        return result
+
+    return zeros
+
+
+def _array_relayout(xp: Any) -> Callable[[Any, Any, Any], Any]:
+    def relayout(array: Any, like: Any, out: Any) -> Any:
+        out = _in_order_of(xp(), like, array.dtype) if out is None or out.dtype != array.dtype else out
+        out[...] = array
+        return out
+
+    return relayout
+
+
+def _cupy() -> Any:
+    import cupy
+
+    return cupy
+
+
+def _cupy_view(array: Any) -> View:
+    strides = _strides(array)
+    address = lowest(array.data.ptr, array.shape, strides, array.dtype.itemsize)
+    return View(address, array.shape, strides, array.dtype.name, f"cuda:{array.device.id}")
+
+
+# ------------------------------------------------------------------------------------- any CUDA array interface
+
+
+def _interface_view(array: Any) -> View:
+    interface = array.__cuda_array_interface__
+    dtype = np.dtype(interface["typestr"])
+    shape = tuple(interface["shape"])
+    strides = interface.get("strides")
+    if strides is None:
+        strides = tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    else:
+        strides = tuple(s // dtype.itemsize for s in strides)
+    address, readonly = interface["data"]
+    return View(lowest(address, shape, strides, dtype.itemsize), shape, strides, dtype.name, "cuda:0", not readonly)
+
+
+def _interface_zeros(like: Any, dtype: str) -> Any:
+    from numba import cuda
+
+    from gpuopt.formats.dtypes import numpy_dtype
+
+    shape = tuple(like.__cuda_array_interface__["shape"])
+    return cuda.to_device(np.zeros(shape, numpy_dtype(dtype)))
+
+
+def _interface_relayout(array: Any, like: Any, out: Any) -> Any:
+    raise InputError("the gradient's memory layout differs from its parameter's; make both contiguous")
+
+
+def _module(array: Any) -> str:
+    return type(array).__module__.partition(".")[0]
+
+
+KINDS = (
+    Kind(
+        "numpy",
+        lambda a: isinstance(a, np.ndarray),
+        _numpy_view,
+        _array_zeros(lambda: np),
+        _array_relayout(lambda: np),
+        lambda a: int(a.__array_interface__["data"][0]),
+    ),
+    Kind(
+        "cupy",
+        lambda a: _module(a) == "cupy" and hasattr(a, "data"),
+        _cupy_view,
+        _array_zeros(_cupy),
+        _array_relayout(_cupy),
+        lambda a: int(a.data.ptr),
+    ),
+    Kind(
+        "cuda-array-interface",
+        lambda a: hasattr(a, "__cuda_array_interface__"),
+        _interface_view,
+        _interface_zeros,
+        _interface_relayout,
+        lambda a: int(a.__cuda_array_interface__["data"][0]),
+    ),
+)
+_by_type: dict[type, Kind] = {}
+
+
+def register(kind: Kind) -> None:
+    """Add an array library in front of the others (the PyTorch adapter does)."""
+    global KINDS
+    KINDS = (kind, *(k for k in KINDS if k.name != kind.name))
+    _by_type.clear()
+
+
+def kind_of(array: Any, label: str) -> Kind:
+    """The Kind of an array. Raises DtypeError for what is no dense array (lists, sparse matrices)."""
+    found = _by_type.get(type(array))
+    if found is None:
+        found = next((kind for kind in KINDS if kind.matches(array)), None)
+        if found is None:
+            sparse = " (a sparse matrix: convert it with .toarray())" if hasattr(array, "toarray") else ""
+            raise DtypeError(f"{label}: expected a dense array, found {type(array).__name__}{sparse}")
+        _by_type[type(array)] = found
+    return found
+
+
+def describe(array: Any, label: str) -> View:
+    """The View of an array, its errors naming `label`."""
+    kind = kind_of(array, label)
+    try:
+        return kind.describe(array)
+    except InputError as error:
+        raise InputError(f"{label}: {error}") from None

@@ -1,0 +1,199 @@
+"""The Numba CPU backend: each rule compiled once, all tensors in one parallel region, arrays reached by address.
+
+A kernel is a C function over a range of tiles; one small parallel driver, compiled once for every rule, calls it by address
+with ranges of equal cost. Numba's `parallel=True` on each rule would cost seconds of compile time a rule.
+"""
+
+from __future__ import annotations
+
+import linecache
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpuopt.backends.host import HostBackend
+from gpuopt.compiler import to_numba
+from gpuopt.compiler.lower import Program
+from gpuopt.compiler.names import safe
+from gpuopt.launch import table as t
+from gpuopt.launch.launcher import Launch
+from gpuopt.launch.plan import Plan
+
+TILE = 16384
+SERIAL = 16384  # elements below which waking a second thread costs more than it saves
+TILE_COST = 64  # elements that the overhead of one tile is worth
+RANGES_PER_THREAD = 8
+
+
+def missing() -> str | None:
+    """None where Numba imports."""
+    try:
+        import numba  # noqa: F401
+    except ImportError as error:
+        return f"Numba does not import ({error}); pip install numba"
+    return None
+
+
+@lru_cache(maxsize=None)
+def namespace(compute: str) -> dict[str, Any]:
+    """The names that generated text calls, for one compute type, compiled for the CPU."""
+    from numba import njit
+    from numba.extending import intrinsic
+
+    from gpuopt.compiler import numba_ir
+
+    select = numba_ir.select(intrinsic)
+    one = np.dtype(compute).type(1)
+
+    def mul(a: Any, b: Any) -> Any:
+        return a * b
+
+    def div(a: Any, b: Any) -> Any:
+        return a / b
+
+    def absolute(a: Any) -> Any:
+        return abs(a)
+
+    def minimum(a: Any, b: Any) -> Any:
+        return select((a < b) | (a != a), a, b)
+
+    def maximum(a: Any, b: Any) -> Any:
+        return select((a > b) | (a != a), a, b)
+
+    def sign(x: Any) -> Any:
+        return select(x > 0, one, select(x < 0, -one, x - x))
+
+    jitted = {f.__name__: njit(error_model="numpy")(f) for f in (mul, div, absolute, minimum, maximum, sign)}
+    return jitted | {
+        "C": np.dtype(compute).type,
+        "np": np,
+        "dtype": np.dtype(compute).type,
+        "select": select,
+        "sqrt": numba_ir.square_root(intrinsic),
+        "load_word": numba_ir.load(intrinsic, "int64", compute, 0, 1),
+        "load_scalar": numba_ir.load(intrinsic, compute, compute, 0, 1),
+        "store_sum": numba_ir.store(intrinsic, compute, compute, 0, 1),
+    }
+
+
+def compile_text(source: str, name: str, values: dict[str, Any], arguments: int) -> int:
+    """The address of the compiled C function `name(int64 x arguments)`; the text stays visible in tracebacks."""
+    from numba import cfunc, njit, types
+
+    filename = f"<gpuopt {name} {hash(source):x}>"
+    linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
+    scope = dict(values)
+    exec(compile(source, filename, "exec"), scope)
+    if "update" in scope:
+        scope["update"] = njit(error_model="numpy")(scope["update"])
+    compiled = cfunc(types.void(*[types.int64] * arguments), error_model="numpy", nogil=True)(scope[name])
+    _alive.append(compiled)
+    return int(compiled.address)
+
+
+_alive: list[Any] = []  # compiled functions, whose addresses are in use
+
+
+@lru_cache(maxsize=None)
+def walk_address(program: Program) -> int:
+    """The compiled walk of a program."""
+    from numba.extending import intrinsic
+
+    from gpuopt.compiler import numba_ir
+
+    values = dict(namespace(program.compute))
+    roles = program.roles
+    for k, role in enumerate(roles):
+        access = (intrinsic, role.storage, program.compute, k, len(roles))
+        values[f"load_{safe(role.name)}"] = numba_ir.load(*access)
+        if role.written:
+            values[f"store_{safe(role.name)}"] = numba_ir.store(*access)
+    return compile_text(to_numba.cpu_source(program), "walk", values, 6)
+
+
+@lru_cache(maxsize=None)
+def sums_address(storage: str, compute: str) -> int:
+    """The compiled sums of a gradient of this dtype."""
+    from numba.extending import intrinsic
+
+    from gpuopt.compiler import numba_ir
+
+    values = namespace(compute) | {"load_g": numba_ir.load(intrinsic, storage, compute, 0, 1)}
+    return compile_text(to_numba.sums_source(storage, compute), "sums", values, 7)
+
+
+@lru_cache(maxsize=None)
+def drivers(parallel: bool) -> tuple[Callable[..., None], Callable[..., None]]:
+    """`walk` and `sums` over ranges: one parallel region for all tensors of a launch."""
+    from numba import njit, prange
+    from numba.extending import intrinsic
+
+    from gpuopt.compiler import numba_ir
+
+    call_walk = numba_ir.caller(intrinsic, 6)
+    call_sums = numba_ir.caller(intrinsic, 7)
+
+    def walk(function, table, tiles, bounds, tile_size, rows):  # type: ignore[no-untyped-def]
+        for k in prange(len(bounds) - 1):
+            call_walk(function, table, tiles, bounds[k], bounds[k + 1], tile_size, rows)
+
+    def sums(function, table, columns, role, chunks, bounds, partials):  # type: ignore[no-untyped-def]
+        for k in prange(len(bounds) - 1):
+            call_sums(function, table, columns, role, chunks, bounds[k], bounds[k + 1], partials)
+
+    options = {"parallel": parallel, "nogil": True}
+    return njit(**options)(walk), njit(**options)(sums)
+
+
+def ranges(plan: Plan, words: NDArray[np.int64], size: int, threads: int) -> NDArray[np.int64]:
+    """Bounds of ranges of pieces with equal cost: several for each thread, so that a slow core does not hold the others."""
+    if plan.total <= SERIAL or threads == 1:
+        return np.array([0, len(words)], np.int64)
+    left = plan.table[words >> 32, t.NUMEL] - (words & 0xFFFFFFFF) * size
+    cost = np.cumsum(np.minimum(left, size) + TILE_COST)
+    count = min(len(words), threads * RANGES_PER_THREAD)
+    inner = np.searchsorted(cost, cost[-1] * np.arange(1, count) / count)
+    return np.unique(np.concatenate([[0], inner, [len(words)]])).astype(np.int64)
+
+
+class Backend(HostBackend):
+    """See gpuopt.backends."""
+
+    name = "numba"
+
+    def update(self, launch: Launch, multiplier: float) -> None:
+        """One call of the driver for every tensor of the launch."""
+        plan, private = launch.plan, launch.private
+        if not plan.tile_size:
+            plan.cut_tiles(TILE)
+        if "walk" not in private:
+            private["walk"] = walk_address(plan.program)
+            private["walk_bounds"] = self.bounds(plan, plan.tiles, TILE)
+        bounds, rows = private["walk_bounds"], private["rows"]
+        driver = drivers(len(bounds) > 2)[0]
+        driver(private["walk"], plan.table.ctypes.data, plan.tiles.ctypes.data, bounds, TILE, rows.ctypes.data)
+
+    def sums(self, launch: Launch) -> NDArray[Any]:
+        """Partial sums of every chunk: [chunks, 2]."""
+        plan, private = launch.plan, launch.private
+        roles = [r.name for r in plan.program.roles]
+        role = roles.index("g")
+        if "sums" not in private:
+            private["sums"] = sums_address(plan.program.roles[role].storage, plan.program.compute)
+            private["sums_bounds"] = self.bounds(plan, plan.chunks, t.CHUNK)
+            private["partials"] = np.empty((len(plan.chunks), 2), plan.program.compute)
+        bounds, partials = private["sums_bounds"], private["partials"]
+        driver = drivers(len(bounds) > 2)[1]
+        table, chunks = plan.table.ctypes.data, plan.chunks.ctypes.data
+        driver(private["sums"], table, plan.table.shape[1], role, chunks, bounds, partials.ctypes.data)
+        result: NDArray[Any] = partials
+        return result
+
+    def bounds(self, plan: Plan, words: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+        """The ranges for as many threads as Numba uses now."""
+        from numba import get_num_threads
+
+        return ranges(plan, words, size, get_num_threads())

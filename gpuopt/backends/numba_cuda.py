@@ -1,0 +1,2 @@
+"""stub"""
+def missing(): return "not yet"

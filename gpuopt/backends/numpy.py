@@ -1,0 +1,112 @@
+"""The NumPy backend: the reference. The rule itself runs on arrays, in blocks that stay in the cache; nothing is compiled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpuopt.backends.host import HostBackend
+from gpuopt.formats.dtypes import STORAGES, numpy_dtype
+from gpuopt.launch import table as t
+from gpuopt.launch.launcher import Launch
+from gpuopt.rules import options
+from gpuopt.rules.language import compute_dtype
+
+BLOCK = 16384  # elements: five float32 temporaries of 64 KB stay in a 1 MB cache
+
+
+def missing() -> str | None:
+    """NumPy is a dependency of gpuopt and always there."""
+    return None
+
+
+def flat(array: Any) -> NDArray[Any]:
+    """The array's elements in memory order, as a view."""
+    if array.ndim == 0:
+        return np.asarray(array.reshape(1))
+    flipped = array[tuple(slice(None, None, -1 if s < 0 else 1) for s in array.strides)]
+    order = np.argsort([-s for s in flipped.strides], kind="stable")
+    result = flipped.transpose(order).reshape(-1)
+    assert np.shares_memory(result, array) or array.size == 0
+    return np.asarray(result)
+
+
+class Backend(HostBackend):
+    """See gpuopt.backends."""
+
+    name = "numpy"
+
+    def update(self, launch: Launch, multiplier: float) -> None:
+        """Run the options before the rule, the rule, and the options behind it, on each block of each tensor."""
+        program = launch.plan.program
+        compute = numpy_dtype(program.compute)
+        for arrays, record in zip(launch.arrays, launch.plan.table, strict=True):
+            clock = launch.clocks[int(record[t.ROW])]
+            scalars = {**clock.environment(clock.step), "grad_multiplier": multiplier}
+            scalars |= self.prepared(launch, clock.step, scalars)
+            flats = {r.name: flat(arrays[r.name]) for r in program.roles}
+            for begin in range(0, int(record[t.NUMEL]), BLOCK):
+                block = {name: values[begin : begin + BLOCK] for name, values in flats.items()}
+                with compute_dtype(compute), np.errstate(all="ignore"):
+                    x = {name: values.astype(compute) for name, values in block.items()}
+                    self.apply(launch, x, scalars)
+                    for role in program.roles:
+                        if role.written:
+                            block[role.name][...] = x[role.name].astype(block[role.name].dtype)
+
+    def prepared(self, launch: Launch, step: int, scalars: dict[str, float]) -> dict[str, float]:
+        """What the rule's `prepare` returns, computed as for every backend."""
+        from gpuopt.compiler.host import prepared_values
+
+        return prepared_values(launch.plan.program.signature.rule, step, scalars)
+
+    def apply(self, launch: Launch, x: dict[str, Any], scalars: dict[str, float]) -> None:
+        """The functions themselves, on arrays; `x` maps roles to values and is updated."""
+        rule = launch.plan.program.signature.rule
+        flags = dict(launch.plan.program.signature.flags)
+        everything = {**{s.name: None for s in rule.states}, **x, **scalars, **flags}
+        for function, outputs in (
+            (options.before.function, ("g",)),
+            (rule.function, ("p", *(s.name for s in rule.states if not s.readonly))),
+            (options.after.function, ("p",)),
+        ):
+            code = function.__code__
+            names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+            positional = [everything.get(n) for n in names[: code.co_argcount]]
+            result = function(*positional, **{n: everything.get(n) for n in names[code.co_argcount :]})
+            results = result if isinstance(result, tuple) else (result,)
+            everything |= dict(zip(outputs, results, strict=True))
+        x |= {name: everything[name] for name in x}
+
+    def sums(self, launch: Launch) -> NDArray[Any]:
+        """Partial sums of every chunk, in the order of kernels/reduce.cuh."""
+        program = launch.plan.program
+        compute = numpy_dtype(program.compute)
+        storage = next(r.storage for r in program.roles if r.name == "g")
+        width = 16 // STORAGES[storage].itemsize
+        partials = []
+        for arrays in launch.arrays:
+            values = flat(arrays["g"])
+            count = -(-values.size // t.CHUNK)
+            with compute_dtype(compute), np.errstate(all="ignore"):
+                terms = options.sums.function(values.astype(compute))
+                padded = np.zeros((len(terms), count * t.CHUNK), compute)
+                for k, term in enumerate(terms):
+                    padded[k, : values.size] = term
+                partials.append(lanes_of(padded.reshape(len(terms), count, -1, t.THREADS, width)).T)
+        return np.concatenate(partials)
+
+
+def lanes_of(terms: NDArray[Any]) -> NDArray[Any]:
+    """[sums, chunks, turns, lanes, pack] -> [sums, chunks]: each lane in turn, then the tree over lanes."""
+    lanes = np.zeros_like(terms[:, :, 0, :, 0])
+    for turn in range(terms.shape[2]):
+        for k in range(terms.shape[4]):
+            lanes = lanes + terms[:, :, turn, :, k]
+    half = t.THREADS // 2
+    while half:
+        lanes = lanes[..., :half] + lanes[..., half : 2 * half]
+        half //= 2
+    return np.asarray(lanes[..., 0])

@@ -1,0 +1,102 @@
+"""What the optimizer hands to a backend: launches (a plan, its arrays and its rows of scalars) and the step's demands.
+
+Made by `optim`, run by `backends`. Knows no backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpuopt.compiler.host import row_function, row_inputs
+from gpuopt.launch.plan import Plan
+
+
+@dataclass
+class Clock:
+    """A step count shared by tensors of one group that always got their gradients together; one row of scalars each.
+
+    environment(step) gives the group's hyperparameters as floats, for the step that is about to be the step-th.
+    """
+
+    group: int
+    step: int
+    environment: Callable[[int], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What this step asks for besides the update; all of it is the same for every launch of the step.
+
+    max_norm: bound of the global gradient norm, None for no bound; grad_scale: a number, or a one-element float32 array on
+    the device; found_inf: the same, non-zero skips; check_finite: skip where a gradient is not finite;
+    on_device: step counts and decisions live on the device, the host may not wait for them.
+    """
+
+    max_norm: float | None = None
+    grad_scale: Any = None
+    found_inf: Any = None
+    check_finite: bool = False
+    on_device: bool = False
+
+    @property
+    def sums(self) -> bool:
+        """Whether the gradients must be read once beforehand."""
+        return self.max_norm is not None or self.check_finite
+
+
+@dataclass
+class Launch:
+    """One kernel launch: plan, arrays in the plan's order, and the clocks whose rows the plan's ROW column names."""
+
+    plan: Plan
+    clocks: Sequence[Clock]
+    arrays: list[dict[str, Any]]  # role -> array, one dict a tensor
+    flags: Mapping[str, object] = field(default_factory=dict)
+    private: dict[str, Any] = field(default_factory=dict)  # what a backend keeps with it: device tables, kernels
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The hyperparameters its rows are computed from."""
+        if "inputs" not in self.private:
+            self.private["inputs"] = row_inputs(self.plan.program)
+        names: tuple[str, ...] = self.private["inputs"]
+        return names
+
+    def rows(self, grad_multiplier: float) -> NDArray[Any]:
+        """The rows of scalars in the compute type, after the clocks have advanced: [clocks, scalars]."""
+        program = self.plan.program
+        function = row_function(program, self.inputs)
+        result = np.empty((len(self.clocks), len(program.row)), program.compute)
+        with np.errstate(over="ignore"):
+            for k, clock in enumerate(self.clocks):
+                values = {**clock.environment(clock.step), "grad_multiplier": grad_multiplier}
+                result[k] = function(clock.step, *[values[name] for name in self.inputs])
+        return result
+
+    def hyper(self) -> NDArray[np.float64]:
+        """The inputs of every row, for rows that are computed on the device."""
+        result = np.empty((len(self.clocks), len(self.inputs)))
+        for k, clock in enumerate(self.clocks):
+            values = {**clock.environment(clock.step + 1), "grad_multiplier": 1.0}
+            result[k] = [values[name] for name in self.inputs]
+        return result
+
+
+class Backend(Protocol):
+    """See gpuopt.backends."""
+
+    name: str
+    device: str
+
+    def step(self, launches: Sequence[Launch], demand: Demand, clocks: Sequence[Clock]) -> bool:
+        """Run one step; advances the clocks unless the step is skipped. Returns False if it was skipped (host only)."""
+        ...
+
+    def synchronize(self, launches: Sequence[Launch]) -> None:
+        """Bring step counts that live on the device back into the clocks."""
+        ...

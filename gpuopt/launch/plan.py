@@ -1,0 +1,91 @@
+"""The launch table of one kernel: which tensors, tiles and addresses one launch covers. Built with NumPy, cached.
+
+Made by the optimizer for each set of tensors that share dtypes and flags; read by the backends. Rebuilt only when the set
+changes; when an address moved, only its column. Knows neither the rule's arithmetic nor how a launch is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpuopt.compiler.lower import Program
+from gpuopt.formats.dtypes import STORAGES
+from gpuopt.launch import table as t
+
+Int64 = NDArray[np.int64]
+
+
+class Plan:
+    """table: int64 [tensors, ADDRESS + roles]; tiles, chunks: int64, tensor index in the upper 32 bits, tile in the lower.
+
+    tile_size: elements of one tile; version: grows whenever `table` changes, so that a device copy knows it is stale.
+    """
+
+    def __init__(self, program: Program, numels: Sequence[int], rows: Sequence[int], addresses: Int64) -> None:
+        self.program = program
+        self.table = np.zeros((len(numels), t.ADDRESS + len(program.roles)), np.int64)
+        self.table[:, t.NUMEL] = numels
+        self.table[:, t.ROW] = rows
+        self.table[:, t.ADDRESS :] = addresses
+        self.total = int(self.table[:, t.NUMEL].sum())
+        self.version = 0
+        self._align(slice(None))
+        self.chunks = cut(self.table[:, t.NUMEL], t.CHUNK)
+        self.tile_size = 0
+        self.tiles: Int64 = np.empty(0, np.int64)
+
+    def cut_tiles(self, tile_size: int) -> None:
+        """Cut every tensor into tiles; the backend chooses the size."""
+        self.tile_size = tile_size
+        self.tiles = cut(self.table[:, t.NUMEL], tile_size)
+
+    def move(self, role: int, addresses: Int64) -> None:
+        """New addresses of one role, one for each tensor."""
+        column = self.table[:, t.ADDRESS + role]
+        changed = np.flatnonzero(column != addresses)
+        if changed.size:
+            column[changed] = addresses[changed]
+            self._align(changed)
+            self.version += 1
+
+    def _align(self, which: Int64 | slice) -> None:
+        """Choose each tensor's head, 0 to lanes - 1 elements, so that every role is aligned behind it if any head can."""
+        lanes = self.program.lanes
+        addresses = self.table[which, t.ADDRESS :]
+        sizes = np.array([STORAGES[r.storage].itemsize for r in self.program.roles], np.int64)
+        widths = sizes * np.minimum(lanes, 16 // sizes)  # bytes of one access
+        head = np.zeros(len(addresses), np.int64)
+        found = np.zeros(len(addresses), bool)
+        for h in range(lanes):
+            fits = ((addresses + h * sizes) % widths == 0).all(axis=1) & ~found
+            head[fits] = h
+            found |= fits
+        first = ((addresses % 16 == 0) << np.arange(1, len(sizes) + 1)).sum(axis=1)
+        self.table[which, t.HEAD] = head
+        self.table[which, t.ALIGNED] = found | first
+
+
+def cut(numels: Int64, size: int) -> Int64:
+    """One word for each piece of `size` elements of each tensor."""
+    counts = -(-numels // size)
+    tensors = np.repeat(np.arange(len(numels), dtype=np.int64), counts)
+    starts = np.cumsum(counts) - counts
+    return (tensors << 32) | (np.arange(len(tensors), dtype=np.int64) - np.repeat(starts, counts))
+
+
+def join(partials: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Join the partial sums [chunks, sums] in float64, in the order of kernels/prepare.cuh: lane by lane, then a tree."""
+    count = -(-len(partials) // t.THREADS) * t.THREADS
+    padded = np.zeros((count, partials.shape[1]))
+    padded[: len(partials)] = partials
+    lanes = np.zeros((t.THREADS, partials.shape[1]))
+    for block in padded.reshape(-1, t.THREADS, partials.shape[1]):
+        lanes = lanes + block
+    half = t.THREADS // 2
+    while half:
+        lanes = lanes[:half] + lanes[half : 2 * half]
+        half //= 2
+    return lanes[0]

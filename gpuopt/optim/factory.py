@@ -1,0 +1,56 @@
+"""One class for each rule, made from it: signature, defaults and docstring come from the rule. Used by `gpuopt` itself."""
+
+from __future__ import annotations
+
+import inspect
+from functools import lru_cache
+from typing import Any
+
+from gpuopt import rules
+from gpuopt.optim.hyper import defaults_of
+from gpuopt.optim.optimizer import Optimizer
+from gpuopt.rules.language import Rule
+
+CLASSES = {rules.get(name).title: name for name in rules.NAMES}
+
+
+def make_optimizer(rule: Rule) -> type[Optimizer]:
+    """An optimizer class for a rule, `MyOpt = gpuopt.make_optimizer(my_rule)`; hyperparameters as keyword arguments."""
+    fields = {n: d for n, d in defaults_of(rule).items()}
+
+    def __init__(self: Optimizer, params: Any, *args: Any, **options: Any) -> None:
+        names = list(fields)
+        if len(args) > len(names):
+            raise TypeError(f"{rule.title} takes params and {names} by position, {len(args)} values were given")
+        Optimizer.__init__(self, rule, params, **dict(zip(names, args, strict=False)), **options)
+
+    kinds = inspect.Parameter
+    parameters = [kinds("params", kinds.POSITIONAL_OR_KEYWORD)]
+    parameters += [kinds(n, kinds.POSITIONAL_OR_KEYWORD, default=d) for n, d in fields.items() if d is kinds.empty]
+    parameters += [kinds(n, kinds.POSITIONAL_OR_KEYWORD, default=d) for n, d in fields.items() if d is not kinds.empty]
+    shared = [p for p in inspect.signature(Optimizer).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    made = type(rule.title, (Optimizer,), {"__init__": __init__, "__doc__": f"{rule.__doc__}\n\n{Optimizer.__doc__}"})
+    made.__signature__ = inspect.Signature([*parameters, *shared])  # type: ignore[attr-defined]
+    made.__module__ = "gpuopt"
+    return made
+
+
+@lru_cache(maxsize=None)
+def named(title: str) -> type[Optimizer]:
+    """The class of that title, such as "AdamW"."""
+    return make_optimizer(rules.get(CLASSES[title]))
+
+
+def optimizer(rule: Rule, params: Any, **options: Any) -> Optimizer:
+    """An optimizer that runs your own rule: `gpuopt.optimizer(my_rule, params, lr=0.1)`."""
+    return Optimizer(rule, params, **options)
+
+
+def create(name: str, params: Any, **options: Any) -> Optimizer:
+    """The optimizer of that name (`gpuopt.optimizers()` lists them), e.g. `create("adamw", params, lr=1e-3)`."""
+    return named(rules.get(name).title)(params, **options)  # type: ignore[arg-type]
+
+
+def optimizers() -> list[str]:
+    """The names that `create` takes."""
+    return list(rules.NAMES)
