@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="train on two real data sets and save a plot", allow_abbrev=False)
     demo.add_argument("--optimizer", default="adamw", help="trains the digits classifier (adamw)")
-    demo.add_argument("--backend", default="auto", help=f"{BACKENDS} (auto)")
+    demo.add_argument("--backend", help=f"{BACKENDS} (GPUOPT_BACKEND if that is set, else auto)")
     demo.add_argument("--dtype", default="float32", help="of the parameters: float64, float32, float16 or bfloat16")
     demo.add_argument("--lr", type=float, help="learning rate for the digits (one tuned for the optimizer)")
     demo.add_argument("--out", default=".", metavar="DIR", help="folder for gpuopt-demo.png (the current one)")

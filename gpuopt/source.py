@@ -60,7 +60,7 @@ def kernel_source(rule: str | Rule, *, backend: str = "cuda", part: str = "updat
     if backend == "numpy":
         return inspect.getsource(made.signature.rule.function)
     if backend == "numba-cuda":
-        from gpuopt.compiler.to_numba import cuda_source
+        from gpuopt.compiler.to_numba_cuda import cuda_source
 
         return cuda_source(made)
     if backend not in TEXTS:

@@ -73,7 +73,7 @@ template <class U, int N> __device__ __forceinline__ void update_at(const int64*
 
 template <class U, int CAPACITY>
 __device__ __forceinline__ void walk(const int64* table, const int64* tiles, int64 tile_count, int64 tile_size, int unit,
-                                     const typename U::C* device_rows, const int* skip,
+                                     const typename U::C* device_rows, const int64* skip,
                                      const Rows<typename U::C, CAPACITY>& rows) {
   constexpr int N = U::LANES;
   if (skip && *skip) return;

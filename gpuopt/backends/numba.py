@@ -40,42 +40,17 @@ def missing() -> str | None:
 @lru_cache(maxsize=None)
 def namespace(compute: str) -> dict[str, Any]:
     """The names that generated text calls, for one compute type, compiled for the CPU."""
-    from numba import njit
     from numba.extending import intrinsic
 
     from gpuopt.compiler import numba_ir
 
-    select = numba_ir.select(intrinsic)
-    one = np.dtype(compute).type(1)
-
-    def mul(a: Any, b: Any) -> Any:
-        return a * b
-
-    def div(a: Any, b: Any) -> Any:
-        return a / b
-
-    def absolute(a: Any) -> Any:
-        return abs(a)
-
-    def minimum(a: Any, b: Any) -> Any:
-        return select((a < b) | (a != a), a, b)
-
-    def maximum(a: Any, b: Any) -> Any:
-        return select((a > b) | (a != a), a, b)
-
-    def sign(x: Any) -> Any:
-        return select(x > 0, one, select(x < 0, -one, x - x))
-
-    jitted = {f.__name__: njit(error_model="numpy")(f) for f in (mul, div, absolute, minimum, maximum, sign)}
-    return jitted | {
+    return numba_ir.arithmetic(intrinsic, "cpu") | {
         "C": np.dtype(compute).type,
         "np": np,
         "dtype": np.dtype(compute).type,
-        "select": select,
-        "sqrt": numba_ir.square_root(intrinsic),
         "load_word": numba_ir.load(intrinsic, "int64", compute, 0, 1),
         "load_scalar": numba_ir.load(intrinsic, compute, compute, 0, 1),
-        "store_sum": numba_ir.store(intrinsic, compute, compute, 0, 1),
+        "store_sum": numba_ir.store(intrinsic, "float64", "float64", 0, 1),
     }
 
 
@@ -184,7 +159,7 @@ class Backend(HostBackend):
         if "sums" not in private:
             private["sums"] = sums_address(plan.program.roles[role].storage, plan.program.compute)
             private["sums_bounds"] = self.bounds(plan, plan.chunks, t.CHUNK)
-            private["partials"] = np.empty((len(plan.chunks), 2), plan.program.compute)
+            private["partials"] = np.empty((len(plan.chunks), 2))
         bounds, partials = private["sums_bounds"], private["partials"]
         driver = drivers(len(bounds) > 2)[1]
         table, chunks = plan.table.ctypes.data, plan.chunks.ctypes.data

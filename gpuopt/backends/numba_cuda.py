@@ -1,2 +1,239 @@
-"""stub"""
-def missing(): return "not yet"
+"""The Numba CUDA backend: the same rules compiled by `numba.cuda`, arrays reached by address, 16 bytes an access.
+
+Kernels only; how a step runs on a GPU is in `device`. Under the simulator (NUMBA_ENABLE_CUDASIM=1) the same text runs with
+loads and stores that read memory by address from Python.
+"""
+
+from __future__ import annotations
+
+import linecache
+import os
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from gpuopt.backends.device import DeviceBackend
+from gpuopt.compiler import to_numba_cuda
+from gpuopt.compiler.lower import Program
+from gpuopt.compiler.names import safe
+from gpuopt.compiler.to_cuda import blocks_per_sm
+from gpuopt.formats.dtypes import STORAGES
+from gpuopt.launch import table as t
+from gpuopt.launch.stream import override
+
+
+def simulated() -> bool:
+    """Whether Numba's CUDA simulator stands in for a GPU."""
+    return os.environ.get("NUMBA_ENABLE_CUDASIM", "0") == "1"
+
+
+def missing() -> str | None:
+    """None where Numba CUDA imports and finds a GPU."""
+    try:
+        from numba import cuda
+
+        if not cuda.is_available():
+            return "Numba CUDA finds no GPU: it needs an NVIDIA driver; pip install 'gpuopt[cuda13]'"
+    except Exception as error:
+        return f"Numba CUDA does not import ({error}); pip install 'gpuopt[cuda13]'"
+    return None
+
+
+def memory(compute: str) -> Any:
+    """Where loads and stores come from: LLVM intrinsics, or Python under the simulator."""
+    if simulated():
+        from gpuopt.backends import simulator
+
+        return simulator.Memory(compute)
+    return IntrinsicMemory(compute)
+
+
+class IntrinsicMemory:
+    """Loads, stores and arithmetic for the real compiler."""
+
+    def __init__(self, compute: str) -> None:
+        from numba.cuda.extending import intrinsic
+
+        self.compute, self.intrinsic = compute, intrinsic
+
+    def load(self, storage: str, scope: int = 0, scopes: int = 1, compute: str | None = None) -> Callable[..., Any]:
+        from gpuopt.compiler import numba_ir
+
+        return numba_ir.load(self.intrinsic, storage, compute or self.compute, scope, scopes, space=1)
+
+    def store(self, storage: str, scope: int = 0, scopes: int = 1, compute: str | None = None) -> Callable[..., Any]:
+        from gpuopt.compiler import numba_ir
+
+        return numba_ir.store(self.intrinsic, storage, compute or self.compute, scope, scopes, space=1)
+
+    def load_pack(self, storage: str, count: int) -> Callable[..., Any]:
+        from gpuopt.compiler import numba_packs
+
+        return numba_packs.load_pack(self.intrinsic, storage, self.compute, count)
+
+    def store_pack(self, storage: str, count: int) -> Callable[..., Any]:
+        from gpuopt.compiler import numba_packs
+
+        return numba_packs.store_pack(self.intrinsic, storage, self.compute, count)
+
+    def arithmetic(self) -> dict[str, Any]:
+        from gpuopt.compiler import numba_ir
+
+        return numba_ir.arithmetic(self.intrinsic, "cuda") | {"ipow": numba_ir.integer_power(self.intrinsic)}
+
+
+@lru_cache(maxsize=None)
+def namespace(compute: str) -> dict[str, Any]:
+    """The names that every generated text calls, for one compute type."""
+    import math
+
+    from numba import cuda
+
+    found = memory(compute)
+    names: dict[str, Any] = found.arithmetic()
+    return names | {
+        "cuda": cuda,
+        "C": np.dtype(compute).type,
+        "D": np.float64,
+        "dtype": np.dtype(compute).type,
+        "int64": np.int64,
+        **{n: getattr(math, n) for n in ("exp", "log", "pow")},
+        "load_word": found.load("int64"),
+        "store_word": found.store("int64"),
+        "load_flag": found.load("int64"),
+        "load_scalar": found.load(compute),
+        "load_sum": found.load("float64", compute="float64"),
+        "store_sum": found.store("float64", compute="float64"),
+        "store_row": found.store(compute),
+        "load_double": found.load("float64", compute="float64"),
+        "load_float": found.load("float32", compute="float32"),
+    }
+
+
+def function(source: str, name: str, values: dict[str, Any]) -> Callable[..., Any]:
+    """The Python function of a generated text; the text stays visible in tracebacks."""
+    filename = f"<gpuopt cuda {name} {hash(source):x}>"
+    linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
+    scope = dict(values)
+    exec(compile(source, filename, "exec"), scope)
+    made: Callable[..., Any] = scope[name]
+    return made
+
+
+def walk_function(program: Program) -> Callable[..., Any]:
+    """`walk` of a program, not yet compiled."""
+    values, found = dict(namespace(program.compute)), memory(program.compute)
+    for k, role in enumerate(program.roles):
+        name, width = safe(role.name), to_numba_cuda.per_access(role, program.lanes)
+        values[f"load_{name}"] = found.load(role.storage, k, len(program.roles))
+        values[f"load_pack_{name}"] = found.load_pack(role.storage, width)
+        if role.written:
+            values[f"store_{name}"] = found.store(role.storage, k, len(program.roles))
+            values[f"store_pack_{name}"] = found.store_pack(role.storage, width)
+    return function(to_numba_cuda.cuda_source(program), "walk", values)
+
+
+def sums_function(storage: str, compute: str) -> Callable[..., Any]:
+    """`sums` of a gradient dtype, not yet compiled."""
+    found = memory(compute)
+    packs = {"load_g": found.load(storage), "load_pack_g": found.load_pack(storage, 16 // STORAGES[storage].itemsize)}
+    return function(to_numba_cuda.sums_source(storage, compute), "sums", namespace(compute) | packs)
+
+
+def prepare_function(program: Program, inputs: tuple[str, ...]) -> Callable[..., Any]:
+    """`prepare` of a program, not yet compiled; its arithmetic is float64, its rows are of the compute type."""
+    values = namespace("float64") | {n: namespace(program.compute)[n] for n in ("store_row",)}
+    return function(to_numba_cuda.prepare_source(program, inputs), "prepare", values)
+
+
+def compiled(python: Callable[..., Any], blocks: int) -> Any:
+    """The kernel, with at most 65536 / (256 * blocks) registers a thread; compiled at its first launch."""
+    from numba import cuda
+
+    return cuda.jit(python) if simulated() else cuda.jit(python, launch_bounds=(t.THREADS, blocks))
+
+
+class NumbaRuntime:
+    """A `Runtime` on Numba CUDA's memory and streams."""
+
+    row_limit = 1  # Numba unpacks a tuple argument scalar by scalar: more rows go up in one copy
+
+    def on_device(self, index: int) -> Any:
+        from numba import cuda
+
+        return cuda.gpus[index]
+
+    def stream(self) -> Any:
+        from numba import cuda
+
+        raw = override.get()
+        return cuda.default_stream() if raw is None else cuda.external_stream(raw)
+
+    def capturing(self, stream: Any) -> bool:
+        return False  # Numba has no graph API; a capture by another library finds every buffer allocated
+
+    def multiprocessors(self) -> int:
+        from numba import cuda
+
+        return int(cuda.get_current_device().MULTIPROCESSOR_COUNT)
+
+    def allocate(self, nbytes: int) -> Any:
+        from numba import cuda
+
+        return cuda.device_array(nbytes, np.uint8)
+
+    def address(self, buffer: Any) -> int:
+        return int(buffer.device_ctypes_pointer.value)
+
+    def pinned(self, nbytes: int) -> Any:
+        from numba import cuda
+
+        return cuda.pinned_array(nbytes, np.uint8)
+
+    def upload(self, buffer: Any, pinned: Any, stream: Any) -> None:
+        buffer[: pinned.size].copy_to_device(pinned, stream=stream)
+
+    def download(self, buffer: Any, nbytes: int, stream: Any) -> Any:
+        stream.synchronize()
+        return buffer[:nbytes].copy_to_host()
+
+    def event(self) -> Any:
+        from numba import cuda
+
+        return cuda.event(timing=False)
+
+    def update_kernel(self, program: Program) -> Any:
+        return compiled(walk_function(program), blocks_per_sm(program))
+
+    def sums_kernel(self, storage: str, compute: str) -> Any:
+        return compiled(sums_function(storage, compute), 4)
+
+    def prepare_kernel(self, program: Program, inputs: tuple[str, ...]) -> Any:
+        return compiled(prepare_function(program, inputs), 1)
+
+    def rows_argument(self, program: Program, rows: Any) -> Any:
+        if rows is not None and len(rows):
+            return tuple(rows[0])
+        return (np.dtype(program.compute).type(0),) * len(program.row)
+
+    def decision_arguments(self, decision: Any) -> tuple[Any, ...]:
+        return tuple(decision.item())
+
+    def launch(self, kernel: Any, grid: int, arguments: tuple[Any, ...], stream: Any) -> None:
+        kernel[grid, t.THREADS, stream](*arguments)
+
+
+class Backend(DeviceBackend):
+    """See gpuopt.backends."""
+
+    name = "numba-cuda"
+
+    def __init__(self) -> None:
+        if simulated():
+            from gpuopt.backends.simulator import SimulatorRuntime
+
+            super().__init__(SimulatorRuntime())
+        else:
+            super().__init__(NumbaRuntime())

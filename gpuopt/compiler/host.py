@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from gpuopt.compiler.lower import Program
-from gpuopt.compiler.tree import Assign, Expr, FunctionTree
+from gpuopt.compiler.tree import Assign, Expr
 from gpuopt.rules.language import PRIMITIVES, Rule
 
 _PYTHON = {
@@ -76,18 +76,26 @@ def print_expr(expr: Expr) -> str:
 RowFunction = Callable[[int, Mapping[str, float]], tuple[float, ...]]
 
 
-def prepare_lines(program: Program) -> list[str] | None:
-    """The statements of `prepare` as text, or None where the host must call the function itself."""
-    tree = program.signature.rule.prepare_tree
+def prepare_statements(rule: Rule) -> list[tuple[str, Expr]] | None:
+    """`prepare` as a list of (name, expression), its results last; None where only the host can run it."""
+    tree = rule.prepare_tree
     if tree is None:
-        return None
-    return tree_lines(tree)
+        return None if rule.prepare_function is not None else []
+    body = [(s.name, s.expr) for s in tree.body if isinstance(s, Assign)]
+    return body + list(zip(tree.outputs, tree.results, strict=True))
 
 
-def tree_lines(tree: FunctionTree) -> list[str]:
-    """A checked `prepare`, its results as assignments."""
-    lines = [f"{s.name} = {print_expr(s.expr)}" for s in tree.body if isinstance(s, Assign)]
-    return lines + [f"{n} = {print_expr(e)}" for n, e in zip(tree.outputs, tree.results, strict=True)]
+def _lines(statements: list[tuple[str, Expr]]) -> list[str]:
+    return [f"{name} = {print_expr(expr)}" for name, expr in statements]
+
+
+def is_integer(expr: Expr) -> bool:
+    """Whether an exponent is built of the step count and whole literals only."""
+    if expr.op == "name":
+        return expr.args[0] == "step"
+    if expr.op == "const":
+        return isinstance(expr.args[0], int)
+    return expr.op in ("add", "sub", "mul", "neg") and all(is_integer(child) for child in expr.children())
 
 
 def row_inputs(program: Program) -> tuple[str, ...]:
@@ -102,13 +110,16 @@ def row_inputs(program: Program) -> tuple[str, ...]:
 def row_source(program: Program, names: tuple[str, ...]) -> str:
     """Text of the function that computes a row from the step count and these hyperparameters."""
     rule = program.signature.rule
-    lines = prepare_lines(program)
-    if lines is None and rule.prepare_function is not None:
+    statements = prepare_statements(rule)
+    if statements is not None:
+        lines = _lines(statements)
+    else:
+        assert rule.prepare_function is not None
         taken = ", ".join(f"{n}={n}" for n in prepare_arguments(rule.prepare_function))
         lines = [f"prepared = prepare(step, {taken})"]
         lines += [f"{n} = float(prepared[{n!r}])" for n in rule.prepared]
     values = "".join(print_expr(e) + ", " for e in program.row)
-    return "\n    ".join([f"def row(step, {', '.join(names)}):", *(lines or []), f"return ({values})"])
+    return "\n    ".join([f"def row(step, {', '.join(names)}):", *lines, f"return ({values})"])
 
 
 def prepare_arguments(function: Callable[..., Any]) -> list[str]:
@@ -129,13 +140,14 @@ def row_function(program: Program, names: tuple[str, ...]) -> Callable[..., tupl
 @lru_cache(maxsize=None)
 def _prepare_function(rule: Rule) -> tuple[Callable[..., dict[str, float]], tuple[str, ...]]:
     """`prepare` as every backend evaluates it: with integer powers by repeated squaring."""
-    function, tree = rule.prepare_function, rule.prepare_tree
+    function, statements = rule.prepare_function, prepare_statements(rule)
     if function is None:
         return (lambda step: {}), ()
     names = tuple(prepare_arguments(function))
-    if tree is None:
+    if statements is None:
         return (lambda step, *values: function(step, **dict(zip(names, values, strict=True)))), names
-    lines = [f"def prepare(step, {', '.join(names)}):", *tree_lines(tree), f"return dict({', '.join(f'{n}={n}' for n in tree.outputs)})"]
+    results = ", ".join(f"{n}={n}" for n in rule.prepared)
+    lines = [f"def prepare(step, {', '.join(names)}):", *_lines(statements), f"return dict({results})"]
     namespace = row_namespace()
     exec(compile("\n    ".join(lines), f"<gpuopt prepare of {rule.name}>", "exec"), namespace)
     return namespace["prepare"], names

@@ -104,42 +104,136 @@ def store(intrinsic: Any, storage: str, compute: str, scope: int, scopes: int, s
         def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
             pointer = _element_pointer(builder, args, storage, space)
             instruction = builder.store(encode(builder, storage, args[2]), pointer)
-            instruction.align = STORAGES[storage].itemsize
+            instruction.align = STORAGES[storage].itemsize if storage in STORAGES else 8
             _mark(builder, instruction, scope, scopes)
             return context.get_dummy_value()
 
-        return types.void(types.int64, types.int64, NUMBA_TYPES[compute]), codegen
+        return types.void(types.int64, types.int64, _element(compute, storage)), codegen
 
     result: Callable[..., Any] = store_element
     return result
 
 
-def select(intrinsic: Any) -> Callable[..., Any]:
-    """`f(condition, a, b)` without a branch."""
+def _call(name: str) -> Callable[..., ir.Value]:
+    """Emit a call of an LLVM or NVVM intrinsic of the operands' type; `{}` in the name is f or d."""
+
+    def emit(builder: ir.IRBuilder, *values: ir.Value) -> ir.Value:
+        kind = values[0].type
+        if "{}" in name:
+            full = name.format("f" if isinstance(kind, ir.FloatType) else "d")
+            found = builder.module.globals.get(full)
+            function = found or ir.Function(builder.module, ir.FunctionType(kind, [kind] * len(values)), full)
+        else:
+            function = builder.module.declare_intrinsic(name, [kind])
+        return builder.call(function, values)
+
+    return emit
+
+
+def _pick(comparison: str) -> Callable[..., ir.Value]:
+    """minimum and maximum of rules.language: `a` where it compares or is NaN, else `b`."""
+
+    def emit(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
+        first = builder.or_(builder.fcmp_ordered(comparison, a, b), builder.fcmp_unordered("uno", a, a))
+        return builder.select(first, a, b)
+
+    return emit
+
+
+def _sign(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    zero = ir.Constant(x.type, 0.0)
+    rest = builder.select(builder.fcmp_ordered("<", x, zero), ir.Constant(x.type, -1.0), builder.fsub(x, x))
+    return builder.select(builder.fcmp_ordered(">", x, zero), ir.Constant(x.type, 1.0), rest)
+
+
+# What the primitives become. LLVM fuses a product and a sum on the GPU only, so only there `mul` needs a name of its own;
+# branches are never emitted, and math.sqrt (which sets errno) is not called, so that loops vectorise.
+_SHARED = {
+    "absolute": (1, _call("llvm.fabs")),
+    "minimum": (2, _pick("<")),
+    "maximum": (2, _pick(">")),
+    "sign": (1, _sign),
+}
+ARITHMETIC = {
+    "cpu": _SHARED
+    | {
+        "mul": (2, lambda builder, a, b: builder.fmul(a, b)),
+        "div": (2, lambda builder, a, b: builder.fdiv(a, b)),
+        "sqrt": (1, _call("llvm.sqrt")),
+    },
+    "cuda": _SHARED
+    | {
+        "mul": (2, _call("llvm.nvvm.mul.rn.{}")),
+        "div": (2, _call("llvm.nvvm.div.rn.{}")),
+        "sqrt": (1, _call("llvm.nvvm.sqrt.rn.{}")),
+    },
+}
+
+
+def arithmetic(intrinsic: Any, target: str) -> dict[str, Callable[..., Any]]:
+    """The primitives that generated text calls, as functions for Numba on this target."""
+    made: dict[str, Callable[..., Any]] = {"select": _select(intrinsic)}
+    for name, (count, emit) in ARITHMETIC[target].items():
+        made[name] = intrinsic(_typed(count, emit))
+    return made
+
+
+def integer_power(intrinsic: Any) -> Callable[..., Any]:
+    """`ipow(base, exponent)` in float64 by repeated squaring, the same roundings as compiler/host.py."""
 
     @intrinsic
-    def select_value(typingctx: Any, condition: Any, a: Any, b: Any) -> Any:
+    def ipow(typingctx: Any, base: Any, exponent: Any) -> Any:
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            f64, i64 = ir.DoubleType(), ir.IntType(64)
+            zero, one = ir.Constant(i64, 0), ir.Constant(f64, 1.0)
+            negative = builder.icmp_signed("<", args[1], zero)
+            start = builder.block
+            test, body, end = (builder.append_basic_block(n) for n in ("power.test", "power.body", "power.end"))
+            count = builder.select(negative, builder.sub(zero, args[1]), args[1])
+            builder.branch(test)
+            builder.position_at_end(test)
+            n, square, result = builder.phi(i64), builder.phi(f64), builder.phi(f64)
+            builder.cbranch(builder.icmp_signed("!=", n, zero), body, end)
+            builder.position_at_end(body)
+            odd = builder.trunc(n, ir.IntType(1))
+            product = builder.select(odd, builder.fmul(result, square), result)
+            half, squared = builder.lshr(n, ir.Constant(i64, 1)), builder.fmul(square, square)
+            builder.branch(test)
+            for phi, first, later in ((n, count, half), (square, args[0], squared), (result, one, product)):
+                phi.add_incoming(first, start)
+                phi.add_incoming(later, body)
+            builder.position_at_end(end)
+            return builder.select(negative, builder.fdiv(one, result), result)
+
+        return types.float64(types.float64, types.int64), codegen
+
+    made: Callable[..., Any] = ipow
+    return made
+
+
+def _typed(count: int, emit: Callable[..., ir.Value]) -> Callable[..., Any]:
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return emit(builder, *args)
+
+    def unary(typingctx: Any, a: Any) -> Any:
+        return a(a), codegen
+
+    def binary(typingctx: Any, a: Any, b: Any) -> Any:
+        return a(a, a), codegen
+
+    return unary if count == 1 else binary
+
+
+def _select(intrinsic: Any) -> Callable[..., Any]:
+    """`f(condition, a, b)` without a branch."""
+
+    def select(typingctx: Any, condition: Any, a: Any, b: Any) -> Any:
         def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
             return builder.select(args[0], args[1], args[2])
 
         return a(types.boolean, a, a), codegen
 
-    result: Callable[..., Any] = select_value
-    return result
-
-
-def square_root(intrinsic: Any) -> Callable[..., Any]:
-    """`f(x)`: LLVM's square root, which vectorises; math.sqrt would call the C library for errno's sake."""
-
-    @intrinsic
-    def sqrt(typingctx: Any, x: Any) -> Any:
-        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-            function = builder.module.declare_intrinsic("llvm.sqrt", [args[0].type])
-            return builder.call(function, args)
-
-        return x(x), codegen
-
-    result: Callable[..., Any] = sqrt
+    result: Callable[..., Any] = intrinsic(select)
     return result
 
 

@@ -10,9 +10,11 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
+from gpuopt.compiler.host import is_integer, prepare_statements
 from gpuopt.compiler.lower import Program
 from gpuopt.compiler.names import safe
 from gpuopt.compiler.tree import Assign, Expr
+from gpuopt.errors import InputError
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.launch import table
 
@@ -136,7 +138,7 @@ def update_source(program: Program) -> str:
     kernel = f"""
 extern "C" __global__ void __launch_bounds__(THREADS, {blocks_per_sm(program)})
 gpuopt_update(const int64* table, const int64* tiles, int64 tile_count, int64 tile_size, int unit,
-              const Update::C* device_rows, const int* skip, const __grid_constant__ Rows<Update::C, {capacity}> rows) {{
+              const Update::C* device_rows, const int64* skip, const __grid_constant__ Rows<Update::C, {capacity}> rows) {{
   walk<Update, {capacity}>(table, tiles, tile_count, tile_size, unit, device_rows, skip, rows);
 }}
 """
@@ -162,20 +164,11 @@ struct Sums {{
   }
 };
 extern "C" __global__ void __launch_bounds__(THREADS)
-gpuopt_sums(const int64* table, int64 columns, int role, const int64* chunks, int64 chunk_count, Sums::C* partials) {
+gpuopt_sums(const int64* table, int64 columns, int role, const int64* chunks, int64 chunk_count, double* partials) {
   reduce<Sums>(table, columns, role, chunks, chunk_count, partials);
 }
 """
     )
-
-
-def is_integer(expr: Expr) -> bool:
-    """Whether an exponent is built of the step count and whole literals only."""
-    if expr.op == "name":
-        return expr.args[0] == "step"
-    if expr.op == "const":
-        return isinstance(expr.args[0], int)
-    return expr.op in ("add", "sub", "mul", "neg") and all(is_integer(child) for child in expr.children())
 
 
 def print_double(expr: Expr) -> str:
@@ -195,22 +188,16 @@ def prepare_source(program: Program, inputs: tuple[str, ...]) -> str:
 
     Raises InputError where `prepare` is Python that only the host can run.
     """
-    from gpuopt.errors import InputError
-
     rule = program.signature.rule
-    tree = rule.prepare_tree
-    if rule.prepare_function is not None and tree is None:
+    statements = prepare_statements(rule)
+    if statements is None:
         raise InputError(f"the prepare function of {rule.name} uses Python that cannot run on the device, as a step "
                          "that may be skipped or captured needs; keep to + - * / ** sqrt minimum maximum exp log")  # fmt: skip
     lines = [f"    double {safe(n)} = hyper[{k}];" for k, n in enumerate(inputs) if n != "grad_multiplier"]
     declared = set(inputs)
-    for s in tree.body if tree else ():
-        assert isinstance(s, Assign)
-        lines.append(f"    {'' if s.name in declared else 'double '}{safe(s.name)} = {print_double(s.expr)};")
-        declared.add(s.name)
-    if tree:
-        pairs = zip(tree.outputs, tree.results, strict=True)
-        lines += [f"    {'' if n in declared else 'double '}{safe(n)} = {print_double(e)};" for n, e in pairs]
+    for name, expr in statements:
+        lines.append(f"    {'' if name in declared else 'double '}{safe(name)} = {print_double(expr)};")
+        declared.add(name)
     lines += [f"    out[{k}] = C({print_double(e)});" for k, e in enumerate(program.row)]
     return (
         headers()
@@ -225,8 +212,8 @@ struct Prepare {{  // {program.name}
   }
 };
 extern "C" __global__ void __launch_bounds__(THREADS)
-gpuopt_prepare(const Decision decision, const Prepare::C* partials, const double* hyper, int64* steps,
-               Prepare::C* rows, int* skip, int64* skipped) {
+gpuopt_prepare(const Decision decision, const double* partials, const double* hyper, int64* steps,
+               Prepare::C* rows, int64* skip, int64* skipped) {
   prepare<Prepare>(decision, partials, hyper, steps, rows, skip, skipped);
 }
 """

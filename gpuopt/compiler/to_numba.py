@@ -12,7 +12,7 @@ from gpuopt.compiler.tree import Expr
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.launch import table as t
 
-_TEXT = {
+TEXT = {
     "add": "({} + {})",
     "sub": "({} - {})",
     "mul": "mul({}, {})",
@@ -33,15 +33,15 @@ _TEXT = {
 }
 
 
-def print_expr(expr: Expr) -> str:
-    """Typed Python text: constants are cast to the compute type `C`, scalars are `s0, s1, ...`."""
+def print_expr(expr: Expr, suffix: str = "") -> str:
+    """Typed Python text: constants are cast to the compute type `C`, scalars are `s0, s1, ...`, variables get a suffix."""
     if expr.op == "name":
-        return safe(str(expr.args[0]))
+        return safe(str(expr.args[0])) + suffix
     if expr.op == "scalar":
         return f"s{expr.args[0]}"
     if expr.op == "const":
         return f"C({expr.args[0]!r})"
-    return _TEXT[expr.op].format(*(print_expr(child) for child in expr.children()))
+    return TEXT[expr.op].format(*(print_expr(child, suffix) for child in expr.children()))
 
 
 def scalar_names(program: Program) -> list[str]:
@@ -49,11 +49,16 @@ def scalar_names(program: Program) -> list[str]:
     return [f"s{k}" for k in range(len(program.row))]
 
 
+def statements(program: Program, suffix: str = "") -> list[str]:
+    """The update of one element, in place of the variables named after the roles."""
+    return [f"{safe(s.name)}{suffix} = {print_expr(s.expr, suffix)}" for s in program.body]
+
+
 def update_source(program: Program) -> str:
     """`update(roles..., scalars...) -> written roles`, one element, typed Python."""
     roles = [safe(r.name) for r in program.roles]
     lines = [f"def update({', '.join(roles + scalar_names(program))}):", f'    """{program.name} on one element."""']
-    lines += [f"    {safe(s.name)} = {print_expr(s.expr)}" for s in program.body]
+    lines += [f"    {line}" for line in statements(program)]
     written = [safe(r.name) for r in program.roles if r.written]
     lines.append(f"    return {', '.join(written)}{',' if len(written) == 1 else ''}")
     return "\n".join(lines) + "\n"
@@ -149,6 +154,6 @@ def sums_source(storage: str, compute: str) -> str:
         "            for lane in range(half):",
         *[f"                lanes{k}[lane] = lanes{k}[lane] + lanes{k}[lane + half]" for k in range(len(terms))],
         "            half //= 2",
-        *[f"        store_sum(partials, chunk * {len(terms)} + {k}, lanes{k}[0])" for k in range(len(terms))],
+        *[f"        store_sum(partials, chunk * {len(terms)} + {k}, np.float64(lanes{k}[0]))" for k in range(len(terms))],
     ]
     return "\n".join(lines) + "\n"

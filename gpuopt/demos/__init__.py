@@ -32,7 +32,7 @@ class DemoResult:
 def run(
     optimizer: str = "adamw",
     *,
-    backend: str = "auto",
+    backend: str | None = None,
     dtype: str = "float32",
     out: str | Path = ".",
     lr: float | None = None,
@@ -43,22 +43,23 @@ def run(
     """Train both problems, print what happened to `stream` (standard output), save `out/gpuopt-demo.png`.
 
     optimizer: the name of the one that trains the digits classifier; the regression always compares its five.
-    backend, dtype: as in `gpuopt.create`; dtype is that of the parameters. lr: learning rate for the digits, else a
-    tuned one. quick: a fraction of the work, for tests. seed: of the initial weights and of every minibatch.
+    backend: as in `gpuopt.create`, None for the default. dtype: of the parameters. lr: learning rate for the digits,
+    else a tuned one. quick: a fraction of the work, for tests. seed: of the initial weights and of every minibatch.
     Raises GpuoptError where a package, the backend, the optimizer or the dtype is missing or unknown.
     """
     stream = sys.stdout if stream is None else stream
     require_packages()
     require_known(optimizer)
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
     space = arrays.choose(backend)
     element = arrays.element_type(dtype)
+    probe = gpuopt.create("gd", [space.xp.zeros(1, element)], lr=1.0, backend=backend)
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
 
     def say(text: str) -> None:
         print(text, file=stream, flush=True)
 
-    say(f"gpuopt {gpuopt.__version__}: {space.reason}.")
+    say(f"gpuopt {gpuopt.__version__}, backend {probe.backend}: {probe.backend_reason}.\n{space.reason}.")
     curves = regression.compare(space.xp, backend, element, quick=quick, seed=seed)
     report_regression(curves, dtype, say)
     training = digits.train(optimizer, space.xp, backend, element, lr=lr, quick=quick, seed=seed)
@@ -70,8 +71,7 @@ def run(
 
 def report_regression(curves: list[regression.Curve], dtype: str, say: Callable[[str], None]) -> None:
     """Print the table of the first problem."""
-    say(f"\n1. Linear regression on the diabetes data ({curves[0].shape}, standardised), {dtype}")
-    say(f"   backend {curves[0].backend}: {curves[0].reason}")
+    say(f"\n1. Linear regression on the diabetes data ({curves[0].shape}, standardised), {dtype}, {curves[0].backend}")
     say(f"   {'optimizer':<14}{'final loss':>12}{'above the least':>17}{'steps to 1 %':>14}{'us per step':>13}")
     for c in curves:
         reached = "-" if c.steps_to_tolerance is None else str(c.steps_to_tolerance)
@@ -81,8 +81,8 @@ def report_regression(curves: list[regression.Curve], dtype: str, say: Callable[
 
 def report_digits(training: digits.Training, dtype: str, say: Callable[[str], None]) -> None:
     """Print the outcome of the second problem."""
-    say(f"\n2. Two-layer network on the digits data ({training.shape}), {training.optimizer}, {dtype}")
-    say(f"   backend {training.backend}: {training.reason}")
+    how = f"{training.optimizer}, {dtype}, {training.backend}"
+    say(f"\n2. Two-layer network on the digits data ({training.shape}), {how}")
     say(
         f"   {training.settings}; {len(training.losses)} epochs in {training.seconds:.1f} s; training loss "
         f"{training.losses[-1]:.4f}; test accuracy {training.accuracy:.4f}"

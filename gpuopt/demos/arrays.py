@@ -23,12 +23,12 @@ class Space:
     reason: str
 
 
-def choose(backend: str) -> Space:
-    """The namespace that holds the arrays for this backend: CuPy's wherever a GPU is used, NumPy's otherwise.
+def choose(backend: str | None) -> Space:
+    """The namespace that holds the arrays for this backend (None: the default): CuPy's for a GPU, NumPy's for a CPU.
 
     Raises GpuoptError if the backend can run on this machine but its gradients cannot be computed here.
     """
-    wanted = os.environ.get("GPUOPT_BACKEND", "auto") if backend == "auto" else backend
+    wanted = backend or os.environ.get("GPUOPT_BACKEND") or "auto"
     if wanted in HOST_BACKENDS:
         return Space(np, f"NumPy arrays, since the backend {wanted} runs on the host")
     status = gpuopt.backends()

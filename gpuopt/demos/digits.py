@@ -46,7 +46,6 @@ class Training:
     accuracies: list[float]
     seconds: float
     backend: str
-    reason: str
     shape: str
 
     @property
@@ -121,7 +120,7 @@ def settings_for(optimizer: str, lr: float | None, total: int) -> tuple[dict[str
 def train(
     optimizer: str,
     xp: Any,
-    backend: str,
+    backend: str | None,
     dtype: np.dtype[Any],
     *,
     lr: float | None = None,
@@ -153,7 +152,6 @@ def train(
         accuracies=accuracies,
         seconds=time.perf_counter() - begin,
         backend=opt.backend,
-        reason=opt.backend_reason,
         shape=f"{len(y)} images to train on, {len(y_test)} to test",
     )
 

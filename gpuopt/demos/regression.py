@@ -53,7 +53,6 @@ class Curve:
     steps_to_tolerance: int | None
     microseconds: float
     backend: str
-    reason: str
     shape: str
 
 
@@ -75,7 +74,7 @@ def gradient(x: Any, y: Any, theta: Any) -> Any:
     return x.T @ (x @ theta.astype(x.dtype) - y) / x.shape[0]
 
 
-def compare(xp: Any, backend: str, dtype: np.dtype[Any], *, quick: bool = False, seed: int = 0) -> list[Curve]:
+def compare(xp: Any, backend: str | None, dtype: np.dtype[Any], *, quick: bool = False, seed: int = 0) -> list[Curve]:
     """Run every contestant from theta = 0, parameters of `dtype` in the namespace `xp` (numpy or cupy)."""
     from tqdm import tqdm
 
@@ -87,7 +86,7 @@ def compare(xp: Any, backend: str, dtype: np.dtype[Any], *, quick: bool = False,
 def fit(
     who: Contestant,
     xp: Any,
-    backend: str,
+    backend: str | None,
     dtype: np.dtype[Any],
     steps: int,
     seed: int,
@@ -116,7 +115,6 @@ def fit(
         steps_to_tolerance=int(reached[0]) if reached.size else None,
         microseconds=time_step(opt, [xp.zeros_like(theta)], xp),
         backend=opt.backend,
-        reason=opt.backend_reason,
         shape=f"{x.shape[0]} x {x.shape[1]}",
     )
 

@@ -97,6 +97,6 @@ class Backend(Protocol):
         """Run one step; advances the clocks unless the step is skipped. Returns False if it was skipped (host only)."""
         ...
 
-    def synchronize(self, launches: Sequence[Launch]) -> None:
-        """Bring step counts that live on the device back into the clocks."""
+    def synchronize(self, launches: Sequence[Launch]) -> int:
+        """Bring step counts that live on the device back into the clocks; returns the steps skipped there since."""
         ...

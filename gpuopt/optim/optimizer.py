@@ -63,7 +63,7 @@ class Optimizer:
         self.defaults = defaults_of(rule) | hyper
         check_group({k: v for k, v in self.defaults.items() if v is not inspect.Parameter.empty}, rule, rule.title)
         self.param_groups: list[dict[str, Any]] = []
-        self.skipped = 0
+        self._skipped = 0
         self._asked = backend
         self._slots: list[Slot] = []
         self._structures: list[Any] = []
@@ -169,7 +169,7 @@ class Optimizer:
         if demand.sums and len(self._launches) > 1:
             raise InputError("max_grad_norm and skip_nonfinite need all parameters on one device")
         for backend, launches, clocks in self._launches:
-            self.skipped += not backend.step(launches, demand, clocks)
+            self._skipped += not backend.step(launches, demand, clocks)
 
     def _leaves(self, grads: Any) -> list[Any]:
         if len(self._structures) == 1 and not self._grouped:
@@ -294,7 +294,13 @@ class Optimizer:
     def synchronize(self) -> None:
         """Bring step counts that live on a GPU back to the host; waits for the device, so only saving and rebuilding do."""
         for backend, launches, _ in self._launches:
-            backend.synchronize(launches)
+            self._skipped += backend.synchronize(launches)
+
+    @property
+    def skipped(self) -> int:
+        """Steps skipped so far because a gradient was not finite or found_inf was set; waits for the device."""
+        self.synchronize()
+        return self._skipped
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of all states by parameter index, step counts and groups; see optim.state_dict."""

@@ -1,0 +1,270 @@
+"""How a step runs on a GPU, for every CUDA library: tables that stay on the device, one launch, nothing waited for.
+
+The cupy and numba-cuda backends give it a `Runtime`. An ordinary step is one launch with the rows of scalars by value. Where
+a norm is needed or a step may be skipped or captured, two small kernels go before: sums of the gradients, and the
+decision, which advances step counts and computes the rows on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gpuopt import arrays
+from gpuopt.backends.runtime import DECISION, Runtime, Staging
+from gpuopt.compiler.to_cuda import blocks_per_sm
+from gpuopt.errors import DtypeError, GpuoptError
+from gpuopt.formats.dtypes import STORAGES
+from gpuopt.launch import table as t
+from gpuopt.launch.launcher import Clock, Demand, Launch
+from gpuopt.launch.plan import Plan
+
+TILE_MIN, TILE_MAX = 2048, 16384
+SMALL = 1024  # mean elements of a tile below which a warp takes a tile, not a block
+
+
+class Resident:
+    """What one launch keeps on the device."""
+
+    def __init__(self, backend: DeviceBackend, launch: Launch, stream: Any) -> None:
+        runtime, plan = backend.runtime, launch.plan
+        self.kernel = backend.kernel("update", plan.program)
+        self.multiprocessors = runtime.multiprocessors()
+        self.unit, size = tiling(plan, self.multiprocessors * blocks_per_sm(plan.program))
+        plan.cut_tiles(size)
+        self.table = self._buffer(backend, plan.table, stream)
+        self.tiles = self._buffer(backend, plan.tiles, stream)
+        self.version = plan.version
+        self.rows: Any = None  # device rows: several rows by numba-cuda, too many for an argument, or computed there
+        self.hyper: Any = None
+        self.steps: Any = None
+        self.flags: Any = None  # int64: skip, skipped
+        self.chunks: Any = None
+        self.staged: Any = None  # pinned hyperparameters that a captured copy reads again at every replay
+        self.captured = False
+        self.counted = 0
+
+    @staticmethod
+    def _buffer(backend: DeviceBackend, array: Any, stream: Any) -> Any:
+        buffer = backend.runtime.allocate(max(8, array.nbytes))
+        backend.staging.upload(buffer, array, stream)
+        return buffer
+
+    def decide(self, backend: DeviceBackend, launch: Launch, stream: Any) -> None:
+        """Allocate what decisions on the device need, once."""
+        if self.hyper is not None:
+            return
+        runtime, program = backend.runtime, launch.plan.program
+        count = len(launch.clocks)
+        self.prepare = backend.kernel("prepare", program, launch.inputs)
+        role = program.roles[1]
+        self.sums = backend.kernel("sums", role.storage, program.compute)
+        self.chunks = self._buffer(backend, launch.plan.chunks, stream)
+        self.rows = runtime.allocate(max(8, count * len(program.row) * STORAGES[program.compute].itemsize))
+        self.steps = self._buffer(backend, np.array([c.step for c in launch.clocks], np.int64), stream)
+        self.flags = self._buffer(backend, np.zeros(2, np.int64), stream)
+        self.staged = runtime.pinned(max(8, 8 * count * len(launch.inputs)))
+        self.hyper = runtime.allocate(max(8, 8 * count * len(launch.inputs)))
+
+
+class DeviceBackend:
+    """A backend on device arrays; see gpuopt.backends."""
+
+    name = ""
+    device = "cuda"
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.staging = Staging(runtime)
+        self.kernels: dict[tuple[Any, ...], Any] = {}
+        self.partials: Any = None
+        self.partials_bytes = 0
+
+    def kernel(self, kind: str, *key: Any) -> Any:
+        """A compiled kernel of the current device, made once."""
+        found = self.kernels.get((kind, *key))
+        if found is None:
+            found = self.kernels[(kind, *key)] = getattr(self.runtime, f"{kind}_kernel")(*key)
+        return found
+
+    def step(self, launches: Sequence[Launch], demand: Demand, clocks: Sequence[Clock]) -> bool:
+        """Enqueue one step on the current stream; everything that can fail comes before the first launch."""
+        stream = self.runtime.stream()
+        deciding = demand.on_device or demand.sums or demand.grad_scale is not None
+        capturing = demand.on_device and self.runtime.capturing(stream)
+        residents = [self._resident(launch, deciding, capturing, stream) for launch in launches]
+        if not deciding:
+            for clock in clocks:
+                clock.step += 1
+            rows = [self._rows(launch, resident, stream) for launch, resident in zip(launches, residents, strict=True)]
+            for launch, resident, row in zip(launches, residents, rows, strict=True):
+                self._update(launch, resident, row, 0, stream)
+            return True
+        decisions = self._decisions(launches, residents, demand, stream)
+        for launch, resident in zip(launches, residents, strict=True):
+            self._upload_inputs(launch, resident, demand, stream)
+        if not demand.on_device:
+            for clock in clocks:
+                clock.step += 1
+        self._sums(launches, residents, demand, stream)
+        for launch, resident, arguments in zip(launches, residents, decisions, strict=True):
+            self.runtime.launch(resident.prepare, 1, arguments, stream)
+        for launch, resident in zip(launches, residents, strict=True):
+            self._update(launch, resident, None, self.runtime.address(resident.flags), stream)
+        return True
+
+    # ------------------------------------------------------------------------------------------- resident data
+
+    def _resident(self, launch: Launch, deciding: bool, capturing: bool, stream: Any) -> Resident:
+        resident: Resident | None = launch.private.get("resident")
+        fresh = resident is None or (deciding and resident.hyper is None)
+        if capturing and fresh:
+            raise GpuoptError("the first step allocates and compiles: run one step before capturing a CUDA graph")
+        if resident is None:
+            resident = launch.private["resident"] = Resident(self, launch, stream)
+        if deciding:
+            resident.decide(self, launch, stream)
+        if resident.version != launch.plan.version:
+            if resident.captured or capturing:
+                raise GpuoptError(
+                    "an array moved after its step was captured into a CUDA graph, which would go on writing to the old "
+                    "address: keep parameters and gradients in place (zero_grad(set_to_none=False)) or capture anew"
+                )
+            self.staging.upload(resident.table, launch.plan.table, stream)
+            resident.version = launch.plan.version
+        resident.captured |= capturing
+        return resident
+
+    def _rows(self, launch: Launch, resident: Resident, stream: Any) -> Any:
+        """The rows by value, or None with the rows uploaded."""
+        rows = launch.rows(1.0)
+        limit = self.runtime.row_limit
+        if len(rows) <= (rows_capacity(launch) if limit is None else limit):
+            return rows
+        if resident.rows is None:
+            resident.rows = self.runtime.allocate(max(8, rows.nbytes))
+        self.staging.upload(resident.rows, rows, stream)
+        return None
+
+    def _upload_inputs(self, launch: Launch, resident: Resident, demand: Demand, stream: Any) -> None:
+        """Hyperparameters, and step counts too while the host keeps them. A captured copy reads the pinned buffer anew."""
+        hyper = launch.hyper()
+        if demand.on_device and resident.captured:
+            resident.staged[: hyper.nbytes] = hyper.reshape(-1).view(np.uint8)
+            self.runtime.upload(resident.hyper, resident.staged[: max(1, hyper.nbytes)], stream)
+            return
+        self.staging.upload(resident.hyper, hyper, stream)
+        if not demand.on_device:
+            self.staging.upload(resident.steps, np.array([c.step for c in launch.clocks], np.int64), stream)
+
+    # ------------------------------------------------------------------------------------------- launches
+
+    def _update(self, launch: Launch, resident: Resident, rows: Any, skip: int, stream: Any) -> None:
+        plan, runtime = launch.plan, self.runtime
+        if not len(plan.tiles):
+            return
+        per_block = t.THREADS // resident.unit
+        grid = min(-(-len(plan.tiles) // per_block), resident.multiprocessors * blocks_per_sm(plan.program))
+        device_rows = 0 if rows is not None else runtime.address(resident.rows)
+        arguments = (
+            runtime.address(resident.table),
+            runtime.address(resident.tiles),
+            len(plan.tiles),
+            plan.tile_size,
+            resident.unit,
+            device_rows,
+            skip,
+            runtime.rows_argument(plan.program, rows),
+        )
+        runtime.launch(resident.kernel, grid, arguments, stream)
+
+    def _sums(self, launches: Sequence[Launch], residents: Sequence[Resident], demand: Demand, stream: Any) -> None:
+        """Two float64 partial sums of every chunk, the launches one behind the other."""
+        if not demand.sums:
+            return
+        offset = self.runtime.address(self.partials)
+        for launch, resident in zip(launches, residents, strict=True):
+            plan = launch.plan
+            count = len(plan.chunks)
+            if count:
+                arguments = (
+                    self.runtime.address(resident.table),
+                    plan.table.shape[1],
+                    1,
+                    self.runtime.address(resident.chunks),
+                    count,
+                    offset,
+                )
+                self.runtime.launch(resident.sums, min(count, 4 * resident.multiprocessors), arguments, stream)
+            offset += 16 * count
+
+    def _decisions(
+        self, launches: Sequence[Launch], residents: Sequence[Resident], demand: Demand, stream: Any
+    ) -> list[tuple[Any, ...]]:
+        """The arguments of every `prepare` launch; the first one counts the skipped steps."""
+        chunk_count = sum(len(launch.plan.chunks) for launch in launches) if demand.sums else 0
+        if 16 * chunk_count > self.partials_bytes:
+            self.partials_bytes = 16 * chunk_count
+            self.partials = self.runtime.allocate(self.partials_bytes)
+        made = []
+        for k, (launch, resident) in enumerate(zip(launches, residents, strict=True)):
+            decision = np.zeros((), DECISION)
+            decision["chunk_count"] = chunk_count
+            decision["max_norm"] = np.inf if demand.max_norm is None else demand.max_norm
+            decision["grad_scale_value"], decision["grad_scale"] = scalar_or_address(demand.grad_scale, "grad_scale", 1.0)
+            value, decision["found_inf"] = scalar_or_address(demand.found_inf, "found_inf", 0.0)
+            decision["check_finite"] = demand.check_finite
+            decision["row_count"] = len(launch.clocks)
+            if value:
+                raise GpuoptError("found_inf on a GPU must be a one-element float32 array on it")
+            flags = self.runtime.address(resident.flags)
+            partials = self.runtime.address(self.partials) if chunk_count else 0
+            pointers = (resident.hyper, resident.steps, resident.rows)
+            addresses = [self.runtime.address(b) for b in pointers]
+            made.append(
+                (*self.runtime.decision_arguments(decision), partials, *addresses, flags, flags + 8 if k == 0 else 0)
+            )
+        return made
+
+    def synchronize(self, launches: Sequence[Launch]) -> int:
+        """Wait for the device and bring its step counts into the clocks; returns how many steps it skipped since."""
+        skipped, stream = 0, self.runtime.stream()
+        for launch in launches:
+            resident: Resident | None = launch.private.get("resident")
+            if resident is None or resident.steps is None:
+                continue
+            steps = self.runtime.download(resident.steps, 8 * len(launch.clocks), stream).view(np.int64)
+            for clock, step in zip(launch.clocks, steps, strict=True):
+                clock.step = int(step)
+            total = int(self.runtime.download(resident.flags, 16, stream).view(np.int64)[1])
+            skipped += total - resident.counted
+            resident.counted = total
+        return skipped
+
+
+def tiling(plan: Plan, blocks: int) -> tuple[int, int]:
+    """(threads a tile, elements a tile): small enough to give every block a tile, big enough to be worth one."""
+    size = TILE_MAX
+    while size > TILE_MIN and plan.total < 2 * blocks * size:
+        size //= 2
+    tiles = max(1, int((-(-plan.table[:, t.NUMEL] // size)).sum()))
+    return (32 if plan.total / tiles < SMALL else t.THREADS), size
+
+
+def rows_capacity(launch: Launch) -> int:
+    """Rows that fit into a kernel argument."""
+    from gpuopt.compiler.to_cuda import rows_capacity as capacity
+
+    return capacity(launch.plan.program)
+
+
+def scalar_or_address(value: Any, name: str, default: float) -> tuple[float, int]:
+    """(number, 0) or (default, address of a one-element float32 device array). Raises DtypeError for another array."""
+    if value is None or not hasattr(value, "shape"):
+        return (default if value is None else float(value)), 0
+    view = arrays.describe(value, name)
+    if view.numel != 1 or view.dtype != "float32" or not view.device.startswith("cuda"):
+        raise DtypeError(f"{name}: {view.dtype} {view.shape} on {view.device}: expected one float32 on the GPU")
+    return default, view.address

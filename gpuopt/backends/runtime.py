@@ -1,0 +1,78 @@
+"""What the GPU backends need of a CUDA library, and the staging of small uploads. Implemented by cupy, numba_cuda, simulator."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpuopt.compiler.lower import Program
+
+
+class Runtime(Protocol):
+    """Memory, streams and kernels of one CUDA library. Streams are that library's own objects."""
+
+    row_limit: int | None  # rows of scalars that can travel by value; None: as many as the kernel argument holds
+
+    def on_device(self, index: int) -> AbstractContextManager[Any]: ...
+    def stream(self) -> Any: ...
+    def capturing(self, stream: Any) -> bool: ...
+    def multiprocessors(self) -> int: ...
+    def allocate(self, nbytes: int) -> Any: ...
+    def address(self, buffer: Any) -> int: ...
+    def pinned(self, nbytes: int) -> NDArray[np.uint8]: ...
+    def upload(self, buffer: Any, pinned: NDArray[np.uint8], stream: Any) -> None: ...
+    def download(self, buffer: Any, nbytes: int, stream: Any) -> NDArray[np.uint8]: ...
+    def event(self) -> Any: ...
+    def update_kernel(self, program: Program) -> Any: ...
+    def sums_kernel(self, storage: str, compute: str) -> Any: ...
+    def prepare_kernel(self, program: Program, inputs: tuple[str, ...]) -> Any: ...
+    def rows_argument(self, program: Program, rows: NDArray[Any] | None) -> Any: ...
+    def decision_arguments(self, decision: Decision) -> tuple[Any, ...]: ...
+    def launch(self, kernel: Any, grid: int, arguments: tuple[Any, ...], stream: Any) -> None: ...
+
+
+DECISION = np.dtype(
+    [
+        ("chunk_count", np.int64),
+        ("max_norm", np.float64),
+        ("grad_scale_value", np.float64),
+        ("grad_scale", np.int64),
+        ("found_inf", np.int64),
+        ("check_finite", np.int32),
+        ("row_count", np.int32),
+    ]
+)
+Decision = np.ndarray  # zero-dimensional, dtype DECISION: the struct of kernels/prepare.cuh
+
+
+class Staging:
+    """A ring of pinned buffers for asynchronous uploads: the host goes on at once and only waits when the GPU is a whole
+    ring of steps behind.
+    """
+
+    SLOTS = 16
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.ring: list[tuple[NDArray[np.uint8], Any] | None] = [None] * self.SLOTS
+        self.next = 0
+
+    def upload(self, buffer: Any, array: NDArray[Any], stream: Any) -> None:
+        """Copy an array's bytes to a device buffer, in stream order."""
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        if not data.size:
+            return
+        slot = self.ring[self.next]
+        if slot is not None:
+            slot[1].synchronize()
+        if slot is None or slot[0].size < data.size:
+            slot = (self.runtime.pinned(max(4096, 2 * data.size)), self.runtime.event())
+            self.ring[self.next] = slot
+        pinned, event = slot
+        pinned[: data.size] = data
+        self.runtime.upload(buffer, pinned[: data.size], stream)
+        event.record(stream)
+        self.next = (self.next + 1) % self.SLOTS

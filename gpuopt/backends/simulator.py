@@ -1,0 +1,154 @@
+"""Numba's CUDA simulator as a runtime: kernels run in Python on host memory that they reach by address. For tests only."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpuopt.compiler.host import ipow
+from gpuopt.compiler.lower import Program
+from gpuopt.formats.dtypes import STORAGES, numpy_dtype
+from gpuopt.launch import table as t
+from gpuopt.rules.language import maximum, minimum, sign, sqrt, where
+
+
+def cell(address: int, dtype: np.dtype[Any], count: int = 1) -> NDArray[Any]:
+    """The memory at an address as an array."""
+    if address % dtype.itemsize:
+        raise ValueError(f"address {address} is not aligned for {dtype}")
+    buffer = (ctypes.c_char * (dtype.itemsize * count)).from_address(address)
+    return np.frombuffer(buffer, dtype, count)
+
+
+class Memory:
+    """Loads, stores and arithmetic in Python, on NumPy scalars of the compute type."""
+
+    def __init__(self, compute: str) -> None:
+        self.compute = compute
+
+    def load(self, storage: str, scope: int = 0, scopes: int = 1, compute: str | None = None) -> Callable[..., Any]:
+        if storage == "int64":
+            return lambda base, i: int(cell(base + 8 * i, np.dtype(np.int64))[0])
+        dtype = numpy_dtype(storage)
+        target = np.dtype(compute or (self.compute if storage == "bool" else STORAGES[storage].compute)).type
+        return lambda base, i: target(cell(base + dtype.itemsize * i, dtype)[0])
+
+    def store(self, storage: str, scope: int = 0, scopes: int = 1, compute: str | None = None) -> Callable[..., Any]:
+        dtype = numpy_dtype(storage)
+
+        def store(base: int, i: int, value: Any) -> None:
+            cell(base + dtype.itemsize * i, dtype)[0] = value
+
+        return store
+
+    def load_pack(self, storage: str, count: int) -> Callable[..., Any]:
+        dtype, target = numpy_dtype(storage), np.dtype(self.compute).type
+
+        def load(address: int) -> tuple[Any, ...]:
+            check_pack(address, dtype.itemsize * count)
+            return tuple(target(x) for x in cell(address, dtype, count))
+
+        return load
+
+    def store_pack(self, storage: str, count: int) -> Callable[..., Any]:
+        dtype = numpy_dtype(storage)
+
+        def store(address: int, values: tuple[Any, ...]) -> None:
+            check_pack(address, dtype.itemsize * count)
+            cell(address, dtype, count)[:] = np.array(values, self.compute).astype(dtype)
+
+        return store
+
+    def arithmetic(self) -> dict[str, Any]:
+        return {
+            "mul": lambda a, b: a * b,
+            "div": np.divide,
+            "sqrt": sqrt,
+            "absolute": abs,
+            "minimum": minimum,
+            "maximum": maximum,
+            "sign": lambda x: type(x)(sign(x)),
+            "select": lambda c, a, b: type(a)(where(c, a, b)),
+            "ipow": lambda base, n: np.float64(ipow(float(base), int(n))),
+        }
+
+
+def check_pack(address: int, size: int) -> None:
+    """A GPU faults on a misaligned vector access; so does the simulator."""
+    if address % size:
+        raise ValueError(f"misaligned access of {size} bytes at {address}")
+
+
+class SimulatorRuntime:
+    """A `Runtime` on host memory."""
+
+    row_limit = 1
+
+    def on_device(self, index: int) -> Any:
+        return nullcontext()
+
+    def stream(self) -> Any:
+        return 0
+
+    def capturing(self, stream: Any) -> bool:
+        return False
+
+    def multiprocessors(self) -> int:
+        return 1
+
+    def allocate(self, nbytes: int) -> Any:
+        return np.zeros(-(-nbytes // 8), np.int64)
+
+    def address(self, buffer: Any) -> int:
+        return int(buffer.ctypes.data)
+
+    def pinned(self, nbytes: int) -> NDArray[np.uint8]:
+        return np.zeros(nbytes, np.uint8)
+
+    def upload(self, buffer: Any, pinned: NDArray[np.uint8], stream: Any) -> None:
+        buffer.view(np.uint8)[: pinned.size] = pinned
+
+    def download(self, buffer: Any, nbytes: int, stream: Any) -> NDArray[np.uint8]:
+        result: NDArray[np.uint8] = buffer.view(np.uint8)[:nbytes].copy()
+        return result
+
+    def event(self) -> Any:
+        return _Event()
+
+    def update_kernel(self, program: Program) -> Any:
+        from gpuopt.backends.numba_cuda import compiled, walk_function
+
+        return compiled(walk_function(program), 1)
+
+    def sums_kernel(self, storage: str, compute: str) -> Any:
+        from gpuopt.backends.numba_cuda import compiled, sums_function
+
+        return compiled(sums_function(storage, compute), 1)
+
+    def prepare_kernel(self, program: Program, inputs: tuple[str, ...]) -> Any:
+        from gpuopt.backends.numba_cuda import compiled, prepare_function
+
+        return compiled(prepare_function(program, inputs), 1)
+
+    def rows_argument(self, program: Program, rows: NDArray[Any] | None) -> Any:
+        return tuple(rows[0]) if rows is not None and len(rows) else ()
+
+    def decision_arguments(self, decision: Any) -> tuple[Any, ...]:
+        return tuple(decision.item())
+
+    def launch(self, kernel: Any, grid: int, arguments: tuple[Any, ...], stream: Any) -> None:
+        with np.errstate(all="ignore"):
+            kernel[grid, t.THREADS](*arguments)
+
+
+class _Event:
+    def record(self, stream: Any) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass

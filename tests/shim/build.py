@@ -1,0 +1,103 @@
+"""Compiles generated CUDA C with g++ and shim.h into a function that Python can launch.
+
+Called by shim.backend and by tests that compile a text of their own. Libraries are kept by content for as long as the
+process lives, and compiled in parallel where they are announced by `prefetch`. Knows nothing of optimizers.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HEADER = Path(__file__).parent / "shim.h"
+FLAGS = ("-std=c++20", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC", "-pthread", "-Wall", "-Wextra")
+FLAGS += ("-Werror", "-Wno-unknown-pragmas")
+SANITIZERS = {
+    None: (),
+    "address": ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+    "thread": ("-g", "-fsanitize=thread"),
+}
+WITH_BARRIER = ("gpuopt_sums", "gpuopt_prepare")  # one std::thread for each CUDA thread
+
+
+class Kernel:
+    """A compiled `extern "C" __global__` function."""
+
+    def __init__(self, library: Path, name: str) -> None:
+        self.name = name
+        self.entry = ctypes.CDLL(str(library)).shim_entry
+
+    def __call__(self, blocks: int, threads: int, *args: Any, parallel: bool | None = None) -> None:
+        """Launch and wait. args: a ctypes value each, or an array whose bytes are the argument (a struct by value)."""
+        values = [a.ctypes.data if isinstance(a, np.ndarray) else ctypes.addressof(a) for a in args]
+        parallel = self.name in WITH_BARRIER if parallel is None else parallel
+        self.entry(blocks, threads, int(parallel), (ctypes.c_void_p * len(values))(*values))
+
+
+@lru_cache(maxsize=None)
+def folder() -> Path:
+    """Where libraries lie, for the life of this process."""
+    made = Path(tempfile.mkdtemp(prefix="gpuopt-shim-"))
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made
+
+
+@lru_cache(maxsize=None)
+def pool() -> ThreadPoolExecutor:
+    """As many compilers at a time as there are cores."""
+    return ThreadPoolExecutor(os.cpu_count())
+
+
+def compile_with(flags: Iterable[str], *arguments: str | Path) -> None:
+    """Run g++; its messages become the error's text."""
+    done = subprocess.run(["g++", *flags, *map(str, arguments)], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"g++ failed:\n{done.stderr[:8000]}")
+
+
+@lru_cache(maxsize=None)
+def header(sanitize: str | None) -> Path:
+    """shim.h, precompiled: half the time of a unit would go into the standard library's headers."""
+    place = folder() / f"header-{sanitize}"
+    place.mkdir()
+    copy = Path(shutil.copy(HEADER, place))
+    flags = (*FLAGS[:-3], *SANITIZERS[sanitize])
+    compile_with(flags, "-w", "-x", "c++-header", copy, "-o", place / "shim.h.gch")
+    return copy
+
+
+def _compile(source: str, kernel_name: str, sanitize: str | None, library: Path) -> Path:
+    text = library.with_suffix(".cu")
+    text.write_text(f"{source}\nSHIM_ENTRY({kernel_name})\n")
+    flags = (*FLAGS, *SANITIZERS[sanitize], "-shared", "-x", "c++", "-include")
+    compile_with(flags, header(sanitize), text, "-o", library)
+    return library
+
+
+_libraries: dict[str, Future[Path]] = {}
+
+
+def prefetch(source: str, kernel_name: str, sanitize: str | None = None) -> Future[Path]:
+    """Start compiling, unless that was done before."""
+    key = hashlib.sha256(f"{kernel_name} {sanitize}\n{source}".encode()).hexdigest()
+    if key not in _libraries:
+        header(sanitize)
+        _libraries[key] = pool().submit(_compile, source, kernel_name, sanitize, folder() / f"{key}.so")
+    return _libraries[key]
+
+
+def build(source: str, kernel_name: str, sanitize: str | None = None) -> Kernel:
+    """The kernel of that name in a complete translation unit. sanitize: None, "address" (with undefined) or "thread"."""
+    return Kernel(prefetch(source, kernel_name, sanitize).result(), kernel_name)

@@ -1,0 +1,64 @@
+"""Every kernel that a rule has: the hyperparameters that switch each combination of its compile-time flags.
+
+Read by the tests that must see every kernel (bits, sanitizers, cubins). A new rule needs no line here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from itertools import product
+from typing import Any
+
+from gpuopt import rules
+from gpuopt.optim.hyper import defaults_of
+from gpuopt.source import program
+
+# Values at which no term of a rule vanishes; flags `has_x` need x here.
+LIVELY = {"lr": 0.01, "weight_decay": 0.1, "dampening": 0.1, "lr_decay": 0.9, "eps": 1e-6, "momentum": 0.9}
+EVERYTHING = {"maximize": True, "clip_value": 0.75, "l1": 0.125}
+
+
+def lively(name: str) -> dict[str, Any]:
+    """Hyperparameters of a rule for which every term counts."""
+    return {k: v for k, v in LIVELY.items() if k in defaults_of(rules.get(name))}
+
+
+@lru_cache(maxsize=None)
+def _variants(name: str) -> tuple[Mapping[str, Any], ...]:
+    flags = rules.get(name).tree.flags
+    found: dict[object, Mapping[str, Any]] = {}
+    for values in product(*flags.values()):
+        hyper = lively(name)
+        for flag, value in zip(flags, values, strict=True):
+            if flag.startswith("has_"):
+                hyper[flag[4:]] = LIVELY[flag[4:]] if value else 0.0
+            else:
+                hyper[flag] = value
+        made = program(name, **hyper)
+        found.setdefault((made.body, made.row), hyper)
+    return tuple(found.values())
+
+
+def variants(name: str) -> list[dict[str, Any]]:
+    """One set of hyperparameters for each distinct kernel of a rule."""
+    return [dict(hyper) for hyper in _variants(name)]
+
+
+def richest(name: str) -> dict[str, Any]:
+    """The variant with most states, and the longest of those."""
+
+    def length(hyper: Mapping[str, Any]) -> tuple[int, int]:
+        made = program(name, **hyper)
+        return len(made.roles), len(made.body)
+
+    return max(variants(name), key=length)
+
+
+def label(hyper: Mapping[str, Any]) -> str:
+    """What distinguishes a variant, for the name of a test."""
+    return "-".join(k for k, v in hyper.items() if v is True or (k == "momentum" and v)) or "plain"
+
+
+VARIANTS = [(name, hyper) for name in rules.NAMES for hyper in variants(name)]
+VARIANT_LABELS = [f"{name}-{label(hyper)}" for name, hyper in VARIANTS]

@@ -1,0 +1,167 @@
+"""numpy = numba = generated CUDA C (compiled by g++), bit for bit: every rule, dtype, size, offset, option and list.
+
+Each case runs the same steps on arrays inside poisoned memory, once per backend; see shim.arena. What is computed on the
+device where a step may be skipped is in test_bits_device.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from gpuopt import rules
+from gpuopt.compiler import to_cuda
+from gpuopt.launch import table as t
+from shim.arena import Case, assert_same
+from shim.backend import Backend, installed
+from shim.build import prefetch
+from shim.variants import EVERYTHING, VARIANT_LABELS, VARIANTS, richest
+
+DTYPES = {"float64": None, "float32": None, "float16": None, "bfloat16": None, "float32-bfloat16": "bfloat16"}
+SHAPES = ((32, 2048, 3), (256, 16384, 2))  # unit, tile size, blocks
+TILES = (2048, 4096, 8192, 16384)
+SIZES = [*range(258), 1023, 1024, 1025, *(tile + d for tile in TILES for d in (-1, 0, 1))]
+FEW = [0, 1, 3, 7, 8, 9, 31, 32, 33, 0, 255, 256, 257, 1023, 2047, 2048, 2049, 4097, 0]
+SWITCHES = {"scaled": {"maximize": True, "max_grad_norm": 0.5, "grad_scale": 8.0}, "clipped": {"clip_value": 0.75}}
+SWITCHES |= {"sparse": {"l1": 0.125}, "masked": {"mask": True}}
+
+
+def offsets(count: int, seed: int = 0) -> dict[str, list[int]]:
+    """0 to 15 elements, another for each role; p and g together meet all 256 pairs. A third of the tensors agree."""
+    rng = np.random.default_rng(seed)
+    made = {"p": [k % 16 for k in range(count)], "g": [k // 16 % 16 for k in range(count)]}
+    for role in ("mask", *sorted({s.name for name in rules.NAMES for s in rules.get(name).states})):
+        made[role] = rng.integers(0, 16, count).tolist()
+    agree = rng.random(count) < 1 / 3
+    return {role: [p if a else own for p, own, a in zip(made["p"], made[role], agree, strict=True)] for role in made}
+
+
+def split(dtype: str) -> dict[str, Any]:
+    """`param_dtype` and `grad_dtype` of a name in DTYPES."""
+    return {"param_dtype": dtype.partition("-")[0], "grad_dtype": DTYPES[dtype]}
+
+
+def with_options(name: str, dtype: str, switches: tuple[str, ...], **more: Any) -> Case:
+    """A short list of tensors with these options on."""
+    chosen: dict[str, Any] = {k: v for s in switches for k, v in SWITCHES[s].items()}
+    mask = chosen.pop("mask", False)
+    wide = {k: chosen.pop(k) for k in ("max_grad_norm", "grad_scale") if k in chosen}
+    common = {"offsets": offsets(len(FEW)), "mask": mask, "options": wide, **split(dtype), **more}
+    return Case(name, richest(name) | chosen, sizes=FEW, **common)
+
+
+RULE_CASES = {
+    f"{label}-{dtype}": Case(name, hyper, sizes=SIZES, offsets=offsets(len(SIZES)), **split(dtype))
+    for (label, (name, hyper)), dtype in product(zip(VARIANT_LABELS, VARIANTS, strict=True), DTYPES)
+}
+OPTION_CASES = {
+    "-".join(chosen): with_options("adamw", "float32", chosen)
+    for bits in product((0, 1), repeat=4)
+    if (chosen := tuple(s for s, bit in zip(SWITCHES, bits, strict=True) if bit))
+}
+OPTION_CASES |= {f"{name}-all": with_options(name, "float32", tuple(SWITCHES)) for name in rules.NAMES}
+OPTION_CASES |= {f"adamw-{dtype}-all": with_options("adamw", dtype, tuple(SWITCHES)) for dtype in DTYPES}
+FORMAT_CASES = {
+    f"{name}-{dtype}": with_options(name, dtype, (), state_format="bfloat16")
+    for name in rules.NAMES
+    for dtype in ("float32", "bfloat16")
+    if rules.get(name).states
+}
+CASES = RULE_CASES | {f"options-{k}": v for k, v in OPTION_CASES.items()} | {f"state16-{k}": v for k, v in FORMAT_CASES.items()}
+
+
+@pytest.fixture(scope="module")
+def shim(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """The backend, and g++ at work on every kernel that the chosen tests need."""
+    with installed() as backend:
+        for item in request.session.items:
+            case = getattr(item, "callspec", None) and item.callspec.params.get("case")
+            if isinstance(case, Case):
+                prefetch(to_cuda.update_source(case.program), "gpuopt_update")
+        yield backend
+
+
+def check(shim: Backend, case: Case, shapes: tuple[tuple[int, int, int], ...] = SHAPES) -> None:
+    """Every backend gives the bits of the reference, and the same step counts."""
+    expected, reference = case.run("numpy")
+    counts = [slot.clock.step for slot in reference._slots]
+    found, made = case.run("numba")
+    assert_same(expected, found, "numba")
+    for shape in shapes:
+        shim.unit, shim.tile_size, shim.blocks = shape
+        found, made = case.run("shim")
+        assert_same(expected, found, f"shim {shape}")
+        assert [slot.clock.step for slot in made._slots] == counts
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_same_bits(shim: Backend, case: Case) -> None:
+    check(shim, case)
+
+
+def test_the_sizes_and_offsets_meet_every_branch_of_the_walk(shim: Backend) -> None:
+    made = RULE_CASES["adamw-plain-float32"].run("shim")[1]
+    table = made._launches[0][1][0].plan.table
+    packed = (table[:, t.ALIGNED] & 1).astype(bool)
+    assert packed.sum() > 50 and (~packed).sum() > 50
+    assert set(table[packed, t.HEAD]) == {0, 1, 2, 3}
+    assert (table[packed, t.NUMEL] < table[packed, t.HEAD]).any()
+
+
+@pytest.mark.parametrize("device_rows", [False, True])
+@pytest.mark.parametrize("count", [3, 300])
+def test_rows_of_groups_and_step_counts(shim: Backend, count: int, device_rows: bool) -> None:
+    """300 groups of AdamW with two step counts each are more rows than a kernel argument holds."""
+    sizes = [(7 * k) % 40 for k in range(2 * count)]
+    seen = [range(2 * count), range(0, 2 * count, 3), range(count), range(2 * count)]
+    groups = [{"lr": 0.01 + 1e-4 * k, "weight_decay": 0.1 * (k % 2)} for k in range(count)]
+    hyper = {"eps": 1e-6, "amsgrad": False}
+    case = Case("adamw", hyper, "float32", sizes, groups=groups, seen=seen, steps=4, offsets=offsets(2 * count))
+    shim.device_rows = device_rows
+    try:
+        check(shim, case)
+    finally:
+        shim.device_rows = False
+    launch = case.run("shim")[1]._launches[0][1][0]
+    assert len(launch.clocks) > count
+
+
+@pytest.mark.parametrize("blocks", [1, 4, 37])
+@pytest.mark.parametrize("unit", [32, 256])
+@pytest.mark.parametrize("tile_size", TILES)
+def test_launch_shape_changes_nothing(shim: Backend, tile_size: int, unit: int, blocks: int) -> None:
+    case = Case("adamw", richest("adamw"), "bfloat16", [100_003, 0, 5, tile_size + 1], offsets=offsets(4, 1), steps=1)
+    check(shim, case, ((unit, tile_size, blocks),))
+
+
+KERNELS = (("adamw", "float32"), ("lion", "bfloat16"), ("rmsprop", "float16"), ("sgd", "float64"))
+COUNTS = st.one_of(st.integers(1, 60), st.integers(60, 600), st.just(5000))
+LENGTHS = st.lists(st.one_of(st.just(0), st.integers(0, 40), st.sampled_from(SIZES)), min_size=1, max_size=40)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@example(("adamw", "float32"), 5000, [0, 3, 17, 0, 64, 1], 1, 0.05, (32, 2048, 3))
+@example(("lion", "bfloat16"), 3, [0], 2, 0.0, (32, 2048, 1))
+@given(
+    kernel=st.sampled_from(KERNELS),
+    count=COUNTS,
+    lengths=LENGTHS,
+    seed=st.integers(0, 2**32 - 1),
+    odd=st.sampled_from([0.0, 0.05, 1.0]),
+    shape=st.tuples(st.sampled_from([32, 256]), st.sampled_from(TILES), st.integers(1, 5)),
+)
+def test_any_list_of_tensors(
+    shim: Backend, kernel: Any, count: int, lengths: list[int], seed: int, odd: float, shape: tuple[int, int, int]
+) -> None:
+    """1 to 5,000 tensors, empties anywhere, any bits in them."""
+    sizes = [lengths[k % len(lengths)] if k < 300 else lengths[k % len(lengths)] % 41 for k in range(count)]
+    name, dtype = kernel
+    places = offsets(count, seed)
+    case = Case(name, richest(name) | EVERYTHING, dtype, sizes, offsets=places, odd=odd, seed=seed, steps=1)
+    check(shim, case, (shape,))
