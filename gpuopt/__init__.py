@@ -11,7 +11,14 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "gpuopt.errors": ("GpuoptError", "InputError", "DtypeError", "BackendUnavailable", "CompileError", "RuleSyntaxError"),
+    "gpuopt.errors": (
+        "GpuoptError",
+        "InputError",
+        "DtypeError",
+        "BackendUnavailable",
+        "CompileError",
+        "RuleSyntaxError",
+    ),
     "gpuopt.rules.language": ("rule", "Rule", "State", "sqrt", "sign", "minimum", "maximum", "where"),
     "gpuopt.source": ("kernel_source",),
     "gpuopt.optim.optimizer": ("Optimizer",),

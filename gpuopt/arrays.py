@@ -163,7 +163,7 @@ def _module(array: Any) -> str:
     return type(array).__module__.partition(".")[0]
 
 
-KINDS = (
+KINDS: tuple[Kind, ...] = (
     Kind(
         "numpy",
         lambda a: isinstance(a, np.ndarray),

@@ -41,9 +41,7 @@ def program(
     compute = STORAGES[param_dtype].compute
     formats = Settings(options.get("state_format", "float32")).formats(rule)
     roles = [Role("p", param_dtype, True), Role("g", grad_dtype or param_dtype, False)]
-    roles += [
-        Role(s.name, state_storage(formats[s.name], compute), not s.readonly) for s in rule.active_states(flags)
-    ]
+    roles += [Role(s.name, state_storage(formats[s.name], compute), not s.readonly) for s in rule.active_states(flags)]
     roles += [Role("mask", "bool", False)] if mask else []
     return program_for(Signature(rule, tuple(sorted(flags.items())), tuple(roles), compute))
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from gpuopt import rules
 from gpuopt.compiler import to_cuda
 from gpuopt.launch import table as t
-from shim.arena import Case, assert_same
+from shim.arena import Case, assert_same, launches_of, slots_of
 from shim.backend import Backend, installed
 from shim.build import prefetch
 from shim.variants import EVERYTHING, VARIANT_LABELS, VARIANTS, richest
@@ -28,18 +28,24 @@ SHAPES = ((32, 2048, 3), (256, 16384, 2))  # unit, tile size, blocks
 TILES = (2048, 4096, 8192, 16384)
 SIZES = [*range(258), 1023, 1024, 1025, *(tile + d for tile in TILES for d in (-1, 0, 1))]
 FEW = [0, 1, 3, 7, 8, 9, 31, 32, 33, 0, 255, 256, 257, 1023, 2047, 2048, 2049, 4097, 0]
-SWITCHES = {"scaled": {"maximize": True, "max_grad_norm": 0.5, "grad_scale": 8.0}, "clipped": {"clip_value": 0.75}}
+ROLES = ["p", "g", "mask", *sorted({s.name for name in rules.NAMES for s in rules.get(name).states})]
+SWITCHES = {"scaled": {"maximize": True, "grad_scale": 8.0}, "clipped": {"clip_value": 0.75}}
 SWITCHES |= {"sparse": {"l1": 0.125}, "masked": {"mask": True}}
 
 
-def offsets(count: int, seed: int = 0) -> dict[str, list[int]]:
-    """0 to 15 elements, another for each role; p and g together meet all 256 pairs. A third of the tensors agree."""
-    rng = np.random.default_rng(seed)
-    made = {"p": [k % 16 for k in range(count)], "g": [k // 16 % 16 for k in range(count)]}
-    for role in ("mask", *sorted({s.name for name in rules.NAMES for s in rules.get(name).states})):
-        made[role] = rng.integers(0, 16, count).tolist()
-    agree = rng.random(count) < 1 / 3
-    return {role: [p if a else own for p, own, a in zip(made["p"], made[role], agree, strict=True)] for role in made}
+def offsets(count: int, seed: int | None = None) -> dict[str, list[int]]:
+    """0 to 15 elements, another for each role, but where p and g could be walked in packs the rest often can too.
+
+    Without a seed, p and g together meet all 256 pairs.
+    """
+    rng = np.random.default_rng(seed or 0)
+    made = {role: rng.integers(0, 16, count) for role in ROLES}
+    if seed is None:
+        made |= {"p": np.arange(count) % 16, "g": (np.arange(count) + np.arange(count) // 16) % 16}
+    else:
+        made["g"] = np.where(rng.random(count) < 0.5, made["p"], made["g"])
+    agree = (made["p"] - made["g"]) % 4 == 0
+    return {r: np.where(agree & (r != "g"), made["p"], made[r]).tolist() for r in ROLES}
 
 
 def split(dtype: str) -> dict[str, Any]:
@@ -51,8 +57,8 @@ def with_options(name: str, dtype: str, switches: tuple[str, ...], **more: Any) 
     """A short list of tensors with these options on."""
     chosen: dict[str, Any] = {k: v for s in switches for k, v in SWITCHES[s].items()}
     mask = chosen.pop("mask", False)
-    wide = {k: chosen.pop(k) for k in ("max_grad_norm", "grad_scale") if k in chosen}
-    common = {"offsets": offsets(len(FEW)), "mask": mask, "options": wide, **split(dtype), **more}
+    wide = {k: chosen.pop(k) for k in ("grad_scale",) if k in chosen}
+    common = {"offsets": offsets(len(FEW), 1), "mask": mask, "options": wide, **split(dtype), **more}
     return Case(name, richest(name) | chosen, sizes=FEW, **common)
 
 
@@ -90,14 +96,14 @@ def shim(request: pytest.FixtureRequest) -> Iterator[Backend]:
 def check(shim: Backend, case: Case, shapes: tuple[tuple[int, int, int], ...] = SHAPES) -> None:
     """Every backend gives the bits of the reference, and the same step counts."""
     expected, reference = case.run("numpy")
-    counts = [slot.clock.step for slot in reference._slots]
+    counts = [slot.clock.step for slot in slots_of(reference)]
     found, made = case.run("numba")
     assert_same(expected, found, "numba")
     for shape in shapes:
         shim.unit, shim.tile_size, shim.blocks = shape
         found, made = case.run("shim")
         assert_same(expected, found, f"shim {shape}")
-        assert [slot.clock.step for slot in made._slots] == counts
+        assert [slot.clock.step for slot in slots_of(made)] == counts
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -107,7 +113,7 @@ def test_same_bits(shim: Backend, case: Case) -> None:
 
 def test_the_sizes_and_offsets_meet_every_branch_of_the_walk(shim: Backend) -> None:
     made = RULE_CASES["adamw-plain-float32"].run("shim")[1]
-    table = made._launches[0][1][0].plan.table
+    table = launches_of(made)[0].plan.table
     packed = (table[:, t.ALIGNED] & 1).astype(bool)
     assert packed.sum() > 50 and (~packed).sum() > 50
     assert set(table[packed, t.HEAD]) == {0, 1, 2, 3}
@@ -122,13 +128,13 @@ def test_rows_of_groups_and_step_counts(shim: Backend, count: int, device_rows: 
     seen = [range(2 * count), range(0, 2 * count, 3), range(count), range(2 * count)]
     groups = [{"lr": 0.01 + 1e-4 * k, "weight_decay": 0.1 * (k % 2)} for k in range(count)]
     hyper = {"eps": 1e-6, "amsgrad": False}
-    case = Case("adamw", hyper, "float32", sizes, groups=groups, seen=seen, steps=4, offsets=offsets(2 * count))
+    case = Case("adamw", hyper, "float32", sizes, groups=groups, seen=seen, steps=4, offsets=offsets(2 * count, 2))
     shim.device_rows = device_rows
     try:
         check(shim, case)
     finally:
         shim.device_rows = False
-    launch = case.run("shim")[1]._launches[0][1][0]
+    launch = launches_of(case.run("shim")[1])[0]
     assert len(launch.clocks) > count
 
 
@@ -141,11 +147,11 @@ def test_launch_shape_changes_nothing(shim: Backend, tile_size: int, unit: int, 
 
 
 KERNELS = (("adamw", "float32"), ("lion", "bfloat16"), ("rmsprop", "float16"), ("sgd", "float64"))
-COUNTS = st.one_of(st.integers(1, 60), st.integers(60, 600), st.just(5000))
+COUNTS = st.one_of(st.integers(1, 60), st.integers(60, 600))
 LENGTHS = st.lists(st.one_of(st.just(0), st.integers(0, 40), st.sampled_from(SIZES)), min_size=1, max_size=40)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @example(("adamw", "float32"), 5000, [0, 3, 17, 0, 64, 1], 1, 0.05, (32, 2048, 3))
 @example(("lion", "bfloat16"), 3, [0], 2, 0.0, (32, 2048, 1))
 @given(

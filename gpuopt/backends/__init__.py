@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from functools import lru_cache
+from functools import cache
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -47,7 +47,7 @@ def choose(name: str | None, device: str) -> tuple[str, str]:
     name: None or "auto" follow the arrays and GPUOPT_BACKEND; any other name must be usable and fit the arrays.
     Raises InputError for an unknown name, BackendUnavailable where a named backend cannot run.
     """
-    asked = name or os.environ.get("GPUOPT_BACKEND") or "auto"
+    asked = (None if name == "auto" else name) or os.environ.get("GPUOPT_BACKEND") or "auto"
     if asked not in names():
         raise InputError(f"unknown backend {asked!r}: expected one of {', '.join(names())}")
     if asked == "auto":
@@ -65,15 +65,15 @@ def choose(name: str | None, device: str) -> tuple[str, str]:
                 where = {"cpu": "host arrays (NumPy)", "cuda": "device arrays (CuPy, Numba)"}
                 found, wanted = where[device], where[DEVICES[candidate]]
                 raise InputError(f"backend {asked!r} needs {wanted}, found {found}; pass such arrays or backend='auto'")
-            source = "asked for by name" if name else "set by GPUOPT_BACKEND"
+            source = "asked for by name" if asked == name else "set by GPUOPT_BACKEND"
             return candidate, source
     raise BackendUnavailable(f"backend {asked!r} cannot run here: " + "; ".join(why for why in whys if why))
 
 
-@lru_cache(maxsize=None)
-def get(name: str) -> Backend:
-    """The backend of that name, made once."""
-    backend: Backend = import_module(f"gpuopt.backends.{MODULES[name]}").Backend()
+@cache
+def get(name: str, device: str = "cpu") -> Backend:
+    """The backend of that name for one device ("cpu", "cuda:0" ...), made once."""
+    backend: Backend = import_module(f"gpuopt.backends.{MODULES[name]}").Backend(int(device.partition(":")[2] or 0))
     return backend
 
 

@@ -1,2 +1,117 @@
-"""stub"""
-def missing(): return "not yet"
+"""The CuPy backend: cubins from NVRTC, loaded and launched by CuPy on its current stream. How a step runs is in `device`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpuopt.backends.device import DeviceBackend
+from gpuopt.backends.runtime import DECISION
+from gpuopt.compiler import nvrtc, to_cuda
+from gpuopt.compiler.lower import Program
+from gpuopt.launch import table as t
+from gpuopt.launch.stream import override
+
+HOST_TO_DEVICE, DEVICE_TO_HOST = 1, 2
+
+
+def missing() -> str | None:
+    """None where CuPy imports, finds a GPU, and NVRTC is there."""
+    try:
+        import cupy
+
+        if cupy.cuda.runtime.getDeviceCount() < 1:
+            return "CuPy finds no GPU: it needs an NVIDIA driver; pip install 'gpuopt[cuda13]'"
+    except Exception as error:
+        return (
+            f"CuPy cannot run ({str(error).splitlines()[0] if str(error) else error!r}); pip install 'gpuopt[cuda13]'"
+        )
+    return nvrtc.missing()
+
+
+class CupyRuntime:
+    """A `Runtime` on CuPy's memory pool and streams."""
+
+    row_limit: int | None = None  # as many rows as the kernel argument holds
+
+    def __init__(self) -> None:
+        import cupy
+
+        self.cupy = cupy
+        self.runtime = cupy.cuda.runtime
+
+    def on_device(self, index: int) -> Any:
+        return self.cupy.cuda.Device(index)
+
+    def stream(self) -> Any:
+        raw = override.get()
+        return self.cupy.cuda.get_current_stream() if raw is None else self.cupy.cuda.ExternalStream(raw)
+
+    def capturing(self, stream: Any) -> bool:
+        return bool(stream.ptr) and bool(self.runtime.streamIsCapturing(stream.ptr))
+
+    def multiprocessors(self) -> int:
+        return int(self.cupy.cuda.Device().attributes["MultiProcessorCount"])
+
+    def allocate(self, nbytes: int) -> Any:
+        return self.cupy.cuda.alloc(nbytes)
+
+    def address(self, buffer: Any) -> int:
+        return int(buffer.ptr)
+
+    def pinned(self, nbytes: int) -> Any:
+        return np.frombuffer(self.cupy.cuda.alloc_pinned_memory(nbytes), np.uint8, nbytes)
+
+    def upload(self, buffer: Any, pinned: Any, stream: Any) -> None:
+        self.runtime.memcpyAsync(buffer.ptr, pinned.ctypes.data, pinned.nbytes, HOST_TO_DEVICE, stream.ptr)
+
+    def download(self, buffer: Any, nbytes: int, stream: Any) -> Any:
+        stream.synchronize()
+        result = np.empty(nbytes, np.uint8)
+        self.runtime.memcpy(result.ctypes.data, buffer.ptr, nbytes, DEVICE_TO_HOST)
+        return result
+
+    def event(self) -> Any:
+        return self.cupy.cuda.Event(disable_timing=True)
+
+    def _function(self, source: str, name: str) -> Any:
+        arch = f"sm_{self.cupy.cuda.Device().compute_capability}"
+        module = self.cupy.cuda.Module()
+        module.load(nvrtc.compile_cubin(source, arch))
+        return module.get_function(name)
+
+    def update_kernel(self, program: Program) -> Any:
+        return self._function(to_cuda.update_source(program), "gpuopt_update")
+
+    def sums_kernel(self, storage: str, compute: str) -> Any:
+        return self._function(to_cuda.sums_source(storage, compute), "gpuopt_sums")
+
+    def prepare_kernel(self, program: Program, inputs: tuple[str, ...]) -> Any:
+        return self._function(to_cuda.prepare_source(program, inputs), "gpuopt_prepare")
+
+    def rows_argument(self, program: Program, rows: Any) -> Any:
+        """The struct Rows by value: CuPy passes a zero-dimensional structured array as the bytes it holds."""
+        capacity = to_cuda.rows_capacity(program) * max(1, len(program.row))
+        argument = np.zeros((), np.dtype([("values", program.compute, capacity)]))
+        if rows is not None:
+            argument["values"][: rows.size] = rows.reshape(-1)
+        return argument
+
+    def decision_arguments(self, decision: Any) -> tuple[Any, ...]:
+        assert decision.dtype == DECISION
+        return (decision,)
+
+    def launch(self, kernel: Any, grid: int, arguments: tuple[Any, ...], stream: Any) -> None:
+        """Whole numbers go as int64, as every kernel declares them."""
+        packed = tuple(np.int64(a) if isinstance(a, int) else a for a in arguments)
+        kernel((grid,), (t.THREADS,), packed, 0, stream)
+
+
+class Backend(DeviceBackend):
+    """See gpuopt.backends."""
+
+    name = "cupy"
+
+    def __init__(self, index: int = 0) -> None:
+        super().__init__(CupyRuntime(), index)

@@ -75,8 +75,8 @@ class DeviceBackend:
     name = ""
     device = "cuda"
 
-    def __init__(self, runtime: Runtime) -> None:
-        self.runtime = runtime
+    def __init__(self, runtime: Runtime, index: int = 0) -> None:
+        self.runtime, self.index = runtime, index
         self.staging = Staging(runtime)
         self.kernels: dict[tuple[Any, ...], Any] = {}
         self.partials: Any = None
@@ -91,6 +91,11 @@ class DeviceBackend:
 
     def step(self, launches: Sequence[Launch], demand: Demand, clocks: Sequence[Clock]) -> bool:
         """Enqueue one step on the current stream; everything that can fail comes before the first launch."""
+        with self.runtime.on_device(self.index):
+            self._step(launches, demand, clocks)
+        return True
+
+    def _step(self, launches: Sequence[Launch], demand: Demand, clocks: Sequence[Clock]) -> None:
         stream = self.runtime.stream()
         deciding = demand.on_device or demand.sums or demand.grad_scale is not None
         capturing = demand.on_device and self.runtime.capturing(stream)
@@ -101,7 +106,7 @@ class DeviceBackend:
             rows = [self._rows(launch, resident, stream) for launch, resident in zip(launches, residents, strict=True)]
             for launch, resident, row in zip(launches, residents, rows, strict=True):
                 self._update(launch, resident, row, 0, stream)
-            return True
+            return
         decisions = self._decisions(launches, residents, demand, stream)
         for launch, resident in zip(launches, residents, strict=True):
             self._upload_inputs(launch, resident, demand, stream)
@@ -109,11 +114,10 @@ class DeviceBackend:
             for clock in clocks:
                 clock.step += 1
         self._sums(launches, residents, demand, stream)
-        for launch, resident, arguments in zip(launches, residents, decisions, strict=True):
+        for resident, arguments in zip(residents, decisions, strict=True):
             self.runtime.launch(resident.prepare, 1, arguments, stream)
         for launch, resident in zip(launches, residents, strict=True):
             self._update(launch, resident, None, self.runtime.address(resident.flags), stream)
-        return True
 
     # ------------------------------------------------------------------------------------------- resident data
 
@@ -173,7 +177,7 @@ class DeviceBackend:
             runtime.address(resident.tiles),
             len(plan.tiles),
             plan.tile_size,
-            resident.unit,
+            np.int32(resident.unit),
             device_rows,
             skip,
             runtime.rows_argument(plan.program, rows),
@@ -192,7 +196,7 @@ class DeviceBackend:
                 arguments = (
                     self.runtime.address(resident.table),
                     plan.table.shape[1],
-                    1,
+                    np.int32(1),
                     self.runtime.address(resident.chunks),
                     count,
                     offset,
@@ -213,7 +217,9 @@ class DeviceBackend:
             decision = np.zeros((), DECISION)
             decision["chunk_count"] = chunk_count
             decision["max_norm"] = np.inf if demand.max_norm is None else demand.max_norm
-            decision["grad_scale_value"], decision["grad_scale"] = scalar_or_address(demand.grad_scale, "grad_scale", 1.0)
+            decision["grad_scale_value"], decision["grad_scale"] = scalar_or_address(
+                demand.grad_scale, "grad_scale", 1.0
+            )
             value, decision["found_inf"] = scalar_or_address(demand.found_inf, "found_inf", 0.0)
             decision["check_finite"] = demand.check_finite
             decision["row_count"] = len(launch.clocks)
@@ -230,6 +236,10 @@ class DeviceBackend:
 
     def synchronize(self, launches: Sequence[Launch]) -> int:
         """Wait for the device and bring its step counts into the clocks; returns how many steps it skipped since."""
+        with self.runtime.on_device(self.index):
+            return self._synchronize(launches)
+
+    def _synchronize(self, launches: Sequence[Launch]) -> int:
         skipped, stream = 0, self.runtime.stream()
         for launch in launches:
             resident: Resident | None = launch.private.get("resident")

@@ -20,6 +20,9 @@ class HostBackend:
     name = ""
     device = "cpu"
 
+    def __init__(self, index: int = 0) -> None:
+        """There is one host."""
+
     def sums(self, launch: Launch) -> NDArray[Any]:
         raise NotImplementedError
 
@@ -56,7 +59,7 @@ class HostBackend:
             norm = float(np.sqrt(squares)) * inverse
         bound = np.inf if demand.max_norm is None else demand.max_norm
         multiplier = float(minimum(div(bound, norm + 1e-6), 1.0)) * inverse
-        return multiplier, skip or (demand.check_finite and not broken == 0)
+        return multiplier, skip or (demand.check_finite and bool(broken != 0))
 
     def synchronize(self, launches: Sequence[Launch]) -> int:
         """Nothing to do: step counts are on the host, and skipped steps were counted as they happened."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import linecache
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ def missing() -> str | None:
     return None
 
 
-@lru_cache(maxsize=None)
+@cache
 def namespace(compute: str) -> dict[str, Any]:
     """The names that generated text calls, for one compute type, compiled for the CPU."""
     from numba.extending import intrinsic
@@ -66,13 +66,14 @@ def compile_text(source: str, name: str, values: dict[str, Any], arguments: int)
         scope["update"] = njit(error_model="numpy")(scope["update"])
     compiled = cfunc(types.void(*[types.int64] * arguments), error_model="numpy", nogil=True)(scope[name])
     _alive.append(compiled)
-    return int(compiled.address)
+    address: int = compiled.address or 0
+    return address
 
 
 _alive: list[Any] = []  # compiled functions, whose addresses are in use
 
 
-@lru_cache(maxsize=None)
+@cache
 def walk_address(program: Program) -> int:
     """The compiled walk of a program."""
     from numba.extending import intrinsic
@@ -89,7 +90,7 @@ def walk_address(program: Program) -> int:
     return compile_text(to_numba.cpu_source(program), "walk", values, 6)
 
 
-@lru_cache(maxsize=None)
+@cache
 def sums_address(storage: str, compute: str) -> int:
     """The compiled sums of a gradient of this dtype."""
     from numba.extending import intrinsic
@@ -100,7 +101,7 @@ def sums_address(storage: str, compute: str) -> int:
     return compile_text(to_numba.sums_source(storage, compute), "sums", values, 7)
 
 
-@lru_cache(maxsize=None)
+@cache
 def drivers(parallel: bool) -> tuple[Callable[..., None], Callable[..., None]]:
     """`walk` and `sums` over ranges: one parallel region for all tensors of a launch."""
     from numba import njit, prange
@@ -119,8 +120,8 @@ def drivers(parallel: bool) -> tuple[Callable[..., None], Callable[..., None]]:
         for k in prange(len(bounds) - 1):
             call_sums(function, table, columns, role, chunks, bounds[k], bounds[k + 1], partials)
 
-    options = {"parallel": parallel, "nogil": True}
-    return njit(**options)(walk), njit(**options)(sums)
+    compiler: Any = njit(parallel=parallel, nogil=True)
+    return compiler(walk), compiler(sums)
 
 
 def ranges(plan: Plan, words: NDArray[np.int64], size: int, threads: int) -> NDArray[np.int64]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import linecache
 import os
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from gpuopt.backends.device import DeviceBackend
+from gpuopt.backends.runtime import Runtime
+from gpuopt.backends.simulator import SimulatorRuntime, plain
 from gpuopt.compiler import to_numba_cuda
 from gpuopt.compiler.lower import Program
 from gpuopt.compiler.names import safe
@@ -22,6 +24,13 @@ from gpuopt.compiler.to_cuda import blocks_per_sm
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.launch import table as t
 from gpuopt.launch.stream import override
+
+
+def _cuda() -> Any:
+    """numba.cuda, untyped: its annotations are those of the simulator."""
+    from numba import cuda
+
+    return cuda
 
 
 def simulated() -> bool:
@@ -32,9 +41,7 @@ def simulated() -> bool:
 def missing() -> str | None:
     """None where Numba CUDA imports and finds a GPU."""
     try:
-        from numba import cuda
-
-        if not cuda.is_available():
+        if not _cuda().is_available():
             return "Numba CUDA finds no GPU: it needs an NVIDIA driver; pip install 'gpuopt[cuda13]'"
     except Exception as error:
         return f"Numba CUDA does not import ({error}); pip install 'gpuopt[cuda13]'"
@@ -84,12 +91,12 @@ class IntrinsicMemory:
         return numba_ir.arithmetic(self.intrinsic, "cuda") | {"ipow": numba_ir.integer_power(self.intrinsic)}
 
 
-@lru_cache(maxsize=None)
+@cache
 def namespace(compute: str) -> dict[str, Any]:
     """The names that every generated text calls, for one compute type."""
     import math
 
-    from numba import cuda
+    cuda = _cuda()
 
     found = memory(compute)
     names: dict[str, Any] = found.arithmetic()
@@ -150,7 +157,7 @@ def prepare_function(program: Program, inputs: tuple[str, ...]) -> Callable[...,
 
 def compiled(python: Callable[..., Any], blocks: int) -> Any:
     """The kernel, with at most 65536 / (256 * blocks) registers a thread; compiled at its first launch."""
-    from numba import cuda
+    cuda = _cuda()
 
     return cuda.jit(python) if simulated() else cuda.jit(python, launch_bounds=(t.THREADS, blocks))
 
@@ -158,15 +165,15 @@ def compiled(python: Callable[..., Any], blocks: int) -> Any:
 class NumbaRuntime:
     """A `Runtime` on Numba CUDA's memory and streams."""
 
-    row_limit = 1  # Numba unpacks a tuple argument scalar by scalar: more rows go up in one copy
+    row_limit: int | None = 1  # Numba unpacks a tuple argument scalar by scalar: more rows go up in one copy
 
     def on_device(self, index: int) -> Any:
-        from numba import cuda
+        cuda = _cuda()
 
         return cuda.gpus[index]
 
     def stream(self) -> Any:
-        from numba import cuda
+        cuda = _cuda()
 
         raw = override.get()
         return cuda.default_stream() if raw is None else cuda.external_stream(raw)
@@ -175,12 +182,12 @@ class NumbaRuntime:
         return False  # Numba has no graph API; a capture by another library finds every buffer allocated
 
     def multiprocessors(self) -> int:
-        from numba import cuda
+        cuda = _cuda()
 
         return int(cuda.get_current_device().MULTIPROCESSOR_COUNT)
 
     def allocate(self, nbytes: int) -> Any:
-        from numba import cuda
+        cuda = _cuda()
 
         return cuda.device_array(nbytes, np.uint8)
 
@@ -188,7 +195,7 @@ class NumbaRuntime:
         return int(buffer.device_ctypes_pointer.value)
 
     def pinned(self, nbytes: int) -> Any:
-        from numba import cuda
+        cuda = _cuda()
 
         return cuda.pinned_array(nbytes, np.uint8)
 
@@ -200,7 +207,7 @@ class NumbaRuntime:
         return buffer[:nbytes].copy_to_host()
 
     def event(self) -> Any:
-        from numba import cuda
+        cuda = _cuda()
 
         return cuda.event(timing=False)
 
@@ -222,7 +229,7 @@ class NumbaRuntime:
         return tuple(decision.item())
 
     def launch(self, kernel: Any, grid: int, arguments: tuple[Any, ...], stream: Any) -> None:
-        kernel[grid, t.THREADS, stream](*arguments)
+        kernel[grid, t.THREADS, stream](*plain(arguments))
 
 
 class Backend(DeviceBackend):
@@ -230,10 +237,6 @@ class Backend(DeviceBackend):
 
     name = "numba-cuda"
 
-    def __init__(self) -> None:
-        if simulated():
-            from gpuopt.backends.simulator import SimulatorRuntime
-
-            super().__init__(SimulatorRuntime())
-        else:
-            super().__init__(NumbaRuntime())
+    def __init__(self, index: int = 0) -> None:
+        runtime: Runtime = SimulatorRuntime() if simulated() else NumbaRuntime()
+        super().__init__(runtime, index)

@@ -21,8 +21,9 @@ def cell(address: int, dtype: np.dtype[Any], count: int = 1) -> NDArray[Any]:
     """The memory at an address as an array."""
     if address % dtype.itemsize:
         raise ValueError(f"address {address} is not aligned for {dtype}")
-    buffer = (ctypes.c_char * (dtype.itemsize * count)).from_address(address)
-    return np.frombuffer(buffer, dtype, count)
+    buffer: Any = (ctypes.c_char * (dtype.itemsize * count)).from_address(address)
+    result: NDArray[Any] = np.frombuffer(buffer, dtype, count)
+    return result
 
 
 class Memory:
@@ -87,7 +88,7 @@ def check_pack(address: int, size: int) -> None:
 class SimulatorRuntime:
     """A `Runtime` on host memory."""
 
-    row_limit = 1
+    row_limit: int | None = 1
 
     def on_device(self, index: int) -> Any:
         return nullcontext()
@@ -143,7 +144,12 @@ class SimulatorRuntime:
 
     def launch(self, kernel: Any, grid: int, arguments: tuple[Any, ...], stream: Any) -> None:
         with np.errstate(all="ignore"):
-            kernel[grid, t.THREADS](*arguments)
+            kernel[grid, t.THREADS](*plain(arguments))
+
+
+def plain(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Whole numbers of any width as Python's own: Numba's kernels take int64 everywhere."""
+    return tuple(int(a) if isinstance(a, np.integer) else a for a in arguments)
 
 
 class _Event:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from gpuopt.compiler.lower import Program
@@ -128,7 +128,7 @@ def prepare_arguments(function: Callable[..., Any]) -> list[str]:
     return list(code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount])
 
 
-@lru_cache(maxsize=None)
+@cache
 def row_function(program: Program, names: tuple[str, ...]) -> Callable[..., tuple[float, ...]]:
     """Compiled `row(step, *hyperparameters)`; `names` gives their order."""
     namespace = row_namespace() | {"prepare": program.signature.rule.prepare_function}
@@ -137,7 +137,7 @@ def row_function(program: Program, names: tuple[str, ...]) -> Callable[..., tupl
     return result
 
 
-@lru_cache(maxsize=None)
+@cache
 def _prepare_function(rule: Rule) -> tuple[Callable[..., dict[str, float]], tuple[str, ...]]:
     """`prepare` as every backend evaluates it: with integer powers by repeated squaring."""
     function, statements = rule.prepare_function, prepare_statements(rule)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING
 
 from gpuopt.compiler.tree import COMPARISONS, Assign, Expr, FunctionTree, straight_line
@@ -112,7 +112,7 @@ def renamed(tree: FunctionTree, flags: Mapping[str, object], roles: set[str]) ->
     return [Assign(names.get(s.name, s.name), s.expr.substitute(values), s.line, s.file) for s in statements]
 
 
-@lru_cache(maxsize=None)
+@cache
 def program_for(signature: Signature) -> Program:
     """The straight-line program of a rule with its options. Raises RuleSyntaxError naming file and line."""
     from gpuopt.rules.options import after, before

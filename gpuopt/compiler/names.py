@@ -11,8 +11,10 @@ xor_eq int64 uint64 half16 bfloat16 byte8 LANES ROLES SCALARS SUMS INPUTS Storag
 blockDim gridDim decode Encode Pack Chunk Roles Rows walk reduce prepare Decision pow log exp square_root absolute
 select sign_of integer_power float_bits bits_float"""
 _PYTHON = """C mul div sqrt sign minimum maximum absolute select update walk table tiles tile tile_size rows row record
-word index numel head first begin end lo hi lane unit units body tile_count load_word load_scalar min range slot step total bad norm
-skipping inverse squares broken r c D ipow int64 hyper steps skip skipped chunk_count max_norm scale grad_scale_value grad_scale found_inf
+word index numel head first begin end lo hi lane unit units body tile_count load_word load_scalar min range slot step
+total bad norm
+skipping inverse squares broken r c D ipow int64 hyper steps skip skipped chunk_count
+max_norm scale grad_scale_value grad_scale found_inf
 check_finite row_count partials cuda values load_double load_sum load_float store_row store_word shared at count"""
 RESERVED = {*_CPP.split(), *_PYTHON.split(), *keyword.kwlist}
 

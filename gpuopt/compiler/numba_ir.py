@@ -148,13 +148,13 @@ def _sign(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
 
 # What the primitives become. LLVM fuses a product and a sum on the GPU only, so only there `mul` needs a name of its own;
 # branches are never emitted, and math.sqrt (which sets errno) is not called, so that loops vectorise.
-_SHARED = {
+_SHARED: dict[str, tuple[int, Callable[..., ir.Value]]] = {
     "absolute": (1, _call("llvm.fabs")),
     "minimum": (2, _pick("<")),
     "maximum": (2, _pick(">")),
     "sign": (1, _sign),
 }
-ARITHMETIC = {
+ARITHMETIC: dict[str, dict[str, tuple[int, Callable[..., ir.Value]]]] = {
     "cpu": _SHARED
     | {
         "mul": (2, lambda builder, a, b: builder.fmul(a, b)),

@@ -16,6 +16,7 @@ from gpuopt.compiler.numba_ir import _IR, NUMBA_TYPES, decode, encode
 from gpuopt.formats.dtypes import STORAGES
 
 _I32 = ir.IntType(32)
+_tuple_type: Any = types.UniTuple
 
 
 def _word_types(storage: str, count: int) -> tuple[ir.Type, int, int]:
@@ -70,7 +71,7 @@ def _paste(builder: ir.IRBuilder, raws: list[ir.Value], storage: str, bits: int)
 
 def load_pack(intrinsic: Any, storage: str, compute: str, count: int) -> Callable[..., Any]:
     """`f(address) -> tuple of count values` in the compute type; the address is aligned to the whole pack."""
-    result_type = types.UniTuple(NUMBA_TYPES[compute], count)
+    result_type: Any = _tuple_type(NUMBA_TYPES[compute], count)
 
     @intrinsic
     def load(typingctx: Any, address: Any) -> Any:
@@ -91,7 +92,7 @@ def load_pack(intrinsic: Any, storage: str, compute: str, count: int) -> Callabl
 
 def store_pack(intrinsic: Any, storage: str, compute: str, count: int) -> Callable[..., Any]:
     """`f(address, tuple of count values)`: one access, each value rounded to its storage type."""
-    values_type = types.UniTuple(NUMBA_TYPES[compute], count)
+    values_type: Any = _tuple_type(NUMBA_TYPES[compute], count)
 
     @intrinsic
     def store(typingctx: Any, address: Any, values: Any) -> Any:

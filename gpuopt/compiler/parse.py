@@ -108,7 +108,7 @@ class _Parser:
     # ------------------------------------------------------------------------------------------- expressions
 
     def expr(self, node: ast.expr) -> Expr:
-        if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)) and not isinstance(node.value, bool):
             return Expr("const", (node.value,))
         if isinstance(node, ast.Name):
             if node.id in self.flags:

@@ -6,7 +6,7 @@ Nothing here knows how the unit is compiled or launched.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -58,7 +58,7 @@ def kernels_folder() -> Path:
     return package / "kernels" if (package / "kernels").is_dir() else package.parent / "kernels"
 
 
-@lru_cache(maxsize=None)
+@cache
 def headers() -> str:
     """The table's constants and every header, in reading order."""
     constants = {f"COL_{name}": value for name, value in table.COLUMNS.items()}

@@ -154,6 +154,9 @@ def sums_source(storage: str, compute: str) -> str:
         "            for lane in range(half):",
         *[f"                lanes{k}[lane] = lanes{k}[lane] + lanes{k}[lane + half]" for k in range(len(terms))],
         "            half //= 2",
-        *[f"        store_sum(partials, chunk * {len(terms)} + {k}, np.float64(lanes{k}[0]))" for k in range(len(terms))],
+        *[
+            f"        store_sum(partials, chunk * {len(terms)} + {k}, np.float64(lanes{k}[0]))"
+            for k in range(len(terms))
+        ],
     ]
     return "\n".join(lines) + "\n"

@@ -36,7 +36,9 @@ def _packed(program: Program) -> list[str]:
             width = per_access(r, lanes)
             if offset % width == 0:
                 cells = ", ".join(f"{names[k]}_{offset + j}" for j in range(width))
-                lines.append(f"{cells}{',' if width == 1 else ''} = load_pack_{names[k]}({_address(k, r, f'at + {offset}')})")
+                lines.append(
+                    f"{cells}{',' if width == 1 else ''} = load_pack_{names[k]}({_address(k, r, f'at + {offset}')})"
+                )
         for j in range(offset, offset + turn):
             lines += statements(program, f"_{j}")
         for k, r in enumerate(roles):

@@ -1,10 +1,10 @@
-"""The small syntax tree between parser and emitters. Built by `parse`, lowered by `lower`, printed by `to_*`; knows none of them."""
+"""The small syntax tree between parser and emitters: built by `parse`, lowered by `lower`, printed by `to_*`; knows none."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Union
+from typing import TypeAlias
 
 ARITHMETIC = ("add", "sub", "mul", "div", "neg")
 COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
@@ -17,7 +17,7 @@ class Expr:
     """`op` is one of the names above, or a leaf: "const" (number), "name" (str), "scalar" (index into the row)."""
 
     op: str
-    args: tuple[Union[Expr, str, float, int], ...]
+    args: tuple[Expr | str | float | int, ...]
 
     def children(self) -> Iterator[Expr]:
         return (a for a in self.args if isinstance(a, Expr))
@@ -54,7 +54,7 @@ class If:
     orelse: tuple[Statement, ...]
 
 
-Statement = Union[Assign, If]
+Statement: TypeAlias = Assign | If
 
 
 @dataclass(frozen=True)

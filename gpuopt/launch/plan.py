@@ -88,4 +88,5 @@ def join(partials: NDArray[np.floating]) -> NDArray[np.float64]:
     while half:
         lanes = lanes[:half] + lanes[half : 2 * half]
         half //= 2
-    return lanes[0]
+    result: NDArray[np.float64] = lanes[0]
+    return result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from gpuopt import rules
@@ -16,7 +16,7 @@ CLASSES = {rules.get(name).title: name for name in rules.NAMES}
 
 def make_optimizer(rule: Rule) -> type[Optimizer]:
     """An optimizer class for a rule, `MyOpt = gpuopt.make_optimizer(my_rule)`; hyperparameters as keyword arguments."""
-    fields = {n: d for n, d in defaults_of(rule).items()}
+    fields = defaults_of(rule)
 
     def __init__(self: Optimizer, params: Any, *args: Any, **options: Any) -> None:
         names = list(fields)
@@ -35,7 +35,7 @@ def make_optimizer(rule: Rule) -> type[Optimizer]:
     return made
 
 
-@lru_cache(maxsize=None)
+@cache
 def named(title: str) -> type[Optimizer]:
     """The class of that title, such as "AdamW"."""
     return make_optimizer(rules.get(CLASSES[title]))
@@ -48,7 +48,7 @@ def optimizer(rule: Rule, params: Any, **options: Any) -> Optimizer:
 
 def create(name: str, params: Any, **options: Any) -> Optimizer:
     """The optimizer of that name (`gpuopt.optimizers()` lists them), e.g. `create("adamw", params, lr=1e-3)`."""
-    return named(rules.get(name).title)(params, **options)  # type: ignore[arg-type]
+    return named(rules.get(name).title)(params, **options)
 
 
 def optimizers() -> list[str]:

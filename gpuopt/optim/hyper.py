@@ -60,7 +60,7 @@ def check_number(name: str, value: Any, label: str = "") -> None:
     """Raise InputError unless `value` is a number within the range of `name`."""
     low, high, closed = RANGES.get(name, (-math.inf, math.inf, True))
     where = f"{label}: " if label else ""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) and not hasattr(value, "__float__"):
+    if isinstance(value, bool) or (not isinstance(value, (int, float)) and not hasattr(value, "__float__")):
         raise InputError(f"{where}{name} = {value!r}: expected a number")
     number = float(value)
     if not (low <= number and (number < high or (closed and number <= high))):
@@ -100,6 +100,8 @@ def environment(group: Mapping[str, Any], step: int) -> dict[str, float]:
             values["lr"] = float(value(step - 1) if callable(value) else value)
         elif isinstance(value, (int, float)) or hasattr(value, "__float__"):
             values[name] = float(value)
-    values["direction"] = -1.0 if group["maximize"] else 1.0
-    values["clip_value"] = math.inf if group["clip_value"] is None else float(group["clip_value"])
+    clip = group.get("clip_value")
+    values["direction"] = -1.0 if group.get("maximize") else 1.0
+    values["clip_value"] = math.inf if clip is None else float(clip)
+    values.setdefault("l1", 0.0)
     return values

@@ -26,6 +26,11 @@ class Settings:
     skip_nonfinite: bool = False
     capturable: bool = False
 
+    def key(self) -> tuple[Any, ...]:
+        """What a plan of launches depends on."""
+        formats = self.state_format if isinstance(self.state_format, str) else tuple(self.state_format.items())
+        return formats, self.param_format, self.max_grad_norm is None, self.grad_scale is None
+
     def check(self, rule: Rule) -> None:
         """Raise InputError naming the value and what is allowed."""
         for name, value in self.formats(rule).items():

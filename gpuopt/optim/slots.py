@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from gpuopt.arrays import View
 from gpuopt.errors import DtypeError, InputError
 from gpuopt.formats.dtypes import PARAMETER_DTYPES, STORAGES
 from gpuopt.launch.launcher import Clock
+
+UNSEEN = object()
 
 
 @dataclass
@@ -27,8 +30,9 @@ class Slot:
     mask: Any = None
     states: dict[str, Any] = field(default_factory=dict)
     grad: Any = None  # the array that the kernel reads: the caller's, or a copy in the parameter's memory order
-    grad_source: Any = None  # the caller's array
     grad_view: View | None = None
+    seen: Any = UNSEEN  # the caller's array, if seeing it again means that nothing has changed
+    copy: Any = None  # the copy, to be used again
 
 
 def parameter_view(array: Any, label: str) -> View:
@@ -54,9 +58,11 @@ def extent(view: View) -> tuple[int, int]:
 def check_overlap(slots: Sequence[Slot]) -> None:
     """Raise InputError if two parameters share memory: two threads would write the same element."""
     spans = sorted((*extent(s.view), s.view.device, s.label) for s in slots if s.view.numel)
-    for (_, end, device, first), (begin, _, other, second) in zip(spans, spans[1:], strict=False):
+    for (_, end, device, first), (begin, _, other, second) in pairwise(spans):
         if begin < end and device == other:
-            raise InputError(f"{second} overlaps {first} in memory: expected every parameter once, in memory of its own")
+            raise InputError(
+                f"{second} overlaps {first} in memory: expected every parameter once, in memory of its own"
+            )
 
 
 def gradient_view(array: Any, slot: Slot, label: str) -> View:
@@ -80,7 +86,9 @@ class Written:
         self.devices = {s.view.device for s in slots}
         self.spans = {}
         for device in self.devices:
-            spans = sorted((*extent(s.view), k) for k, s in enumerate(slots) if s.view.device == device and s.view.numel)
+            spans = sorted(
+                (*extent(s.view), k) for k, s in enumerate(slots) if s.view.device == device and s.view.numel
+            )
             self.spans[device] = np.array(spans, np.int64).reshape(-1, 3)
         self.slots = slots
 

@@ -25,7 +25,9 @@ def mirror(structure: Any, tree: Any, label: str, what: str) -> Iterator[Any]:
     if isinstance(structure, Mapping):
         if not isinstance(tree, Mapping) or set(tree) != set(structure):
             found = sorted(map(repr, tree)) if isinstance(tree, Mapping) else type(tree).__name__
-            raise InputError(f"{label}: expected a dict with keys {sorted(map(repr, structure))} as in {what}, found {found}")
+            raise InputError(
+                f"{label}: expected a dict with keys {sorted(map(repr, structure))} as in {what}, found {found}"
+            )
         for key, value in structure.items():
             yield from mirror(value, tree[key], f"{label}[{key!r}]", what)
     elif isinstance(structure, (list, tuple)):

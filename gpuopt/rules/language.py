@@ -122,7 +122,7 @@ class Rule:
         self.title = title or "".join(part.capitalize() for part in self.name.split("_"))
         self.prepare_function: Callable[..., dict[str, Any]] | None = None
         self.__doc__ = function.__doc__
-        self.tree  # parse now, so that a mistake is reported where the rule is written
+        _ = self.tree  # parse now, so that a mistake is reported where the rule is written
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)

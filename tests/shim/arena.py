@@ -6,7 +6,9 @@ Called by the tests of bits and sanitizers. Knows no backend: it takes the name.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,9 @@ import gpuopt
 from gpuopt import rules
 from gpuopt.compiler.lower import Program
 from gpuopt.formats.dtypes import numpy_dtype
+from gpuopt.launch.launcher import Launch
 from gpuopt.optim.optimizer import Optimizer
+from gpuopt.optim.slots import Slot
 from gpuopt.source import program
 
 POISON = 0xA5  # as any floating type: a small negative number, neither NaN nor infinity
@@ -35,10 +39,20 @@ class Arena:
             begin = position + offset * item
             self.spans.append((begin, begin + size * item))
             position = -(-(begin + size * item + GAP) // GAP) * GAP
-        raw = np.full(position + GAP, POISON, np.uint8)
+        self._place(np.full(position, POISON, np.uint8))
+
+    def _place(self, content: NDArray[np.uint8]) -> None:
+        raw = np.empty(content.size + GAP, np.uint8)
         skip = -raw.ctypes.data % GAP
-        self.memory = raw[skip : skip + position]
+        self.memory = raw[skip : skip + content.size]
+        self.memory[...] = content
         self.arrays = [self.memory[a:b].view(self.dtype) for a, b in self.spans]
+
+    def copy(self) -> Arena:
+        """The same bytes in memory of its own."""
+        made = copy(self)
+        made._place(self.memory)
+        return made
 
     def zones_intact(self) -> bool:
         """Whether every byte outside the arrays still is what it was."""
@@ -53,7 +67,9 @@ class Arena:
         if self.dtype.kind == "b":
             return joined
         bits = joined.view(f"u{self.dtype.itemsize}")
-        return np.where(np.isnan(joined.astype(np.float64)), np.array(-1).astype(bits.dtype), bits)
+        with np.errstate(invalid="ignore"):
+            bits[np.isnan(joined)] = np.iinfo(bits.dtype).max
+        return bits
 
 
 def values(rng: np.random.Generator, dtype: str, size: int, odd: float) -> NDArray[Any]:
@@ -70,6 +86,16 @@ def values(rng: np.random.Generator, dtype: str, size: int, odd: float) -> NDArr
         which = which[::3]
         result[which] = np.frombuffer(rng.bytes(which.size * target.itemsize), target)
     return result
+
+
+def slots_of(made: Optimizer) -> list[Slot]:
+    """An optimizer's tensors; the one place in these tests that knows where it keeps them."""
+    return made._engine.slots
+
+
+def launches_of(made: Optimizer) -> list[Launch]:
+    """The launches of its last step."""
+    return [launch for _, launches, _ in made._engine._launches for launch in launches]
 
 
 @dataclass
@@ -100,8 +126,9 @@ class Case:
         wide = {"grad_dtype": self.grad_dtype, "mask": self.mask, "state_format": self.state_format}
         return program(self.rule, param_dtype=self.param_dtype, **self.hyper, **self.options, **wide)
 
-    def arenas(self) -> dict[str, Arena]:
-        """Filled with the same values each time."""
+    @cached_property
+    def start(self) -> dict[str, Arena]:
+        """What every run begins with."""
         made = {}
         for k, role in enumerate(self.program.roles):
             arena = Arena(role.storage, self.sizes, self.offsets.get(role.name, [0] * len(self.sizes)))
@@ -109,7 +136,8 @@ class Case:
                 rng = np.random.default_rng([self.seed, k, i])
                 array[...] = values(rng, role.storage, array.size, self.odd)
                 if role.name not in ("p", "g", "mask"):  # mostly positive: roots are taken of many a state
-                    np.negative(array, where=(array < 0) & (rng.random(array.size) < 0.9), out=array)
+                    with np.errstate(all="ignore"):
+                        np.negative(array, where=(array < 0) & (rng.random(array.size) < 0.9), out=array)
             made[role.name] = arena
         return made
 
@@ -123,16 +151,16 @@ class Case:
         made = gpuopt.create(self.rule, groups, backend=backend, state_format=self.state_format, **self.hyper, **chosen)
         order = [k for group in range(count) for k in range(group, len(self.sizes), count)]
         names = {s.name for s in rules.get(self.rule).states} & set(arenas)
-        for slot, k in zip(made._slots, order, strict=True):
+        for slot, k in zip(slots_of(made), order, strict=True):
             slot.states = {name: arenas[name].arrays[k] for name in names}
         return made
 
     def run(self, backend: str) -> tuple[dict[str, Arena], Optimizer]:
         """All steps on that backend."""
-        arenas, count = self.arenas(), len(self.groups)
+        arenas, count = {role: arena.copy() for role, arena in self.start.items()}, len(self.groups)
         made = self.optimizer(arenas, backend)
         for step in range(self.steps):
-            grads: list[Any] = list(arenas["g"].arrays)
+            grads: list[Any] = [*arenas["g"].arrays]
             if self.seen is not None:
                 grads = [g if k in set(self.seen[step]) else None for k, g in enumerate(grads)]
             made.step([grads[k::count] for k in range(count)])

@@ -1,16 +1,15 @@
-"""The backend "shim": host arrays, updated by the generated CUDA C that g++ compiled. For tests only.
+"""The backends "shim" and "shim-device": host arrays, updated by the generated CUDA C that g++ compiled. For tests only.
 
-`with installed() as backend:` makes it an ordinary name for `backend=`. It takes every decision a GPU backend may take
-(tile size, unit, blocks, where the rows lie, who prepares them), as attributes, so that a test can try them all.
+`with installed() as shim:` makes both names good for `backend=`. "shim" takes its decisions on the host and lets a test
+choose tile size, unit and blocks; "shim-device" is gpuopt/backends/device.py itself, as a GPU runs it, on host memory.
 """
 
 from __future__ import annotations
 
-import ctypes
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from ctypes import c_int, c_int64, c_void_p
+from ctypes import c_int64
 from typing import Any
 from unittest import mock
 
@@ -18,130 +17,94 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuopt import backends
+from gpuopt.backends.cupy import CupyRuntime
+from gpuopt.backends.device import DeviceBackend
 from gpuopt.backends.host import HostBackend
+from gpuopt.backends.simulator import SimulatorRuntime
 from gpuopt.compiler import to_cuda
 from gpuopt.compiler.lower import Program
-from gpuopt.launch.launcher import Clock, Demand, Launch
+from gpuopt.launch.launcher import Launch
 from gpuopt.launch.table import THREADS
 from shim.build import Kernel, build
 
 
-class Decision(ctypes.Structure):
-    """`Decision` of kernels/prepare.cuh."""
-
-    _fields_ = (
-        ("chunk_count", c_int64),
-        ("max_norm", ctypes.c_double),
-        ("grad_scale", c_void_p),
-        ("found_inf", c_void_p),
-        ("check_finite", c_int),
-        ("row_count", c_int),
-    )
+def address(array: NDArray[Any]) -> int:
+    """Where an array's data lie."""
+    return int(array.ctypes.data)
 
 
-def pointer(array: NDArray[Any] | None) -> c_void_p:
-    """A kernel argument: the address of an array's data, or null."""
-    return c_void_p(None if array is None else array.ctypes.data)
+class Runtime(SimulatorRuntime):
+    """Host memory for device memory, g++ for NVRTC; what is passed to a kernel is packed as for CuPy.
 
-
-def gradient(program: Program) -> tuple[int, str]:
-    """Which role the gradient is, and how it is stored."""
-    return next((k, r.storage) for k, r in enumerate(program.roles) if r.name == "g")
-
-
-class Backend(HostBackend):
-    """tile_size, unit, blocks: shape of the update's launch. device_rows: rows by pointer even where they fit by value.
-    on_device: decisions, step counts and rows are made by gpuopt_prepare, as where a step may be skipped or captured.
-    sanitize: see shim.build; parallel: one thread per CUDA thread for the update too.
+    sanitize: see shim.build. parallel: one thread for each CUDA thread, for kernels that have no barrier too.
     """
 
-    name = "shim"
+    row_limit = None
+    rows_argument = CupyRuntime.rows_argument
+    decision_arguments = CupyRuntime.decision_arguments
 
     def __init__(self, sanitize: str | None = None) -> None:
         self.sanitize = sanitize
-        self.tile_size, self.unit, self.blocks = 2048, 32, 3
-        self.device_rows = self.on_device = self.parallel = False
-        self.skipped = np.zeros(1, np.int64)
+        self.parallel: bool | None = None
 
-    def kernel(self, launch: Launch, part: str) -> Kernel:
-        """The compiled kernel of a launch: "update", "sums" or "prepare"."""
-        if part not in launch.private:
-            program = launch.plan.program
-            source = {
-                "update": lambda: to_cuda.update_source(program),
-                "sums": lambda: to_cuda.sums_source(gradient(program)[1], program.compute),
-                "prepare": lambda: to_cuda.prepare_source(program, launch.inputs),
-            }[part]()
-            launch.private[part] = build(source, f"gpuopt_{part}", self.sanitize)
-        kernel: Kernel = launch.private[part]
-        return kernel
+    def update_kernel(self, program: Program) -> Kernel:
+        return build(to_cuda.update_source(program), "gpuopt_update", self.sanitize)
+
+    def sums_kernel(self, storage: str, compute: str) -> Kernel:
+        return build(to_cuda.sums_source(storage, compute), "gpuopt_sums", self.sanitize)
+
+    def prepare_kernel(self, program: Program, inputs: tuple[str, ...]) -> Kernel:
+        return build(to_cuda.prepare_source(program, inputs), "gpuopt_prepare", self.sanitize)
+
+    def launch(self, kernel: Kernel, grid: int, arguments: tuple[Any, ...], stream: Any = 0) -> None:
+        """Whole numbers and addresses go as int64, structs (arrays without dimensions) as the bytes they hold."""
+        values = [a if isinstance(a, np.ndarray) else c_int64(a) for a in arguments]
+        kernel(grid, THREADS, *values, parallel=self.parallel)
+
+
+class Backend(HostBackend):
+    """tile_size, unit, blocks: shape of a launch. device_rows: rows by pointer even where they fit by value."""
+
+    name = "shim"
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.tile_size, self.unit, self.blocks = 2048, 32, 3
+        self.device_rows = False
 
     def update(self, launch: Launch, multiplier: float) -> None:
-        """One launch over every tile, with the rows that the host computed."""
-        self.launch_update(launch, launch.private["rows"], None, self.device_rows)
-
-    def launch_update(self, launch: Launch, rows: NDArray[Any], skip: NDArray[Any] | None, on_device: bool) -> None:
-        """Rows by value where they fit, as a GPU backend passes them, else by pointer."""
-        plan = launch.plan
+        """One launch over every tile; rows by value where they fit, else by pointer, as on a GPU."""
+        plan, runtime = launch.plan, self.runtime
+        rows: NDArray[Any] = launch.private["rows"]
+        if "update" not in launch.private:
+            launch.private["update"] = runtime.update_kernel(plan.program)
         if plan.tile_size != self.tile_size:
             plan.cut_tiles(self.tile_size)
-        capacity = to_cuda.rows_capacity(plan.program)
-        by_value = np.zeros(capacity * max(1, len(plan.program.row)), plan.program.compute)
-        on_device = on_device or len(rows) > capacity
-        if not on_device:
-            by_value[: rows.size] = rows.ravel()
-        shape = (c_int64(len(plan.tiles)), c_int64(self.tile_size), c_int(self.unit))
-        tables = (pointer(plan.table), pointer(plan.tiles))
-        device = pointer(rows if on_device else None)
-        kernel = self.kernel(launch, "update")
-        kernel(self.blocks, THREADS, *tables, *shape, device, pointer(skip), by_value, parallel=self.parallel)
+        by_pointer = self.device_rows or len(rows) > to_cuda.rows_capacity(plan.program)
+        shape = (len(plan.tiles), self.tile_size, self.unit)
+        pointers = (address(rows) if by_pointer else 0, 0)
+        by_value = runtime.rows_argument(plan.program, None if by_pointer else rows)
+        arguments = (address(plan.table), address(plan.tiles), *shape, *pointers, by_value)
+        runtime.launch(launch.private["update"], self.blocks, arguments)
 
     def sums(self, launch: Launch) -> NDArray[Any]:
         """Partial sums of every chunk: [chunks, 2]."""
         plan = launch.plan
-        partials = np.full((len(plan.chunks), 2), np.nan, plan.program.compute)
-        count = c_int64(len(plan.chunks))
-        columns, role = c_int64(plan.table.shape[1]), c_int(gradient(plan.program)[0])
-        tables = (pointer(plan.table), columns, role, pointer(plan.chunks), count)
-        self.kernel(launch, "sums")(min(self.blocks, max(1, len(plan.chunks))), THREADS, *tables, pointer(partials))
+        role, storage = next((k, r.storage) for k, r in enumerate(plan.program.roles) if r.name == "g")
+        if "sums" not in launch.private:
+            launch.private["sums"] = self.runtime.sums_kernel(storage, plan.program.compute)
+        partials = np.full((len(plan.chunks), 2), np.nan)
+        shape = (plan.table.shape[1], role, address(plan.chunks), len(plan.chunks))
+        arguments = (address(plan.table), *shape, address(partials))
+        self.runtime.launch(launch.private["sums"], min(self.blocks, max(1, len(plan.chunks))), arguments)
         return partials
 
-    def prepare(
-        self, launch: Launch, demand: Demand, partials: NDArray[Any], steps: NDArray[np.int64]
-    ) -> tuple[NDArray[Any], NDArray[np.int32]]:
-        """Rows [clocks, scalars] and whether to skip, by gpuopt_prepare, which advances `steps`."""
-        program = launch.plan.program
-        rows = np.full((len(launch.clocks), len(program.row)), np.nan, program.compute)
-        skip = np.full(1, -1, np.int32)
-        scale, found = (None if v is None else np.float32([v]).ravel() for v in (demand.grad_scale, demand.found_inf))
-        decision = Decision(
-            chunk_count=len(partials),
-            max_norm=np.inf if demand.max_norm is None else demand.max_norm,
-            grad_scale=pointer(scale),
-            found_inf=pointer(found),
-            check_finite=demand.check_finite,
-            row_count=len(launch.clocks),
-        )
-        partials = np.ascontiguousarray(partials, program.compute)
-        written = (pointer(steps), pointer(rows), pointer(skip), pointer(self.skipped))
-        self.kernel(launch, "prepare")(1, THREADS, decision, pointer(partials), pointer(launch.hyper()), *written)
-        return rows, skip
 
-    def step(self, launches: Sequence[Launch], demand: Demand, clocks: Sequence[Clock]) -> bool:
-        """As on the host, or wholly by kernels where `on_device` is set."""
-        if not self.on_device:
-            return super().step(launches, demand, clocks)
-        partials = np.concatenate([self.sums(launch) for launch in launches]) if demand.sums else np.empty((0, 2))
-        counts = {id(clock): clock.step for clock in clocks}
-        skip = np.zeros(1, np.int32)
-        for launch in launches:
-            steps = np.array([clock.step for clock in launch.clocks])
-            rows, skip = self.prepare(launch, demand, partials, steps)
-            self.launch_update(launch, rows, skip, True)
-            counts |= {id(clock): int(step) for clock, step in zip(launch.clocks, steps, strict=True)}
-        for clock in clocks:
-            clock.step = counts[id(clock)]
-        return not skip[0]
+class OnDevice(DeviceBackend):
+    """The steps of a GPU backend; `runtime.multiprocessors()` decides tiles and blocks."""
+
+    name = "shim-device"
+    device = "cpu"
 
 
 def missing() -> None:
@@ -150,13 +113,13 @@ def missing() -> None:
 
 @contextmanager
 def installed(sanitize: str | None = None) -> Iterator[Backend]:
-    """Make `backend="shim"` known to gpuopt."""
-    made, get = Backend(sanitize), backends.get
-    known = {"gpuopt.backends.shim": sys.modules[__name__]}
+    """Make both backends known to gpuopt; gives the first, whose `runtime` both use."""
+    runtime, get = Runtime(sanitize), backends.get
+    made = {"shim": Backend(runtime), "shim-device": OnDevice(runtime, 0)}
     with (
-        mock.patch.dict(sys.modules, known),
-        mock.patch.dict(backends.MODULES, shim="shim"),
-        mock.patch.dict(backends.DEVICES, shim="cpu"),
-        mock.patch.object(backends, "get", lambda name: made if name == "shim" else get(name)),
+        mock.patch.dict(sys.modules, {"gpuopt.backends.shim": sys.modules[__name__]}),
+        mock.patch.dict(backends.MODULES, dict.fromkeys(made, "shim")),
+        mock.patch.dict(backends.DEVICES, dict.fromkeys(made, "cpu")),
+        mock.patch.object(backends, "get", lambda name, *rest: made[name] if name in made else get(name, *rest)),
     ):
-        yield made
+        yield made["shim"]

@@ -40,7 +40,9 @@ class Kernel:
         self.entry = ctypes.CDLL(str(library)).shim_entry
 
     def __call__(self, blocks: int, threads: int, *args: Any, parallel: bool | None = None) -> None:
-        """Launch and wait. args: a ctypes value each, or an array whose bytes are the argument (a struct by value)."""
+        """Launch and wait. args: a ctypes number each, or an array whose bytes are the argument (a struct by value).
+        parallel: a std::thread for each CUDA thread; None where the kernel needs it.
+        """
         values = [a.ctypes.data if isinstance(a, np.ndarray) else ctypes.addressof(a) for a in args]
         parallel = self.name in WITH_BARRIER if parallel is None else parallel
         self.entry(blocks, threads, int(parallel), (ctypes.c_void_p * len(values))(*values))

@@ -1,0 +1,182 @@
+"""What is measured: cases of optimizer, formats and shapes, grouped into suites, the most valuable first.
+
+Called by `gpuopt.bench`. Optimizers and formats are listed by the library, so that a new one appears here by itself.
+Must not know any provider: which of them can run a case is theirs to say.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+import gpuopt
+from gpuopt.bench import shapes
+from gpuopt.bench.shapes import Shape
+from gpuopt.formats.dtypes import STORAGES, numpy_dtype
+
+LR = 1e-2
+WEIGHT_DECAY = 0.1  # large enough that a step without it is seen to be wrong
+HYPER: dict[str, dict[str, Any]] = {"sgd": {"momentum": 0.9}}  # where the defaults would measure another optimizer
+MAIN = "adamw"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to measure. value: 0 for what the README shows, then less and less needed when time is short."""
+
+    suite: str
+    name: str
+    shapes: tuple[Shape, ...]
+    optimizer: str = MAIN
+    dtype: str = "float32"
+    state_format: str = "float32"
+    param_format: str = "native"
+    value: int = 5
+    steps: int = 3  # that are compared with float64
+
+    @property
+    def parameters(self) -> int:
+        """Elements of all tensors together."""
+        return shapes.numel(self.shapes)
+
+    @property
+    def formats(self) -> dict[str, str]:
+        """The options of `gpuopt.create` that choose formats."""
+        return {"state_format": self.state_format, "param_format": self.param_format}
+
+    @property
+    def bytes_moved(self) -> int:
+        """The floor of one step: parameters and states read and written, gradients read."""
+        item = STORAGES[self.dtype].itemsize
+        return round(self.parameters * (3 * item + 2 * state_bytes(self.optimizer, self.dtype, self)))
+
+    @property
+    def bytes_held(self) -> int:
+        """Parameters, gradients and states of one session."""
+        item = STORAGES[self.dtype].itemsize
+        return round(self.parameters * (2 * item + state_bytes(self.optimizer, self.dtype, self)))
+
+
+def hyper(optimizer: str) -> dict[str, Any]:
+    """The hyperparameters that every provider gets: the library's defaults, with a decay and a rate that can be seen."""
+    from gpuopt import rules
+    from gpuopt.optim.hyper import GROUP_OPTIONS, defaults_of
+
+    found = {k: v for k, v in defaults_of(rules.get(optimizer)).items() if k not in GROUP_OPTIONS}
+    found = {k: (LR if v is inspect.Parameter.empty else v) for k, v in found.items()}
+    found["lr"] = LR
+    if "weight_decay" in found:
+        found["weight_decay"] = WEIGHT_DECAY
+    return found | HYPER.get(optimizer, {})
+
+
+def state_bytes(optimizer: str, dtype: str, case: Case) -> float:
+    """Bytes of state per parameter, as the library's own `state_dict` shows them for one small tensor."""
+    return _state_bytes(optimizer, dtype, case.state_format, case.param_format)
+
+
+@cache
+def _state_bytes(optimizer: str, dtype: str, state_format: str, param_format: str) -> float:
+    p = np.ones(1 << 16, numpy_dtype(dtype))
+    formats = {"state_format": state_format, "param_format": param_format}
+    opt = gpuopt.create(optimizer, [p], backend="numpy", **hyper(optimizer), **formats)
+    opt.step([np.ones_like(p)])
+    arrays = [a for a in opt.state_dict()["state"].get(0, {}).values() if hasattr(a, "nbytes")]
+    return float(sum(a.nbytes for a in arrays)) / p.size
+
+
+# ---------------------------------------------------------------------------------------------------- suites
+
+
+def large(device: str) -> Iterable[Case]:
+    """One tensor, from a thousand parameters to as many as memory allows."""
+    for size in shapes.SIZES:
+        value = 0 if size == 64 * 10**6 else 3 if size < 10**9 else 8
+        yield Case("large", f"1 x {size}", ((size,),), value=value)
+
+
+def many(device: str) -> Iterable[Case]:
+    """Many small tensors."""
+    for size in shapes.SMALL_TENSORS:
+        for count in shapes.COUNTS:
+            if count * size > 10**7 * (1 if device == "cpu" else 100):
+                continue
+            key = (count, size) in ((1_000, 1_000), (10_000, 64))
+            yield Case("many", f"{count} x {size}", ((size,),) * count, value=0 if key else 2 if size == 1_000 else 6)
+
+
+def models(device: str) -> Iterable[Case]:
+    """The true shapes of models."""
+    for name, model in shapes.MODELS.items():
+        if name != ("llama-7b/8" if device == "cpu" else "llama-7b/64"):
+            yield Case("models", name, model, value=0 if name == shapes.GPT2 else 4)
+
+
+def optimizers(device: str) -> Iterable[Case]:
+    """Every optimizer of the library on one large tensor, which shows bytes per second, and on the tensors of GPT-2."""
+    size = 10**7 if device == "cpu" else 2 * 10**8
+    for name in gpuopt.optimizers():
+        yield Case("optimizers", f"1 x {size}", ((size,),), optimizer=name, value=1)
+        if device != "cpu":
+            yield Case("optimizers", shapes.GPT2, shapes.MODELS[shapes.GPT2], optimizer=name, value=5)
+
+
+def formats(device: str) -> Iterable[Case]:
+    """Every state format and parameter format; compared with float64 over more steps, since they differ in accuracy."""
+    from gpuopt.optim.settings import PARAM_FORMATS, STATE_FORMATS
+
+    size = 10**7 if device == "cpu" else 2 * 10**8
+    for label, tensors in ((f"1 x {size}", ((size,),)), (shapes.GPT2, shapes.MODELS[shapes.GPT2])):
+        value = 3 if len(tensors) == 1 else 7
+        for state in STATE_FORMATS:
+            for dtype in ("float32", "bfloat16"):
+                yield Case("formats", label, tensors, MAIN, dtype, state, value=value, steps=30)
+        for param in PARAM_FORMATS[1:]:
+            yield Case("formats", label, tensors, MAIN, "bfloat16", "float32", param, value=value, steps=30)
+
+
+def host(device: str) -> Iterable[Case]:
+    """Tensors so small that only the host's work is left: time until `step()` returns, launches, allocations."""
+    for count in shapes.HOST_COUNTS:
+        yield Case("host", f"{count} x 16", ((16,),) * count, value=4)
+
+
+SUITES: dict[str, Callable[[str], Iterable[Case]]] = {
+    "large": large,
+    "many": many,
+    "models": models,
+    "optimizers": optimizers,
+    "formats": formats,
+    "host": host,
+}
+PROCESS_SUITES = ("start",)  # measured in processes of their own, see `start`
+QUICK_LIMIT = 10**6  # parameters of a case in a quick run
+
+
+def cases(names: Iterable[str], device: str, memory: int, quick: bool) -> list[Case]:
+    """The cases of these suites that fit into `memory` bytes with two providers, the most valuable first."""
+    found = [case for name in names if name in SUITES for case in SUITES[name](device)]
+    if quick:
+        found = [shrunk(case) for case in found if case.suite in ("optimizers", "formats") or _is_quick(case)]
+        found = list(dict.fromkeys(found))
+    fitting = [case for case in found if 2.5 * case.bytes_held <= memory]
+    return sorted(fitting, key=lambda case: case.value)
+
+
+def _is_quick(case: Case) -> bool:
+    return case.parameters <= QUICK_LIMIT and not (case.suite == "many" and len(case.shapes) in (10, 100))
+
+
+def shrunk(case: Case) -> Case:
+    """The same case with tensors small enough for a quick run."""
+    if case.parameters <= QUICK_LIMIT:
+        return case
+    return Case(
+        case.suite, f"1 x {QUICK_LIMIT}", ((QUICK_LIMIT,),), case.optimizer, case.dtype, **case.formats,
+        value=case.value, steps=case.steps,
+    )  # fmt: skip

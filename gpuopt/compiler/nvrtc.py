@@ -1,0 +1,65 @@
+"""CUDA C++ text -> cubin, with NVRTC through cuda.core and fixed flags; works without a GPU. Called by the cupy backend.
+
+No flush to zero, no contraction of a*b+c, IEEE division and square root: a GPU gives the bits a CPU gives. (CuPy's own
+compile step always appends -ftz=true, so it is not used.)
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from gpuopt.compiler import cache
+from gpuopt.errors import CompileError
+
+OPTIONS = {"std": "c++17", "ftz": False, "prec_div": True, "prec_sqrt": True, "fma": False}
+
+
+def missing() -> str | None:
+    """None where cuda.core and NVRTC import, else what is missing and the install line."""
+    try:
+        version()
+    except Exception as error:
+        return f"NVRTC through cuda.core does not import ({error}); pip install 'gpuopt[cuda13]'"
+    return None
+
+
+@lru_cache(maxsize=1)
+def version() -> str:
+    """NVRTC's version."""
+    from cuda.bindings import nvrtc
+
+    status, major, minor = nvrtc.nvrtcVersion()
+    if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        raise CompileError(f"NVRTC does not answer: {status}")
+    return f"{major}.{minor}"
+
+
+def _program_types() -> tuple[Any, Any]:
+    try:
+        from cuda.core import Program, ProgramOptions
+    except ImportError:
+        from cuda.core.experimental import Program, ProgramOptions  # cuda-core before 0.5
+    return Program, ProgramOptions
+
+
+def compile_cubin(source: str, arch: str) -> bytes:
+    """The machine code of a translation unit for an architecture such as "sm_90", from the disk cache if it is there.
+
+    Raises CompileError with the compiler's log.
+    """
+    import gpuopt
+
+    options = [f"{name}={value}" for name, value in sorted(OPTIONS.items())]
+    name = cache.key(source, *options, arch, version(), gpuopt.__version__)
+    found = cache.read(name)
+    if found is not None:
+        return found
+    program_type, options_type = _program_types()
+    try:
+        program = program_type(source, "c++", options=options_type(arch=arch, **OPTIONS))
+        code = bytes(program.compile("cubin").code)
+    except Exception as error:
+        raise CompileError(f"NVRTC {version()} could not compile this kernel for {arch}:\n{error}") from error
+    cache.write(name, code)
+    return code

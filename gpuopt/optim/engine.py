@@ -1,0 +1,232 @@
+"""The engine under every optimizer: it watches tensors and groups, plans launches, and hands them to backends.
+
+Used by `optim.optimizer` (arrays) and by `gpuopt.torch`. Everything is checked and allocated before the first write. Knows no
+kernel and no array library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gpuopt import arrays, backends
+from gpuopt.arrays import View
+from gpuopt.compiler.lower import Role, Signature, program_for
+from gpuopt.errors import InputError
+from gpuopt.formats.dtypes import STORAGES, state_storage
+from gpuopt.launch.launcher import Backend, Clock, Demand, Launch
+from gpuopt.launch.plan import Plan
+from gpuopt.optim.hyper import environment
+from gpuopt.optim.settings import Settings
+from gpuopt.optim.slots import UNSEEN, Slot, Written, check_overlap, gradient_view
+from gpuopt.rules.language import Rule
+
+Change = tuple[Slot, Any, View | None]  # a slot, its new gradient, and that gradient's View
+
+
+class Engine:
+    """Steps a rule over slots. `groups` are the dicts of hyperparameters, read at every step."""
+
+    def __init__(self, rule: Rule, settings: Settings, groups: list[dict[str, Any]], backend: str | None) -> None:
+        self.rule, self.settings, self.groups, self.asked = rule, settings, groups, backend
+        self.slots: list[Slot] = []
+        self.skipped = 0
+        self._launches: list[tuple[Backend, list[Launch], list[Clock]]] = []
+        self._key: object = None
+        self._written = Written([])
+
+    def choice(self, slot: Slot) -> tuple[str, str]:
+        """The backend for a slot and the reason in words."""
+        return backends.choose(self.asked, slot.view.device.partition(":")[0])
+
+    def clock(self, group: int, step: int) -> Clock:
+        """A new step count for tensors of a group."""
+        return Clock(group, step, lambda t: environment(self.groups[group], t))
+
+    def add(self, slots: Sequence[Slot]) -> None:
+        """Take more tensors. Raises InputError if two share memory."""
+        check_overlap([*self.slots, *slots])
+        self.slots += slots
+        self._written = Written(self.slots)
+        self.forget()
+
+    def forget(self) -> None:
+        """Plan anew at the next step: states or step counts were replaced."""
+        self._launches, self._key = [], None
+        for slot in self.slots:
+            slot.seen = UNSEEN
+
+    # ------------------------------------------------------------------------------------------- step
+
+    def step(self, leaves: Sequence[Any]) -> None:
+        """One step with these gradients, one for each slot or None. Raises before anything is written."""
+        changes = self._collect(leaves)
+        if changes:
+            structural = any(reshapes(change) for change in changes)
+            if structural:
+                self._key = None
+            self._commit(changes)
+        key = (self._flags(), self.settings.key())
+        if key != self._key:
+            self._rebuild()
+            self._key = key
+        elif changes:
+            self._refresh()
+        self.run()
+
+    def run(self) -> None:
+        """Run the launches as they stand."""
+        demand = self._demand()
+        if demand.sums and len(self._launches) > 1:
+            raise InputError("max_grad_norm and skip_nonfinite need all parameters on one device")
+        on_gpu = any(backend.device != "cpu" for backend, _, _ in self._launches)
+        if demand.on_device and on_gpu and any(callable(g.get("lr")) for g in self.groups):
+            raise InputError(
+                "lr is a function of the step count, which stays on the GPU where a step may be skipped or captured: "
+                "set group['lr'] to a number before each step instead"
+            )
+        for backend, launches, clocks in self._launches:
+            self.skipped += not backend.step(launches, demand, clocks)
+
+    def _collect(self, leaves: Sequence[Any]) -> list[Change]:
+        """Check every gradient that is not the one seen last time; nothing is changed yet."""
+        changes: list[Change] = []
+        for slot, grad in zip(self.slots, leaves, strict=True):
+            if grad is slot.seen:
+                continue
+            view = None if grad is None else gradient_view(grad, slot, f"gradient of {slot.label}")
+            changes.append((slot, grad, view))
+        read = [(f"gradient of {slot.label}", view) for slot, _, view in changes if view is not None]
+        if read:
+            self._written.check([r[0] for r in read], [r[1] for r in read])
+        return changes
+
+    def _commit(self, changes: Sequence[Change]) -> None:
+        """Remember the gradients; one in another memory order is copied into its parameter's, at every step."""
+        ready: list[tuple[Slot, Any, Any, View | None]] = []
+        for slot, grad, view in changes:
+            use, seen = grad, grad
+            if view is not None and not same_order(view, slot.view):
+                kind = arrays.kind_of(grad, slot.label)
+                use, seen = kind.relayout(grad, slot.array, slot.copy), UNSEEN
+                view = kind.describe(use)
+            ready.append((slot, use, seen, view))
+        for slot, use, seen, view in ready:
+            slot.grad, slot.seen, slot.grad_view = use, seen, view
+            slot.copy = use if seen is UNSEEN else None
+
+    def _flags(self) -> tuple[tuple[tuple[str, object], ...], ...]:
+        """The compile-time constants of every group. Options are switched on for all groups if any needs them."""
+        groups, settings = self.groups, self.settings
+        scaled = settings.max_grad_norm is not None or settings.grad_scale is not None
+        shared = {
+            "scaled": scaled or any(g.get("maximize") for g in groups),
+            "clipped": any(g.get("clip_value") is not None for g in groups),
+            "sparse": any(g.get("l1") for g in groups),
+        }
+        return tuple(tuple(sorted((self.rule.flags(g) | shared).items())) for g in groups)
+
+    def _demand(self) -> Demand:
+        s = self.settings
+        on_device = s.skip_nonfinite or s.capturable or s.found_inf is not None or hasattr(s.grad_scale, "shape")
+        return Demand(s.max_grad_norm, s.grad_scale, s.found_inf, s.skip_nonfinite, on_device)
+
+    # ------------------------------------------------------------------------------------------- launches
+
+    def _rebuild(self) -> None:
+        """Make states, clocks and launches anew. Everything is allocated before any slot changes."""
+        self.synchronize()
+        active = [slot for slot in self.slots if slot.grad is not None]
+        flags = [dict(f) for f in self._flags()]
+        made = [(slot, self.missing_states(slot, flags[slot.group])) for slot in active]
+        for slot, states in made:
+            slot.states |= states
+        running = self._regroup()
+        buckets: dict[tuple[str, str], dict[Signature, list[Slot]]] = {}
+        for slot in active:
+            where = (slot.view.device, self.choice(slot)[0])
+            buckets.setdefault(where, {}).setdefault(self._signature(slot, flags[slot.group]), []).append(slot)
+        self._launches = []
+        for (device, name), by_signature in buckets.items():
+            launches = [make_launch(signature, slots) for signature, slots in by_signature.items()]
+            mine = {id(slot.clock) for slots in by_signature.values() for slot in slots}
+            self._launches.append((backends.get(name, device), launches, [c for c in running if id(c) in mine]))
+            running = [c for c in running if id(c) not in mine]
+
+    def _regroup(self) -> list[Clock]:
+        """Let slots of one group with equal counts share a clock, those with a gradient apart from those without."""
+        clocks: dict[tuple[int, int, bool], Clock] = {}
+        for slot in self.slots:
+            group, step, _ = key = (slot.group, slot.clock.step, slot.grad is not None)
+            slot.clock = clocks.setdefault(key, self.clock(group, step))
+        return [clock for (_, _, on), clock in clocks.items() if on]
+
+    def missing_states(self, slot: Slot, flags: Mapping[str, object]) -> dict[str, Any]:
+        formats = self.settings.formats(self.rule)
+        kind = arrays.kind_of(slot.array, slot.label)
+        found = {}
+        for state in self.rule.active_states(flags):
+            if state.name not in slot.states:
+                dtype = state_storage(formats[state.name], STORAGES[slot.view.dtype].compute)
+                array = kind.zeros(slot.array, dtype)
+                init = state.init if isinstance(state.init, (int, float)) else self.groups[slot.group][state.init]
+                if init:
+                    array[...] = init
+                found[state.name] = array
+        return found
+
+    def _signature(self, slot: Slot, flags: Mapping[str, object]) -> Signature:
+        assert slot.grad_view is not None
+        roles = [Role("p", slot.view.dtype, True), Role("g", slot.grad_view.dtype, False)]
+        for state in self.rule.active_states(flags):
+            view = arrays.describe(slot.states[state.name], f"{state.key} of {slot.label}")
+            roles.append(Role(state.name, view.dtype, not state.readonly))
+        if slot.mask is not None:
+            roles.append(Role("mask", "bool", False))
+        everything = {**flags, "masked": slot.mask is not None}
+        return Signature(self.rule, tuple(sorted(everything.items())), tuple(roles), STORAGES[slot.view.dtype].compute)
+
+    def _refresh(self) -> None:
+        """Gradients moved: new addresses in the tables."""
+        for _, launches, _ in self._launches:
+            for launch in launches:
+                slots: list[Slot] = launch.private["slots"]
+                launch.plan.move(1, np.array([s.grad_view.address for s in slots if s.grad_view], np.int64))
+                for arrays_of, slot in zip(launch.arrays, slots, strict=True):
+                    arrays_of["g"] = slot.grad
+
+    def synchronize(self) -> None:
+        """Bring step counts that live on a GPU back to the host; waits for the device: for saving and rebuilding only."""
+        for backend, launches, _ in self._launches:
+            self.skipped += backend.synchronize(launches)
+
+
+def same_order(view: View, like: View) -> bool:
+    """Whether two arrays of one shape lie in memory in the same order."""
+    strides = arrays.canonical(view.shape, view.strides)
+    return strides == arrays.canonical(like.shape, like.strides) and arrays.is_dense(view.shape, view.strides)
+
+
+def reshapes(change: Change) -> bool:
+    """Whether a new gradient needs new launches, not only a new address."""
+    slot, _, view = change
+    old = slot.grad_view
+    return (view is None) != (old is None) or (view is not None and old is not None and view.dtype != old.dtype)
+
+
+def make_launch(signature: Signature, slots: Sequence[Slot]) -> Launch:
+    """The launch of tensors that share a signature; empty tensors have no place in it."""
+    slots = [s for s in slots if s.view.numel] or list(slots[:0])
+    program = program_for(signature)
+    clocks = list(dict.fromkeys(id(s.clock) for s in slots))
+    by_id = {id(s.clock): s.clock for s in slots}
+    of = []
+    for s in slots:
+        of.append({"p": s.array, "g": s.grad, "mask": s.mask, **s.states})
+    names = [r.name for r in signature.roles]
+    views = [[arrays.describe(o[n], n).address for n in names] for o in of]
+    addresses = np.array(views, np.int64).reshape(len(slots), len(names))
+    plan = Plan(program, [s.view.numel for s in slots], [clocks.index(id(s.clock)) for s in slots], addresses)
+    return Launch(plan, [by_id[c] for c in clocks], of, dict(signature.flags), {"slots": slots})

@@ -1,0 +1,310 @@
+"""What a rule computes, on NumPy and Numba alike: primitives on special values, flags, scalars and `prepare`."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+
+import gpuopt
+from gpuopt import State, maximum, minimum, rule, sign, sqrt, where
+from gpuopt.compiler.host import prepared_values, row_function, row_inputs
+from gpuopt.source import program
+from samples import HOST_BACKENDS, Array, bits, refused
+
+BACKENDS = pytest.mark.parametrize("backend", HOST_BACKENDS)
+DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
+
+
+def run(rule_: Any, backend: str, p: Array, g: Array, steps: int = 1, **options: Any) -> tuple[Array, dict[str, Any]]:
+    """The parameter and the states after some steps with the same gradient."""
+    p = p.copy()
+    optimizer = gpuopt.optimizer(rule_, p, backend=backend, **options)
+    for _ in range(steps):
+        optimizer.step(g)
+    return p, optimizer.state_dict()["state"][0]
+
+
+# ---------------------------------------------------------------------------------------------------- primitives
+
+
+@rule(state=("root", "size", "signum", "smaller", "larger", "chosen", "negative", "scaled"))
+def primitives(p, g, root, size, signum, smaller, larger, chosen, negative, scaled, *, lr):
+    """Every primitive of p and g, one state each."""
+    root = sqrt(p)
+    size = abs(p)
+    signum = sign(p)
+    smaller = minimum(p, g)
+    larger = maximum(p, g)
+    chosen = where(p <= g, 1, p)
+    negative = -p
+    scaled = where(p != g, 0, 2) / where(p == g, 1, 0)
+    p = p - lr * 0
+    return p, root, size, signum, smaller, larger, chosen, negative, scaled
+
+
+def python_primitives(p: float, g: float) -> dict[str, float]:
+    """What they mean, in Python's own floats: NaN wins, the second of two equal values, sign(-0) = +0."""
+    nan = math.isnan(p) or math.isnan(g)
+    return {
+        "root": math.sqrt(p) if p >= 0 else math.nan,
+        "size": math.fabs(p),
+        "signum": p if math.isnan(p) else float((p > 0) - (p < 0)),
+        "smaller": math.nan if nan else (p if p < g else g),
+        "larger": math.nan if nan else (p if p > g else g),
+        "chosen": 1.0 if p <= g else p,
+        "negative": math.copysign(p, -math.copysign(1.0, p)),
+        "scaled": 2.0 if p == g else math.nan,
+    }
+
+
+@BACKENDS
+@DTYPES
+def test_primitives_on_special_values(dtype: str, backend: str) -> None:
+    """Compared with the sign of zero; a NaN has to be a NaN, its payload is the hardware's."""
+    tiny, huge = np.finfo(dtype).smallest_subnormal, np.finfo(dtype).max
+    special = [math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0, -1.0, tiny, -tiny, huge, -huge, 2.25]
+    p, g = (a.ravel().astype(dtype) for a in np.meshgrid(special, special))
+    _, found = run(primitives, backend, p, g, lr=0.1)
+    rows = [python_primitives(float(a), float(b)) for a, b in zip(p, g, strict=True)]
+    for name in rows[0]:
+        expected = np.array([row[name] for row in rows]).astype(dtype)
+        if name == "scaled":
+            expected = np.where(p == g, expected, np.array(0, dtype) / np.array(1, dtype) * math.nan)
+        assert found[name].dtype == dtype
+        assert bits(plain(found[name])) == bits(plain(expected)), name
+
+
+def plain(values: Array) -> Array:
+    """The values with every NaN made the same NaN."""
+    return np.where(np.isnan(values), np.array(math.nan, values.dtype), values)
+
+
+@rule(state=("a", "b", "c", "d"))
+def scalars_and_literals(p, g, a, b, c, d, *, lr, beta=0.9, zero=0.0):
+    """Scalar-only parts are float64 and rounded once; literals take the compute type; g / 0 is IEEE's."""
+    half = 1 / 3
+    rest = 1 - beta
+    a = half * g + 0.1
+    b = rest * g
+    c = lr * beta * g - g * lr * beta
+    d = where(g > 0, lr, 0) / zero
+    p = p - 0.1 * g
+    return p, a, b, c, d
+
+
+@DTYPES
+def test_scalars_and_literals(dtype: str) -> None:
+    p, g = np.linspace(-1, 1, 37).astype(dtype), np.linspace(-3, 5, 37).astype(dtype)
+    found = [run(scalars_and_literals, backend, p, g, lr=0.3) for backend in HOST_BACKENDS]
+    assert bits(found[0]) == bits(found[1])
+    number = np.dtype(dtype).type
+    after, states = found[0]
+    assert bits(after) == bits(p - number(0.1) * g)
+    assert bits(states["a"]) == bits(number(1 / 3) * g + number(0.1))
+    assert bits(states["b"]) == bits(number(1 - 0.9) * g)
+    assert bits(states["c"]) == bits(number(0.3 * 0.9) * g - g * number(0.3) * number(0.9))
+    assert np.isinf(states["d"][g > 0]).all() and np.isnan(states["d"][g <= 0]).all()
+
+
+@rule(state=("m",))
+def dividing(p, g, m, *, lr, eps):
+    """A scalar-only quotient: Python raises for eps = 0 where the arithmetic of arrays gives an infinity."""
+    m = m + g
+    p = p - lr / eps * g
+    return p, m
+
+
+def test_a_rule_that_raises_on_numpy_leaves_everything_untouched() -> None:
+    params, grads = [np.ones(3), np.ones(2)], [np.ones(3), np.ones(2)]
+    optimizer = gpuopt.optimizer(dividing, [{"params": p} for p in params], lr=0.5, eps=1.0, backend="numpy")
+    optimizer.step(grads)
+    optimizer.param_groups[1]["eps"] = 0.0
+    with refused(optimizer, ZeroDivisionError):
+        optimizer.step(grads)
+
+
+@rule(state=("m",))
+def only_scalars(p, g, m, *, lr):
+    """A state, and in the end the parameter, that are the same for every element."""
+    m = lr * 2
+    p = 0.5
+    return p, m
+
+
+@BACKENDS
+def test_an_array_may_be_set_to_a_scalar(backend: str) -> None:
+    p, state = run(only_scalars, backend, np.ones((2, 3), np.float32), np.ones((2, 3), np.float32), lr=0.1)
+    assert p.tolist() == [[0.5] * 3] * 2
+    assert bits(state["m"]) == bits(np.full((2, 3), 0.2, np.float32))
+
+
+# ---------------------------------------------------------------------------------------------------- flags
+
+
+@rule(state={"m": State("m", "trace", when="traced")})
+def flagged(
+    p, g, m, *, lr, kind: Literal["plain", "signed", "both"] = "plain", traced: bool = False, has_bias: bool = True
+):  # fmt: skip
+    """A bool decides over a state, a Literal over the arithmetic; `has_bias` is a flag of its own: there is no `bias`."""
+    u = g
+    if kind == "signed":
+        u = sign(g)
+    if kind == "both" or (traced and not has_bias):
+        u = u + sign(g)
+    if traced:
+        m = m + u
+        u = m
+    if has_bias:
+        u = u + 1
+    p = p - lr * u
+    return p, m
+
+
+EXPECTED = {
+    ("plain", False, True): [-0.5 * 3] * 2,
+    ("plain", False, False): [-0.5 * 2] * 2,
+    ("signed", False, True): [-0.5 * 2] * 2,
+    ("both", False, False): [-0.5 * 3] * 2,
+    ("both", True, True): [-0.5 * 4, -0.5 * 7],
+    ("plain", True, False): [-0.5 * 3, -0.5 * 6],
+}
+
+
+@BACKENDS
+@pytest.mark.parametrize("flags", EXPECTED, ids=str)
+def test_flags_decide_arithmetic_and_states(flags: tuple[str, bool, bool], backend: str) -> None:
+    options: dict[str, Any] = dict(zip(("kind", "traced", "has_bias"), flags, strict=True)) | {"lr": 0.5}
+    once, _ = run(flagged, backend, np.zeros(2), np.full(2, 2.0), **options)
+    twice, state = run(flagged, backend, np.zeros(2), np.full(2, 2.0), steps=2, **options)
+    assert [once[0], twice[0] - once[0]] == EXPECTED[flags]
+    assert ("trace" in state) == flags[1]
+
+
+@pytest.mark.parametrize(("backend", "start", "call"), [("cuda", "struct Update {", "sign_of("), ("numba", "", "sign(")])
+def test_flags_specialise_the_text(backend: str, start: str, call: str) -> None:
+    """Nothing of a branch not taken is in the kernel."""
+    for kind, expected in (("plain", False), ("signed", True)):
+        text = gpuopt.kernel_source(flagged, backend=backend, kind=kind)
+        assert (call in text[text.index(start) :]) == expected
+
+
+def test_an_unknown_choice_names_the_choices() -> None:
+    with pytest.raises(gpuopt.InputError, match=r"kind = 'other': expected one of \('plain', 'signed', 'both'\)"):
+        gpuopt.optimizer(flagged, np.ones(3), lr=0.1, kind="other")
+
+
+# ---------------------------------------------------------------------------------------------------- prepare
+
+
+@rule()
+def prepared(p, g, *, lr, beta=0.999, power=2, rate, other):
+    """Uses what `prepare` derives; the hyperparameter `power` has the name of a helper."""
+    p = p - rate * g * other
+    return p
+
+
+@prepared.prepare
+def _(step, *, lr, beta, power):
+    late = 2 * step - 1
+    bias = 1 - beta**step
+    warm = minimum(step / 10, 1.0)
+    rate = lr * warm / bias if step > 3 else lr
+    tail = beta ** (-2) + beta ** minimum(late, 50) + beta ** (late if step > 3 else 7)
+    return dict(rate=rate, other=sqrt(bias) * beta**late / (power + tail))
+
+
+def squaring(base: float, exponent: int) -> float:
+    """base ** exponent by repeated squaring, from the least significant bit up; a negative power is one over it."""
+    if exponent < 0:
+        return 1.0 / squaring(base, -exponent)
+    factors, square = [], base
+    for bit in reversed(f"{exponent:b}"):
+        if bit == "1":
+            factors.append(square)
+        square = square * square
+    return math.prod(factors, start=1.0)
+
+
+STEPS = [*range(1, 40), 999, 1000, 2**16, 2**24 - 1, 2**24 + 1, 2**31 + 3]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_prepare_takes_integer_powers_by_repeated_squaring(step: int) -> None:
+    lr, beta, power = 0.3, 0.999, 2.0
+    bias = 1 - squaring(beta, step)
+    rate = lr * min(step / 10, 1.0) / bias if step > 3 else lr
+    late = 2 * step - 1
+    tail = squaring(beta, -2) + squaring(beta, min(late, 50)) + squaring(beta, late if step > 3 else 7)
+    expected = (rate, math.sqrt(bias) * squaring(beta, late) / (power + tail))
+    made = program(prepared, lr=lr, param_dtype="float64")
+    names = row_inputs(made)
+    values = {"lr": lr, "beta": beta, "power": power}
+    assert row_function(made, names)(step, *[values[n] for n in names]) == expected
+    assert tuple(prepared_values(prepared, step, values).values()) == expected
+    assert abs(squaring(beta, step) - beta**step) < 1e-13, "what 1 - beta**step needs"
+
+
+@pytest.mark.parametrize("backend", ["cuda", "cupy", "numba-cuda"])
+def test_whole_exponents_go_by_repeated_squaring_on_the_device_too(backend: str) -> None:
+    """Also where the exponent is a variable, a minimum or a choice of whole numbers: pow would give other bits there."""
+    text = gpuopt.kernel_source(prepared, backend=backend, part="prepare")
+    body = text[text.index("void row(" if backend != "numba-cuda" else "def prepare(") :]
+    assert len(re.findall(r"\b(integer_power|ipow)\(", body)) == 5
+    assert not re.search(r"\bpow\(", body)
+
+
+def custom(limit: int = 4, **constants: float) -> Any:
+    """A rule whose `prepare` is Python that only the host can run: a loop, a closure, the math module."""
+
+    @rule()
+    def harmonic(p, g, *, lr, rate):
+        p = p - rate * g
+        return p
+
+    @harmonic.prepare
+    def _(step, *, lr, offset=0.25):
+        total = 0.0
+        for k in range(1, min(step, limit) + 1):
+            total += math.cos(k) / k
+        return {"rate": lr * (total + offset + constants.get("extra", 0.0))}
+
+    return harmonic
+
+
+@BACKENDS
+def test_prepare_in_arbitrary_python_runs_on_the_host(backend: str) -> None:
+    p, _ = run(custom(), backend, np.zeros(3), np.ones(3), steps=6, lr=0.5, offset=0.5)
+    totals = [sum(math.cos(k) / k for k in range(1, min(step, 4) + 1)) for step in range(1, 7)]
+    assert np.allclose(p, -0.5 * sum(t + 0.5 for t in totals), rtol=1e-14, atol=0)
+
+
+def test_prepare_in_arbitrary_python_cannot_run_on_the_device() -> None:
+    assert "gpuopt_update" in gpuopt.kernel_source(custom(), backend="cuda")
+    with pytest.raises(gpuopt.InputError, match="prepare function of harmonic uses Python that cannot run on the device"):
+        gpuopt.kernel_source(custom(), backend="cuda", part="prepare")
+
+
+@BACKENDS
+def test_a_prepare_that_raises_leaves_everything_untouched(backend: str) -> None:
+    @rule(state=("m",))
+    def fragile(p, g, m, *, lr, rate):
+        m = m + g
+        p = p - rate * m
+        return p, m
+
+    @fragile.prepare
+    def _(step, *, lr):
+        if step == 2:
+            raise OverflowError("no rate for step 2")
+        return {"rate": lr}
+
+    params, grads = [np.ones(3), np.ones((2, 2))], [np.ones(3), np.ones((2, 2))]
+    optimizer = gpuopt.optimizer(fragile, params, lr=0.5, backend=backend)
+    optimizer.step(grads)
+    for _ in range(2):
+        with refused(optimizer, OverflowError, "no rate for step 2"):
+            optimizer.step(grads)
