@@ -6,12 +6,14 @@ dense layout works; two arrays are walked together only when their strides agree
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpuopt.errors import DtypeError, InputError
 
@@ -65,6 +67,17 @@ def is_dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
             return False
         expected *= n
     return True
+
+
+def memory(address: int, dtype: np.dtype[Any], count: int = 1) -> NDArray[Any]:
+    """Host memory at an address as an array of `count` elements."""
+    if address % dtype.itemsize:
+        raise ValueError(f"address {address} is not aligned for {dtype}")
+    if not count:
+        return np.empty(0, dtype)
+    buffer: Any = (ctypes.c_char * (dtype.itemsize * count)).from_address(address)
+    result: NDArray[Any] = np.frombuffer(buffer, dtype, count)
+    return result
 
 
 # ---------------------------------------------------------------------------------------------------- NumPy and CuPy

@@ -19,6 +19,7 @@ from gpuopt.formats.dtypes import numpy_dtype
 from gpuopt.launch.launcher import Clock, Demand, Launch
 from gpuopt.launch.plan import join
 from gpuopt.launch.table import CHUNK
+from gpuopt.optim.optimizer import Optimizer
 from shim.arena import Case, assert_same, launches_of, slots_of
 from shim.backend import Backend, address, installed
 from shim.build import prefetch
@@ -27,7 +28,7 @@ from shim.variants import VARIANT_LABELS, VARIANTS, richest
 PARAMETERS = ("float64", "float32", "float16", "bfloat16")
 STEPS = [1, 2, 3, 4, 7, 10, 100, 1000, 12_345, 2**24 + 1, 2**31 + 5, 2**40]
 LENGTHS = [0, 1, 7, 8, 9, 2047, 2048, 2049, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 17, 0, 100]
-MIXED = [0, 5, 33, 1000, 0, 4097, 8, 10_000]
+MIXED = [0, 5, 33, 1000, 3, 4097, 8, 10_000, 0]
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,12 @@ def shim(request: pytest.FixtureRequest) -> Iterator[Backend]:
 
 def places(count: int) -> dict[str, list[int]]:
     return {role: [(k * (r + 1)) % 16 for k in range(count)] for r, role in enumerate(("g", "p", "m", "v", "w"))}
+
+
+def counts(made: Optimizer) -> list[int]:
+    """The step count of every tensor."""
+    made.skipped  # noqa: B018 waits for the device
+    return [slot.clock.step for slot in slots_of(made)]
 
 
 def same(a: Any, b: Any) -> bool:
@@ -196,14 +203,25 @@ WHOLE |= {f"adamw-{dtype}": Case("adamw", richest("adamw"), dtype, MIXED) for dt
 def test_steps_of_the_device_backend(shim: Backend, case: Case) -> None:
     """Three groups, two step counts each, clip and check: the kernels decide as the host does."""
     groups = [{"lr": 0.01}, {"lr": 0.02}, {"lr": 0.03}]
-    seen = [range(8), range(0, 8, 2), range(8)]
+    seen = [range(9), range(0, 9, 2), range(9)]
     options = {"max_grad_norm": 0.5, "grad_scale": 2.0, "skip_nonfinite": True}
     whole = Case(case.rule, case.hyper, case.param_dtype, MIXED, odd=0, steps=3, groups=groups, seen=seen, options=options)
     expected, reference = whole.run("numpy")
     found, made = whole.run("shim-device")
     assert_same(expected, found)
     assert reference.skipped == made.skipped == 0
-    assert [s.clock.step for s in slots_of(made)] == [s.clock.step for s in slots_of(reference)]
+    assert counts(made) == counts(reference)
+
+
+def test_an_empty_tensor_counts_its_steps_on_the_device_too(shim: Backend) -> None:
+    """Even where no other tensor has missed the same gradients, so that no kernel touches anything for its sake."""
+    seen = [[0, 1], [1], [0, 1]]
+    case = Case("adamw", richest("adamw"), "float32", [5, 0], odd=0, steps=3, seen=seen, options={"skip_nonfinite": True})
+    found = {}
+    for backend in ("numpy", "shim-device"):
+        made = case.run(backend)[1]
+        found[backend] = counts(made)
+    assert found == {"numpy": [2, 3], "shim-device": [2, 3]}
 
 
 @pytest.mark.parametrize("backend", ["numpy", "numba", "shim", "shim-device"])
@@ -214,16 +232,16 @@ def test_a_bad_gradient_anywhere_changes_nothing(shim: Backend, backend: str, ba
     arenas = {role: arena.copy() for role, arena in case.start.items()}
     made = case.optimizer(arenas, backend)
     grads = arenas["g"].arrays
-    made.step(grads)
+    made.step([grads])
     before = {role: arena.memory.copy() for role, arena in arenas.items()}
     for tensor, element in ((1, 0), (2, 32), (5, 4096), (7, 9999)):
         kept = grads[tensor][element]
         grads[tensor][element] = bad
-        made.step(grads)
+        made.step([grads])
         grads[tensor][element] = kept
         assert all((arena.memory == before[role]).all() for role, arena in arenas.items())
     assert made.skipped == 4
-    made.step(grads)
-    made.synchronize()
-    assert [slot.clock.step for slot in slots_of(made)] == [2] * len(MIXED)
+    made.step([grads])
+    assert made.skipped == 4
+    assert counts(made) == [2] * len(MIXED)
     assert_same(case.run("numpy")[0], arenas)

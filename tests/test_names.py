@@ -5,6 +5,7 @@ Such rules run in a process of their own, since a state whose name collides may 
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -20,11 +21,13 @@ KERNEL = "C mul div s0 s1 s12 select update walk table tiles tile tile_size tile
 WALK = "first begin end lo hi i np dtype lane lane0 unit body p_at g_at load_p store_p load_g load_word range len slot out"
 CUDA = "hyper written decode Encode Pack walk reduce prepare prepared Decision integer_power cuda sums partials values full"
 SCALAR = "power ipow pow fabs exp log math float_bits row_namespace square_root absolute sign_of steps skip r c D"
-OPTIONS = "scaled clipped sparse masked direction grad_multiplier before_g after_p"
-OTHER = "β μ_1 é2 x_ y__ _z u3b2 lambda_ None_ self cls step_ total bad norm"
+OPTIONS = "scaled clipped sparse masked before_g after_p"
+OTHER = "β μ_1 é2 x_ y__ _z lambda_ None_ self cls step_ total bad norm"
 WORDS = (CPP, TARGETS, KERNEL, WALK, CUDA, SCALAR, OPTIONS, OTHER)
 NAMES = list(dict.fromkeys(" ".join(WORDS).split()))
-LOCALS_ONLY = ["mask", "l1", "clip_value", "maximize"]
+# Names of the options themselves: free for variables, refused for what a caller or the optimizer would have to tell apart.
+OF_OPTIONS = ["direction", "grad_multiplier", "l1", "clip_value", "maximize"]
+AT_ONCE = 60  # names in one rule where each rule is compiled, which takes a third of a second
 
 # Each rule does the same: it counts the gradients in a state called NAME, doubles it in a variable called NAME, multiplies by
 # a hyperparameter called NAME, or by a prepared scalar called NAME.
@@ -86,99 +89,102 @@ EXPECTED = {  # after two steps with gradient (0.25, 0.5 after clipping, -0.125)
 }
 
 
-def write_script(folder: Path, kinds: dict[str, tuple[str, list[str]]]) -> dict[str, str]:
-    """A user's script with a rule for each name in each kind; the rules' names -> the names they try."""
-    tried, text = {}, "from gpuopt import rule, sqrt\n"
-    for kind, (template, names) in kinds.items():
-        for k, name in enumerate(names):
-            text += template.format(k=k, name=name)
-            tried[f"{kind}_{k}"] = name
-    text += f"RULES = [{', '.join(tried)}]\n"
-    (folder / "script.py").write_text(text)
+def many(names: list[str]) -> list[str]:
+    """The text of one rule of each kind that uses all these names."""
+    states = ", ".join(names)
+    values = ", ".join(f"{n}={k + 1}.0" for k, n in enumerate(names))
+    derived = ", ".join(f"{n}=lr * {k}" for k, n in enumerate(names))
+    return [
+        *(f"@rule(state={tuple(names)!r})", f"def state_all(p, g, {states}, *, lr):"),
+        *(f"    {n} = {n} + {k} * g" for k, n in enumerate(names)),
+        *(f"    p = p - lr * {' - lr * '.join(names)}", f"    return p, {states}", "RULES.append(state_all)"),
+        *("@rule()", "def local_all(p, g, *, lr):", *(f"    {n} = {k} * g" for k, n in enumerate(names))),
+        *(f"    p = p - lr * ({' - '.join(names)})", "    return p", "RULES.append(local_all)"),
+        *("@rule()", f"def hyper_all(p, g, *, lr, {values}):", *(f"    p = p - lr * {n} * g" for n in names), "    return p"),
+        *("@hyper_all.prepare", f"def _(step, *, {states}):", f"    return dict(unused=0.5**step + {' + '.join(names)})"),
+        *("RULES.append(hyper_all)", "@rule()", f"def prepared_all(p, g, *, lr, {states}):"),
+        *(*(f"    p = p - {n} * g" for n in names), "    return p", "@prepared_all.prepare"),
+        *("def _(step, *, lr):", f"    return dict({derived})", "RULES.append(prepared_all)"),
+    ]
+
+
+def chunks() -> list[list[str]]:
+    return [NAMES[k : k + AT_ONCE] for k in range(0, len(NAMES), AT_ONCE)]
+
+
+def write_script(folder: Path, lines: list[str]) -> None:
+    """A user's script that defines RULES, and the program that runs them."""
+    (folder / "script.py").write_text("\n".join(["from gpuopt import rule, sqrt", "RULES = []", *lines]) + "\n")
     (folder / "run.py").write_text(RUN)
-    return tried
 
 
-@pytest.fixture(scope="module")
-def rules(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
-    folder = tmp_path_factory.mktemp("names")
-    kinds = {
-        "state": (STATE, NAMES),
-        "local": (LOCAL, NAMES + LOCALS_ONLY),
-        "hyper": (HYPER, NAMES),
-        "prepared": (PREPARED, NAMES),
-    }
-    return folder, write_script(folder, kinds)
+def load_rules(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[gpuopt.Rule]:
+    """The rules of the script in this process."""
+    monkeypatch.syspath_prepend(str(folder))
+    sys.modules.pop("script", None)
+    return list(importlib.import_module("script").RULES)
 
 
-def run(folder: Path, backend: str) -> tuple[dict[str, tuple[str, str]], str]:
+def run(folder: Path, backend: str, label_by_order: bool = False) -> tuple[dict[str, tuple[str, str]], str]:
     """Rule name -> what it gave on NumPy and on `backend`, and what went wrong."""
     done = subprocess.run([sys.executable, "run.py", backend], cwd=folder, capture_output=True, text=True)
     rows = [line.split("|") for line in done.stdout.splitlines()]
-    return {name: (first, second) for name, first, second in rows}, f"exit code {done.returncode}: {done.stderr[-600:]}"
+    problem = f"exit code {done.returncode}: {done.stderr[-600:]}"
+    return {f"{k}: {row[0]}" if label_by_order else row[0]: (row[1], row[2]) for k, row in enumerate(rows)}, problem
 
 
-def test_any_name_on_numpy(rules: tuple[Path, dict[str, str]]) -> None:
-    folder, tried = rules
-    found, problem = run(folder, "numpy")
+def test_any_name_on_numpy(tmp_path: Path) -> None:
+    """A rule for each name of each kind, so that a failure tells the name."""
+    tried = {}
+    lines = []
+    for kind, template in (("state", STATE), ("local", LOCAL), ("hyper", HYPER), ("prepared", PREPARED)):
+        for k, name in enumerate(NAMES + (["mask", *OF_OPTIONS] if kind == "local" else [])):
+            tried[f"{kind}_{k}"] = name
+            lines += [template.format(k=k, name=name), f"RULES.append({kind}_{k})"]
+    write_script(tmp_path, lines)
+    found, problem = run(tmp_path, "numpy")
     wrong = {(r, name) for r, name in tried.items() if found.get(r) != (str(EXPECTED[r.split("_")[0]]),) * 2}
     assert not wrong, problem
 
 
 def test_any_name_on_numba(tmp_path: Path) -> None:
-    """All names of a kind in one rule, since each compile takes a third of a second."""
-    lines = ["from gpuopt import rule, sqrt"]
-    states = ", ".join(NAMES)
-    lines += [f"@rule(state={tuple(NAMES)!r})", f"def state_all(p, g, {states}, *, lr):"]
-    lines += [f"    {name} = {name} + {k} * g" for k, name in enumerate(NAMES)]
-    lines += [f"    p = p - lr * {' - lr * '.join(NAMES)}", f"    return p, {states}"]
-    everywhere = NAMES + LOCALS_ONLY
-    lines += ["@rule()", "def local_all(p, g, *, lr):", *(f"    {name} = {k} * g" for k, name in enumerate(everywhere))]
-    lines += [f"    p = p - lr * ({' - '.join(everywhere)})", "    return p"]
-    lines += ["@rule()", f"def hyper_all(p, g, *, lr, {', '.join(f'{n}={k + 1}.0' for k, n in enumerate(NAMES))}):"]
-    lines += [*(f"    p = p - lr * {name} * g" for name in NAMES), "    return p", "@hyper_all.prepare"]
-    lines += [f"def _(step, *, {states}):", f"    return dict(unused=0.5**step + {' + '.join(NAMES)})"]
-    lines += ["@rule()", f"def prepared_all(p, g, *, lr, {states}):", *(f"    p = p - {n} * g" for n in NAMES)]
-    lines += ["    return p", "@prepared_all.prepare", "def _(step, *, lr):"]
-    lines += [f"    return dict({', '.join(f'{n}=lr * {k}' for k, n in enumerate(NAMES))})"]
-    lines += ["RULES = [state_all, local_all, hyper_all, prepared_all]"]
-    (tmp_path / "script.py").write_text("\n".join(lines) + "\n")
-    (tmp_path / "run.py").write_text(RUN)
-    found, problem = run(tmp_path, "numba")
-    assert set(found) == {"state_all", "local_all", "hyper_all", "prepared_all"}, problem
+    lines = [line for names in chunks() for line in many(names)]
+    lines += [LOCAL.format(k=0, name=name) + "RULES.append(local_0)" for name in ("mask", *OF_OPTIONS)]
+    write_script(tmp_path, lines)
+    found, problem = run(tmp_path, "numba", label_by_order=True)
+    assert len(found) == 4 * len(chunks()) + 1 + len(OF_OPTIONS), problem
     assert {name for name, (first, second) in found.items() if first != second} == set()
 
 
-@pytest.mark.parametrize("kind", ["state", "local", "hyper", "prepared"])
-def test_any_name_compiles_as_cuda(kind: str, rules: tuple[Path, dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
-    """With NVRTC, which needs no GPU; all rules of a kind in one unit, each in a namespace of its own."""
-    from cuda.core import Program, ProgramOptions
-
-    monkeypatch.syspath_prepend(str(rules[0]))
-    sys.modules.pop("script", None)
-    import script
-
-    texts = [
-        gpuopt.kernel_source(r, backend="cuda", part=part)
-        for r in script.RULES
-        if r.name.startswith(kind)
-        for part in ("update", "prepare")
-    ]
-    start = texts[0].index('#line 1 "generated"')
-    headers = texts[0][:start]
-    assert all(text.startswith(headers) for text in texts)
-    bodies = [text[start:].replace('extern "C" __global__', "__global__") for text in texts]
-    unit = headers + "".join(f"namespace n{k} {{\n{body}\n}}\n" for k, body in enumerate(bodies))
-    Program(unit, "c++", ProgramOptions(std="c++17", arch="sm_80")).compile("ptx")
+def test_any_name_compiles_as_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_script(tmp_path, [line for names in chunks() for line in many(names)])
+    for rule in load_rules(tmp_path, monkeypatch):
+        for part in ("update", "prepare"):
+            compile_ptx(gpuopt.kernel_source(rule, backend="cuda", part=part, param_dtype="float64"))
 
 
-@pytest.mark.parametrize("name", ["mask"])
-def test_a_state_cannot_have_the_name_of_a_role(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_script(tmp_path, {"state": (STATE, [name])})
-    monkeypatch.syspath_prepend(str(tmp_path))
-    sys.modules.pop("script", None)
-    with pytest.raises(SyntaxError, match=f"{name}.*") as caught:
-        import script  # noqa: F401
+def compile_ptx(text: str) -> None:
+    """Through NVRTC, which needs no GPU; fails with its log."""
+    from cuda.bindings import nvrtc
+
+    _, program = nvrtc.nvrtcCreateProgram(text.encode(), b"unit.cu", 0, [], [])
+    (status,) = nvrtc.nvrtcCompileProgram(program, 2, [b"--gpu-architecture=compute_80", b"--std=c++17"])
+    log = b" " * nvrtc.nvrtcGetProgramLogSize(program)[1]
+    nvrtc.nvrtcGetProgramLog(program, log)
+    nvrtc.nvrtcDestroyProgram(program)
+    assert status == nvrtc.nvrtcResult.NVRTC_SUCCESS, log.decode()
+
+
+REFUSED = [("state", STATE, "mask"), *((kind, t, n) for n in OF_OPTIONS for kind, t in (("hyper", HYPER), ("prepared", PREPARED)))]
+
+
+@pytest.mark.parametrize(("kind", "template", "name"), REFUSED, ids=[f"{kind}-{name}" for kind, _, name in REFUSED])
+def test_a_name_that_the_options_need_is_refused(
+    kind: str, template: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_script(tmp_path, [template.format(k=0, name=name)])
+    with pytest.raises(SyntaxError, match=f"`{name}` .*option") as caught:
+        load_rules(tmp_path, monkeypatch)
     assert caught.value.filename == str(tmp_path / "script.py")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpuopt.arrays import memory
 from gpuopt.backends.host import HostBackend
 from gpuopt.formats.dtypes import STORAGES, numpy_dtype
 from gpuopt.launch import table as t
@@ -22,17 +23,6 @@ def missing() -> str | None:
     return None
 
 
-def flat(array: Any) -> NDArray[Any]:
-    """The array's elements in memory order, as a view."""
-    if array.ndim == 0:
-        return np.asarray(array.reshape(1))
-    flipped = array[tuple(slice(None, None, -1 if s < 0 else 1) for s in array.strides)]
-    order = np.argsort([-s for s in flipped.strides], kind="stable")
-    result = flipped.transpose(order).reshape(-1)
-    assert np.shares_memory(result, array) or array.size == 0
-    return np.asarray(result)
-
-
 class Backend(HostBackend):
     """See gpuopt.backends."""
 
@@ -42,12 +32,16 @@ class Backend(HostBackend):
         """Run the options before the rule, the rule, and the options behind it, on each block of each tensor."""
         program = launch.plan.program
         compute = numpy_dtype(program.compute)
-        for arrays, record in zip(launch.arrays, launch.plan.table, strict=True):
+        for record in launch.plan.table:
             clock = launch.clocks[int(record[t.ROW])]
             scalars = {**clock.environment(clock.step), "grad_multiplier": multiplier}
             scalars |= self.prepared(launch, clock.step, scalars)
-            flats = {r.name: flat(arrays[r.name]) for r in program.roles}
-            for begin in range(0, int(record[t.NUMEL]), BLOCK):
+            count = int(record[t.NUMEL])
+            flats = {
+                r.name: memory(int(record[t.ADDRESS + k]), numpy_dtype(r.storage), count)
+                for k, r in enumerate(program.roles)
+            }
+            for begin in range(0, count, BLOCK):
                 block = {name: values[begin : begin + BLOCK] for name, values in flats.items()}
                 with compute_dtype(compute), np.errstate(all="ignore"):
                     x = {name: values.astype(compute) for name, values in block.items()}
@@ -87,8 +81,9 @@ class Backend(HostBackend):
         storage = next(r.storage for r in program.roles if r.name == "g")
         width = 16 // STORAGES[storage].itemsize
         partials = []
-        for arrays in launch.arrays:
-            values = flat(arrays["g"])
+        role = [r.name for r in program.roles].index("g")
+        for record in launch.plan.table:
+            values = memory(int(record[t.ADDRESS + role]), numpy_dtype(storage), int(record[t.NUMEL]))
             count = -(-values.size // t.CHUNK)
             with compute_dtype(compute), np.errstate(all="ignore"):
                 terms = options.sums.function(values.astype(compute))
@@ -96,7 +91,7 @@ class Backend(HostBackend):
                 for k, term in enumerate(terms):
                     padded[k, : values.size] = term
                 partials.append(lanes_of(padded.reshape(len(terms), count, -1, t.THREADS, width)).T)
-        return np.concatenate(partials)
+        return np.concatenate(partials) if partials else np.empty((0, 2), compute)
 
 
 def lanes_of(terms: NDArray[Any]) -> NDArray[Any]:

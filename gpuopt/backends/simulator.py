@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -10,20 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpuopt.arrays import memory
 from gpuopt.compiler.host import ipow
 from gpuopt.compiler.lower import Program
 from gpuopt.formats.dtypes import STORAGES, numpy_dtype
 from gpuopt.launch import table as t
 from gpuopt.rules.language import maximum, minimum, sign, sqrt, where
-
-
-def cell(address: int, dtype: np.dtype[Any], count: int = 1) -> NDArray[Any]:
-    """The memory at an address as an array."""
-    if address % dtype.itemsize:
-        raise ValueError(f"address {address} is not aligned for {dtype}")
-    buffer: Any = (ctypes.c_char * (dtype.itemsize * count)).from_address(address)
-    result: NDArray[Any] = np.frombuffer(buffer, dtype, count)
-    return result
 
 
 class Memory:
@@ -34,16 +25,16 @@ class Memory:
 
     def load(self, storage: str, scope: int = 0, scopes: int = 1, compute: str | None = None) -> Callable[..., Any]:
         if storage == "int64":
-            return lambda base, i: int(cell(base + 8 * i, np.dtype(np.int64))[0])
+            return lambda base, i: int(memory(base + 8 * i, np.dtype(np.int64))[0])
         dtype = numpy_dtype(storage)
         target = np.dtype(compute or (self.compute if storage == "bool" else STORAGES[storage].compute)).type
-        return lambda base, i: target(cell(base + dtype.itemsize * i, dtype)[0])
+        return lambda base, i: target(memory(base + dtype.itemsize * i, dtype)[0])
 
     def store(self, storage: str, scope: int = 0, scopes: int = 1, compute: str | None = None) -> Callable[..., Any]:
         dtype = numpy_dtype(storage)
 
         def store(base: int, i: int, value: Any) -> None:
-            cell(base + dtype.itemsize * i, dtype)[0] = value
+            memory(base + dtype.itemsize * i, dtype)[0] = value
 
         return store
 
@@ -52,7 +43,7 @@ class Memory:
 
         def load(address: int) -> tuple[Any, ...]:
             check_pack(address, dtype.itemsize * count)
-            return tuple(target(x) for x in cell(address, dtype, count))
+            return tuple(target(x) for x in memory(address, dtype, count))
 
         return load
 
@@ -61,7 +52,7 @@ class Memory:
 
         def store(address: int, values: tuple[Any, ...]) -> None:
             check_pack(address, dtype.itemsize * count)
-            cell(address, dtype, count)[:] = np.array(values, self.compute).astype(dtype)
+            memory(address, dtype, count)[:] = np.array(values, self.compute).astype(dtype)
 
         return store
 

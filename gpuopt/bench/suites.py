@@ -136,7 +136,8 @@ def formats(device: str) -> Iterable[Case]:
         for state in STATE_FORMATS:
             for dtype in ("float32", "bfloat16"):
                 yield Case("formats", label, tensors, MAIN, dtype, state, value=value, steps=30)
-        for param in PARAM_FORMATS[1:]:
+        others: tuple[str, ...] = PARAM_FORMATS[1:]
+        for param in others:
             yield Case("formats", label, tensors, MAIN, "bfloat16", "float32", param, value=value, steps=30)
 
 

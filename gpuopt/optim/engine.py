@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpuopt import arrays, backends
 from gpuopt.arrays import View
@@ -20,7 +21,7 @@ from gpuopt.launch.launcher import Backend, Clock, Demand, Launch
 from gpuopt.launch.plan import Plan
 from gpuopt.optim.hyper import environment
 from gpuopt.optim.settings import Settings
-from gpuopt.optim.slots import UNSEEN, Slot, Written, check_overlap, gradient_view
+from gpuopt.optim.slots import UNSEEN, Slot, Written, check_overlap, gradient_view, parameter_view
 from gpuopt.rules.language import Rule
 
 Change = tuple[Slot, Any, View | None]  # a slot, its new gradient, and that gradient's View
@@ -36,6 +37,7 @@ class Engine:
         self._launches: list[tuple[Backend, list[Launch], list[Clock]]] = []
         self._key: object = None
         self._written = Written([])
+        self.planned = 0  # grows with every new plan of launches
 
     def choice(self, slot: Slot) -> tuple[str, str]:
         """The backend for a slot and the reason in words."""
@@ -48,6 +50,8 @@ class Engine:
     def add(self, slots: Sequence[Slot]) -> None:
         """Take more tensors. Raises InputError if two share memory."""
         check_overlap([*self.slots, *slots])
+        for index, slot in enumerate(slots, len(self.slots)):
+            slot.index = index
         self.slots += slots
         self._written = Written(self.slots)
         self.forget()
@@ -75,6 +79,28 @@ class Engine:
         elif changes:
             self._refresh()
         self.run()
+
+    def settled(self) -> bool:
+        """Whether the launches fit the groups and options as they are, and no gradient has to be copied."""
+        return self._key == (self._flags(), self.settings.key()) and all(slot.copy is None for slot in self.slots)
+
+    def touch(self) -> None:
+        """Look at every array anew: parameters or gradients may have moved."""
+        views = [parameter_view(slot.array, slot.label) for slot in self.slots]
+        if views != [slot.view for slot in self.slots]:
+            for slot, view in zip(self.slots, views, strict=True):
+                slot.view = view
+            check_overlap(self.slots)
+            self._written, self._key = Written(self.slots), None
+        for slot in self.slots:
+            slot.seen = UNSEEN
+
+    def relocate(self, addresses: NDArray[np.int64]) -> None:
+        """Gradients of the same dtypes and memory orders lie at other addresses, one for each slot."""
+        self._written.check_addresses(self.slots, addresses)
+        for _, launches, _ in self._launches:
+            for launch in launches:
+                launch.plan.move(1, addresses[launch.private["indices"]])
 
     def run(self) -> None:
         """Run the launches as they stand."""
@@ -148,7 +174,7 @@ class Engine:
         for slot in active:
             where = (slot.view.device, self.choice(slot)[0])
             buckets.setdefault(where, {}).setdefault(self._signature(slot, flags[slot.group]), []).append(slot)
-        self._launches = []
+        self._launches, self.planned = [], self.planned + 1
         for (device, name), by_signature in buckets.items():
             launches = [make_launch(signature, slots) for signature, slots in by_signature.items()]
             mine = {id(slot.clock) for slots in by_signature.values() for slot in slots}
@@ -229,4 +255,10 @@ def make_launch(signature: Signature, slots: Sequence[Slot]) -> Launch:
     views = [[arrays.describe(o[n], n).address for n in names] for o in of]
     addresses = np.array(views, np.int64).reshape(len(slots), len(names))
     plan = Plan(program, [s.view.numel for s in slots], [clocks.index(id(s.clock)) for s in slots], addresses)
-    return Launch(plan, [by_id[c] for c in clocks], of, dict(signature.flags), {"slots": slots})
+    return Launch(
+        plan,
+        [by_id[c] for c in clocks],
+        of,
+        dict(signature.flags),
+        {"slots": slots, "indices": [s.index for s in slots]},
+    )

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpuopt import arrays
 from gpuopt.arrays import View
@@ -33,6 +34,7 @@ class Slot:
     grad_view: View | None = None
     seen: Any = UNSEEN  # the caller's array, if seeing it again means that nothing has changed
     copy: Any = None  # the copy, to be used again
+    index: int = 0  # its place in the engine
 
 
 def parameter_view(array: Any, label: str) -> View:
@@ -79,6 +81,15 @@ def gradient_view(array: Any, slot: Slot, label: str) -> View:
     return view
 
 
+def overlapped(spans: NDArray[np.int64], bounds: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each [begin, end) the index of a sorted span [begin, end, ...] that it overlaps, or -1."""
+    if not len(spans) or not len(bounds):
+        return np.full(len(bounds), -1)
+    before = np.searchsorted(spans[:, 0], bounds[:, 1], "left") - 1
+    hit = (before >= 0) & (spans[np.maximum(before, 0), 1] > bounds[:, 0]) & (bounds[:, 1] > bounds[:, 0])
+    return np.where(hit, before, -1)
+
+
 class Written:
     """The memory that steps write, to refuse a gradient that lies in it."""
 
@@ -94,15 +105,22 @@ class Written:
 
     def check(self, labels: Sequence[str], views: Sequence[View]) -> None:
         """Raise InputError naming the first gradient that overlaps a parameter."""
-        for device in {v.device for v in views}:
-            chosen = [k for k, v in enumerate(views) if v.device == device and v.numel]
+        for device in {v.device for v in views} & self.devices:
+            chosen = [k for k, v in enumerate(views) if v.device == device]
             bounds = np.array([extent(views[k]) for k in chosen], np.int64).reshape(-1, 2)
-            spans = self.spans[device]
-            if not len(spans) or not len(bounds):
-                continue
-            before = np.searchsorted(spans[:, 0], bounds[:, 1], "left") - 1
-            hit = (before >= 0) & (spans[np.maximum(before, 0), 1] > bounds[:, 0])
-            if hit.any():
-                k = int(np.flatnonzero(hit)[0])
-                other = self.slots[int(spans[before[k], 2])].label
-                raise InputError(f"{labels[chosen[k]]} shares memory with {other}: expected a gradient of its own")
+            self._refuse(device, bounds, [labels[k] for k in chosen])
+
+    def check_addresses(self, slots: Sequence[Slot], addresses: NDArray[np.int64]) -> None:
+        """The same for gradients of known dtypes that lie at other addresses, one for each slot."""
+        for device in self.devices:
+            chosen = [s for s in slots if s.view.device == device and s.grad_view is not None]
+            sizes = [s.view.numel * STORAGES[s.grad_view.dtype].itemsize for s in chosen if s.grad_view]
+            begins = addresses[[s.index for s in chosen]]
+            bounds = np.stack([begins, begins + np.array(sizes, np.int64)], axis=1)
+            self._refuse(device, bounds, [f"gradient of {s.label}" for s in chosen])
+
+    def _refuse(self, device: str, bounds: NDArray[np.int64], labels: Sequence[str]) -> None:
+        found = overlapped(self.spans[device], bounds)
+        for k in np.flatnonzero(found >= 0)[:1]:
+            other = self.slots[int(self.spans[device][found[k], 2])].label
+            raise InputError(f"{labels[k]} shares memory with {other}: expected a gradient of its own")

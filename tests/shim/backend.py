@@ -76,8 +76,8 @@ class Backend(HostBackend):
         """One launch over every tile; rows by value where they fit, else by pointer, as on a GPU."""
         plan, runtime = launch.plan, self.runtime
         rows: NDArray[Any] = launch.private["rows"]
-        if "update" not in launch.private:
-            launch.private["update"] = runtime.update_kernel(plan.program)
+        if "shim-update" not in launch.private:
+            launch.private["shim-update"] = runtime.update_kernel(plan.program)
         if plan.tile_size != self.tile_size:
             plan.cut_tiles(self.tile_size)
         by_pointer = self.device_rows or len(rows) > to_cuda.rows_capacity(plan.program)
@@ -85,18 +85,18 @@ class Backend(HostBackend):
         pointers = (address(rows) if by_pointer else 0, 0)
         by_value = runtime.rows_argument(plan.program, None if by_pointer else rows)
         arguments = (address(plan.table), address(plan.tiles), *shape, *pointers, by_value)
-        runtime.launch(launch.private["update"], self.blocks, arguments)
+        runtime.launch(launch.private["shim-update"], self.blocks, arguments)
 
     def sums(self, launch: Launch) -> NDArray[Any]:
         """Partial sums of every chunk: [chunks, 2]."""
         plan = launch.plan
         role, storage = next((k, r.storage) for k, r in enumerate(plan.program.roles) if r.name == "g")
-        if "sums" not in launch.private:
-            launch.private["sums"] = self.runtime.sums_kernel(storage, plan.program.compute)
+        if "shim-sums" not in launch.private:
+            launch.private["shim-sums"] = self.runtime.sums_kernel(storage, plan.program.compute)
         partials = np.full((len(plan.chunks), 2), np.nan)
         shape = (plan.table.shape[1], role, address(plan.chunks), len(plan.chunks))
         arguments = (address(plan.table), *shape, address(partials))
-        self.runtime.launch(launch.private["sums"], min(self.blocks, max(1, len(plan.chunks))), arguments)
+        self.runtime.launch(launch.private["shim-sums"], min(self.blocks, max(1, len(plan.chunks))), arguments)
         return partials
 
 

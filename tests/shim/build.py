@@ -23,12 +23,13 @@ import numpy as np
 
 HEADER = Path(__file__).parent / "shim.h"
 FLAGS = ("-std=c++20", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC", "-pthread", "-Wall", "-Wextra")
-FLAGS += ("-Werror", "-Wno-unknown-pragmas")
+FLAGS += ("-Wno-unknown-pragmas", "-Wno-unused-parameter", "-Wno-unused-variable", "-Werror")
 SANITIZERS = {
     None: (),
     "address": ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
     "thread": ("-g", "-fsanitize=thread"),
 }
+FOLDER = "GPUOPT_SHIM_FOLDER"
 WITH_BARRIER = ("gpuopt_sums", "gpuopt_prepare")  # one std::thread for each CUDA thread
 
 
@@ -50,7 +51,9 @@ class Kernel:
 
 @lru_cache(maxsize=None)
 def folder() -> Path:
-    """Where libraries lie, for the life of this process."""
+    """Where libraries lie for the life of this process, or of the one that handed it down in the environment."""
+    if inherited := os.environ.get(FOLDER):
+        return Path(inherited)
     made = Path(tempfile.mkdtemp(prefix="gpuopt-shim-"))
     atexit.register(shutil.rmtree, made, ignore_errors=True)
     return made
@@ -73,9 +76,12 @@ def compile_with(flags: Iterable[str], *arguments: str | Path) -> None:
 def header(sanitize: str | None) -> Path:
     """shim.h, precompiled: half the time of a unit would go into the standard library's headers."""
     place = folder() / f"header-{sanitize}"
+    copy = place / HEADER.name
+    if place.exists():
+        return copy
     place.mkdir()
-    copy = Path(shutil.copy(HEADER, place))
-    flags = (*FLAGS[:-3], *SANITIZERS[sanitize])
+    shutil.copy(HEADER, place)
+    flags = (*FLAGS[:-1], *SANITIZERS[sanitize])
     compile_with(flags, "-w", "-x", "c++-header", copy, "-o", place / "shim.h.gch")
     return copy
 

@@ -1,0 +1,81 @@
+"""`gpuopt bench`: every optimizer side by side with what else there is, on this machine.
+
+Called by `gpuopt/cli.py`. Reading order: `suites` (what is measured), `providers` (by whom), `measure` (how), `rows` (the
+CSV), `plot`, `compare`. Uses only the public API of gpuopt; optimizers and formats are listed by the library.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from gpuopt.errors import GpuoptError
+
+DEFAULT_OUT = "benchmarks/results"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    from gpuopt.bench.suites import PROCESS_SUITES, SUITES
+
+    top = argparse.ArgumentParser(prog="gpuopt bench", description=__doc__.splitlines()[0], allow_abbrev=False)
+    names = [*SUITES, *PROCESS_SUITES]
+    top.add_argument("--suite", action="append", choices=names, help="one suite; may be repeated (all of them)")
+    top.add_argument(
+        "--device", choices=["cpu", "cuda"], action="append", help="(a GPU first if there is one, then the CPU)"
+    )
+    top.add_argument("--quick", action="store_true", help="small sizes and few samples: under a minute")
+    top.add_argument("--minutes", type=float, help="stop after so many minutes; the most valuable cases come first")
+    top.add_argument("--only", help="providers whose names contain this text, and gpuopt's own")
+    top.add_argument(
+        "--out", default=DEFAULT_OUT, metavar="DIR", help=f"folder of the CSV and the plots ({DEFAULT_OUT})"
+    )
+    top.add_argument("--plot", action="store_true", help="draw the CSV; without a suite or --quick, only draw")
+    top.add_argument("--compare", metavar="OLD.csv", help="list what became slower; without a suite, only compare")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, draw, compare; the exit code is 1 where --compare found something slower, else 0."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX would take most of the GPU's memory
+    options = parser().parse_args(argv)
+    from gpuopt.bench import compare, plot, report, rows
+
+    folder = Path(options.out)
+    path = folder / rows.NAME
+    only_read = (options.plot or options.compare) and not (options.suite or options.quick or options.minutes)
+    if options.compare and not Path(options.compare).exists():
+        raise GpuoptError(f"--compare {options.compare}: no such file")
+    old = rows.read(Path(options.compare)) if options.compare else []
+    if not only_read:
+        measured = run(options, path)
+        print("\n".join(report.lines(measured)))
+        print(f"{len(measured)} rows added to {path}")
+    if options.plot:
+        for picture in plot.draw(rows.read(path), folder):
+            print(f"plot: {picture}")
+    if options.compare:
+        slower = compare.slower(old, rows.read(path))
+        print("\n".join(slower) if slower else "nothing became slower beyond noise")
+        return 1 if slower else 0
+    return 0
+
+
+def run(options: argparse.Namespace, path: Path) -> list[rows.Row]:  # type: ignore[name-defined]  # noqa: F821
+    """Measure what was asked for on each device; rows are written as they are made."""
+    from gpuopt.bench import machine
+    from gpuopt.bench.session import Run
+
+    devices = options.device or (["cuda"] if machine.gpu_usable() else []) + ["cpu"]
+    now = datetime.now(UTC)
+    identity = (f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(2)}", f"{now:%Y-%m-%d}")
+    deadline = time.monotonic() + 60 * options.minutes if options.minutes else None
+    made = []
+    for device in devices:
+        made += Run(options, device, identity, path, deadline).all()
+    return made

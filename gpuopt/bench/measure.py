@@ -1,0 +1,170 @@
+"""One case, all providers in turn: check against float64, then A B A B until the time for it is spent.
+
+Called by `gpuopt.bench`. Each provider keeps as many copies of its arrays as the last cache level cannot hold, and steps
+through them in turn. Knows no library: those are behind `providers`.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from gpuopt.bench import machine, meters, oracle
+from gpuopt.bench.providers import Provider, Session
+from gpuopt.bench.rows import Row
+from gpuopt.bench.suites import Case
+
+ROTATION = 8  # copies of the arrays at most
+SAMPLES_A_TURN = 3
+SETTLE = 0.002  # seconds for the threads of the one before to go to sleep
+
+
+@dataclass(frozen=True)
+class Effort:
+    """seconds: for the samples of a case, over all providers; sample: the least one takes; rounds: least and most."""
+
+    seconds: float = 4.0
+    sample: float = 0.004
+    least_rounds: int = 3
+    most_rounds: int = 40
+
+
+@dataclass
+class Entrant:
+    """A provider in a case: its sessions, and the seconds of each sample, per step."""
+
+    provider: Provider
+    row: Row
+    sessions: list[Session] = field(default_factory=list)
+    repeats: int = 1
+    estimate: float = 0.0
+    samples: list[float] = field(default_factory=list)
+
+    def turns(self, count: int) -> float:
+        """Seconds per step over `count` rotations of the sessions."""
+        self.sessions[0].wait()
+        start = time.perf_counter()
+        for _ in range(count):
+            for session in self.sessions:
+                session.step()
+        self.sessions[-1].wait()
+        return (time.perf_counter() - start) / (count * len(self.sessions))
+
+
+def measure(
+    case: Case,
+    providers: Sequence[Provider],
+    device: str,
+    run: tuple[str, str],
+    copy: meters.Copy,
+    effort: Effort,
+    say: Callable[[str], None],
+) -> list[Row]:
+    """A row for each provider that takes the case; reasons of the others go to `say`. run: (id, date)."""
+    rows, entrants = [], []
+    left = float(machine.free_bytes(device))
+    rotation = rotations(case, device)
+    for provider in providers:
+        why = provider.refuses(case)
+        if why is None and provider.bytes_needed(case) * rotation > left:
+            why = f"needs {provider.bytes_needed(case) * rotation / 1e9:.1f} GB beside the others"
+        if why is not None:
+            say(f"  {provider.name}: left out, {why}")
+            continue
+        row = blank(case, provider, device, run)
+        rows.append(row)
+        entrant = enter(case, provider, row, rotation, say)
+        if entrant is not None:
+            entrants.append(entrant)
+            left -= provider.bytes_needed(case) * rotation
+    copies = rounds(entrants, copy, effort)
+    for entrant in entrants:
+        finish(entrant, case, device, copies)
+    entrants.clear()
+    gc.collect()
+    return rows
+
+
+def blank(case: Case, provider: Provider, device: str, run: tuple[str, str]) -> Row:
+    """A row with what is known beforehand."""
+    return Row(
+        run[0], run[1], machine.commit(), machine.device_name(device), machine.driver(device), machine.cuda(device),
+        machine.versions(), case.suite, case.name, provider.name, provider.version, case.optimizer, case.dtype,
+        case.state_format, case.param_format, len(case.shapes), case.parameters,
+    )  # fmt: skip
+
+
+def rotations(case: Case, device: str) -> int:
+    """How many copies of the arrays it takes to be twice the last cache level."""
+    return max(1, min(ROTATION, math.ceil(2 * machine.cache_bytes(device) / max(1, case.bytes_held))))
+
+
+def enter(case: Case, provider: Provider, row: Row, rotation: int, say: Callable[[str], None]) -> Entrant | None:
+    """Start the provider and check its result; None, with the reason in the row, if it may not be timed."""
+    try:
+        session = provider.start(case)
+        row.error = oracle.relative_error(session, case)
+        if not row.error <= oracle.tolerance(case):
+            row.status, row.note = "wrong", f"error above {oracle.tolerance(case):.1e}: not timed"
+        else:
+            entrant = Entrant(provider, row, [session, *(provider.start(case) for _ in range(rotation - 1))])
+            entrant.turns(2)
+            entrant.estimate = min(entrant.turns(1), entrant.turns(1))
+            return entrant
+    except Exception as error:  # a peer may raise anything; the run goes on
+        row.status, row.note = "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    say(f"  {provider.name}: {row.status}, {row.note} (relative error {row.error})")
+    return None
+
+
+def rounds(entrants: list[Entrant], copy: meters.Copy, effort: Effort) -> list[float]:
+    """Sample every provider in turn until the time is spent; the copy bandwidths measured in between."""
+    copies: list[float] = []
+    for entrant in entrants:
+        rotation = entrant.estimate * len(entrant.sessions)
+        entrant.repeats = max(1, min(200, math.ceil(effort.sample / max(rotation, 1e-9))))
+    start = time.perf_counter()
+    for index in range(effort.most_rounds if entrants else 0):
+        spent = time.perf_counter() - start
+        if index >= effort.least_rounds and spent > effort.seconds:
+            break
+        for entrant in entrants:
+            slow = entrant.estimate * len(entrant.sessions) * entrant.repeats > effort.seconds / 8
+            if slow and index >= effort.least_rounds:
+                continue  # a slow one has had its samples; the others go on
+            time.sleep(SETTLE)
+            if not slow:
+                entrant.turns(1)
+            for _ in range(1 if slow else SAMPLES_A_TURN):
+                entrant.samples.append(entrant.turns(entrant.repeats))
+        if len(copies) < 8:
+            copies.append(copy.run())
+    return copies
+
+
+def finish(entrant: Entrant, case: Case, device: str, copies: list[float]) -> None:
+    """Turn samples into percentiles, then count what a step needs beside its time."""
+    row, session = entrant.row, entrant.sessions[0]
+    p20, p50, p80 = np.percentile(entrant.samples, (20, 50, 80)).tolist()
+    row.samples = len(entrant.samples)
+    row.p20_us, row.p50_us, row.p80_us = 1e6 * p20, 1e6 * p50, 1e6 * p80
+    row.bytes = case.bytes_moved
+    row.gbps = row.bytes / p50 / 1e9
+    row.copy_gbps = float(np.median(copies)) / 1e9
+    row.share = row.gbps / row.copy_gbps
+    row.load = meters.quiet()
+    repeats = 15 if p50 < 0.1 else 2
+    row.host_us = 1e6 * meters.host_seconds(session.step, session.wait, repeats)
+
+    def step() -> None:
+        session.step()
+        session.wait()
+
+    row.extra_bytes, row.allocations = meters.extra_memory(device, step)
+    row.launches = meters.launches(device, step)
+    entrant.sessions.clear()

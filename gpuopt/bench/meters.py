@@ -1,0 +1,149 @@
+"""Counts beside the clock: copy bandwidth, extra memory of a step, allocations, kernel launches, host time.
+
+Called by `measure`. What cannot be counted on a machine is None, never a guess.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpuopt.bench import data, machine
+
+COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}  # far beyond any cache
+
+
+class Copy:
+    """The ceiling: a large copy on the device, bytes read plus bytes written; sampled all through a run."""
+
+    def __init__(self, device: str, nbytes: int | None = None) -> None:
+        self.device = device
+        self.nbytes = nbytes or min(COPY_BYTES[device], machine.free_bytes(device) // 8)
+        size = self.nbytes // 4
+        if device == "cpu":
+            self.source: Any
+            self.target: Any
+            self.source, self.target = data.values(data.PARAMETERS, 0, 0, size), np.zeros(size, np.float32)
+            self.pool = ThreadPoolExecutor(machine.threads())
+        else:
+            torch_only = find_spec("cupy") is None
+            self.source = self._device_array(torch_only, size)
+            self.target = self.source.clone() if torch_only else self.source.copy()
+        self.run()
+
+    def _device_array(self, torch_only: bool, size: int) -> Any:
+        host = data.values(data.PARAMETERS, 0, 0, min(size, data.POOL))
+        if torch_only:
+            torch = import_module("torch")
+            return torch.from_numpy(host).cuda().repeat(-(-size // host.size))[:size].contiguous()
+        return import_module("cupy").resize(import_module("cupy").asarray(host), size)
+
+    def run(self) -> float:
+        """Bytes per second of one copy."""
+        start = time.perf_counter()
+        if self.device == "cpu":
+            cuts = np.linspace(0, self.source.size, machine.threads() + 1).astype(int)
+            jobs = [self.pool.submit(np.copyto, self.target[a:b], self.source[a:b]) for a, b in pairwise(cuts)]
+            for job in jobs:
+                job.result()
+        elif hasattr(self.target, "copy_"):
+            self.target.copy_(self.source)
+            import_module("torch").cuda.synchronize()
+        else:
+            self.target[...] = self.source
+            import_module("cupy").cuda.Device().synchronize()
+        return 2 * self.nbytes / (time.perf_counter() - start)
+
+
+def extra_memory(device: str, step: Callable[[], None]) -> tuple[int | None, int | None]:
+    """(most bytes that one step held beyond what was held before, allocations it made)."""
+    return _extra_host(step) if device == "cpu" else _extra_device(step)
+
+
+def _resident(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise OSError(field)
+
+
+def _extra_host(step: Callable[[], None]) -> tuple[int | None, int | None]:
+    """The rise of the peak of resident memory; Linux can reset that peak."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _resident("VmRSS")
+        step()
+        return max(0, _resident("VmHWM") - before), None
+    except OSError:
+        step()
+        return None, None
+
+
+def _extra_device(step: Callable[[], None]) -> tuple[int | None, int | None]:
+    """What torch's and CuPy's allocators handed out during the step. JAX keeps no such count: a zero there means nothing."""
+    torch = import_module("torch") if find_spec("torch") else None
+    if torch is not None:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        count = torch.cuda.memory_stats().get("allocation.all.allocated", 0)
+    taken: list[int] = []
+    if find_spec("cupy"):
+        cupy = import_module("cupy")
+
+        class Hook(cupy.cuda.MemoryHook):  # type: ignore[misc,name-defined]
+            name = "gpuopt-bench"
+
+            def malloc_postprocess(self, **known: Any) -> None:
+                taken.append(int(known["mem_size"]))
+
+        with Hook():
+            step()
+        cupy.cuda.Device().synchronize()
+    else:
+        step()
+    extra, allocations = sum(taken), len(taken)
+    if torch is not None:
+        torch.cuda.synchronize()
+        extra += torch.cuda.max_memory_allocated() - held
+        allocations += torch.cuda.memory_stats().get("allocation.all.allocated", 0) - count
+    return extra, allocations
+
+
+def launches(device: str, step: Callable[[], None]) -> int | None:
+    """Kernels that one step starts, counted by torch's profiler, which sees those of every library in the process."""
+    if device == "cpu" or not find_spec("torch"):
+        return None
+    torch = import_module("torch")
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        step()
+        torch.cuda.synchronize()
+    kernels = [e for e in profile.events() if str(e.device_type).endswith("CUDA")]
+    return sum("memcpy" not in e.name.lower() and "memset" not in e.name.lower() for e in kernels) or None
+
+
+def host_seconds(step: Callable[[], None], wait: Callable[[], None], repeats: int = 15) -> float:
+    """The median time until `step()` returns, with nothing queued before it."""
+    times = []
+    for _ in range(repeats):
+        wait()
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    wait()
+    return float(np.median(times))
+
+
+def quiet() -> float:
+    """The load of the machine over the last minute, per core: above 1, times are those of a busy machine."""
+    return os.getloadavg()[0] / machine.threads() if hasattr(os, "getloadavg") else 0.0

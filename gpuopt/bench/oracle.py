@@ -1,0 +1,101 @@
+"""Is a provider's result right? Its parameters after some steps against the same steps in float64.
+
+The float64 side is the rule's own Python function on NumPy arrays, which the tests compare with torch and the authors'
+formulas. Called by `measure` before anything is timed: what is fast and wrong must not be reported.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from math import prod, sqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import gpuopt
+from gpuopt.bench import data
+from gpuopt.bench.providers import Session
+from gpuopt.bench.suites import Case, hyper
+from gpuopt.formats.dtypes import numpy_dtype
+
+FACTORS = (-0.5, -0.5, 4.0)  # what gradients are multiplied by between steps: exact, and back at the start after three
+WHOLE = 1 << 18  # parameters up to which everything is compared
+BLOCK, TENSORS = 4096, 12  # beyond: the head, the middle and the tail of this many tensors
+EXACT, ROUNDED = 1e-3, 0.5  # relative error allowed where states are kept in the compute type, and where they are not
+EPSILON = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+
+Pick = tuple[int, int, int]  # tensor, start, stop
+
+
+@cache
+def elementwise(optimizer: str) -> bool:
+    """Whether a tensor may be compared in parts: halves give the bits of the whole."""
+    p = data.values(data.PARAMETERS, 0, 0, 64).astype(np.float64).reshape(8, 8)
+    g = data.values(data.GRADIENTS, 0, 0, 64).astype(np.float64).reshape(8, 8)
+    whole, halves = p.copy(), [p[:4].copy(), p[4:].copy()]
+    for arrays, grads in (([whole], [g]), (halves, [g[:4], g[4:]])):
+        opt = gpuopt.create(optimizer, arrays, backend="numpy", **hyper(optimizer))
+        opt.step(grads)
+    return bool((whole == np.concatenate(halves)).all())
+
+
+def picks(case: Case) -> list[Pick]:
+    """The parts of the tensors that are compared."""
+    sizes = [prod(shape) for shape in case.shapes]
+    if sum(sizes) <= WHOLE:
+        return [(k, 0, n) for k, n in enumerate(sizes)]
+    spread = sorted(set(np.linspace(0, len(sizes) - 1, TENSORS).astype(int).tolist()))
+    if not elementwise(case.optimizer):
+        smallest = min(range(len(sizes)), key=sizes.__getitem__)
+        return [(k, 0, sizes[k]) for k in spread if sizes[k] <= 1 << 22] or [(smallest, 0, sizes[smallest])]
+    found: list[Pick] = []
+    for k in spread:
+        n = sizes[k]
+        starts = sorted({0, max(0, n // 2), max(0, n - BLOCK)})
+        found += [(k, start, min(n, start + BLOCK)) for start in starts]
+    return found
+
+
+def relative_error(session: Session, case: Case) -> float:
+    """Run `case.steps` steps; the norm of the difference to float64 relative to the norm of the change."""
+    parts = picks(case)
+    before = [session.read(*pick) for pick in parts]
+    for k in range(case.steps):
+        session.step()
+        session.scale(FACTORS[k % len(FACTORS)])
+    for k in range(case.steps, -(-case.steps // len(FACTORS)) * len(FACTORS)):
+        session.scale(FACTORS[k % len(FACTORS)])
+    session.wait()
+    after = [session.read(*pick) for pick in parts]
+    expected = reference(case, parts, before)
+    wrong = [a - e for a, e in zip(after, expected, strict=True)]
+    change = [e - b for b, e in zip(before, expected, strict=True)]
+    return norm(wrong) / max(norm(change), 1e-300)
+
+
+def reference(case: Case, parts: list[Pick], before: list[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
+    """The parameters that float64 arithmetic gives, from the same rounded start and gradients."""
+    whole = [prod(case.shapes[k]) == stop - start for k, start, stop in parts]
+    shapes = [case.shapes[k] if w else (-1,) for (k, _, _), w in zip(parts, whole, strict=True)]
+    params = [b.copy().reshape(shape) for b, shape in zip(before, shapes, strict=True)]
+    stored = [data.values(data.GRADIENTS, *pick).astype(numpy_dtype(case.dtype)) for pick in parts]
+    grads = [g.astype(np.float64).reshape(shape) for g, shape in zip(stored, shapes, strict=True)]
+    opt = gpuopt.create(case.optimizer, params, backend="numpy", **hyper(case.optimizer))
+    for k in range(case.steps):
+        opt.step(grads)
+        for g in grads:
+            g *= FACTORS[k % len(FACTORS)]
+    return [p.reshape(-1) for p in params]
+
+
+def tolerance(case: Case) -> float:
+    """The relative error allowed: three roundings of a parameter of size 1 a step, and that of the state format."""
+    exact = case.state_format == "float32"
+    rounding = 3 * EPSILON[case.dtype] / hyper(case.optimizer)["lr"] * case.steps**0.5
+    return (EXACT if exact else ROUNDED) + min(rounding, ROUNDED)
+
+
+def norm(arrays: list[Any]) -> float:
+    """The joint 2-norm."""
+    return sqrt(sum(float((a * a).sum()) for a in arrays))

@@ -1,0 +1,118 @@
+"""Drop-in optimizers for PyTorch: `from gpuopt.torch import AdamW` in place of `from torch.optim import AdamW`.
+
+One class for each rule, made from it: where torch has the optimizer, its signature, defaults, groups and state names are torch's,
+read from torch itself; elsewhere the author's. CUDA tensors run on CuPy or Numba CUDA on torch's current stream, CPU tensors on
+Numba, zero-copy. Classes are made on first use.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+import torch
+
+from gpuopt import rules
+from gpuopt.optim.hyper import GROUP_OPTIONS, defaults_of
+from gpuopt.rules.language import Rule
+from gpuopt.torch import tensors as _tensors  # noqa: F401  registers torch tensors as arrays
+from gpuopt.torch.optimizer import TorchOptimizer
+from gpuopt.torch.release import release_gradients
+
+_TITLES = {rules.get(name).title: name for name in rules.NAMES}
+OPTIONS = {
+    "backend": None,
+    "state_format": "float32",
+    "param_format": "native",
+    "max_grad_norm": None,
+    "grad_scale": None,
+    "skip_nonfinite": False,
+    "mask": None,
+}
+
+__all__ = ["TorchOptimizer", "create", "make_optimizer", "optimizers", "release_gradients", *_TITLES]
+
+
+def _torch_defaults(title: str, required: Iterable[str]) -> dict[str, Any]:
+    """The keys and defaults of torch's groups, in torch's order, from torch's own class; empty where it has none."""
+    theirs = getattr(torch.optim, title, None)
+    if theirs is None:
+        return {}
+    return dict(theirs([torch.nn.Parameter(torch.zeros(0))], **dict.fromkeys(required, 1.0)).defaults)
+
+
+def make_optimizer(rule: Rule) -> type[TorchOptimizer]:
+    """A `torch.optim.Optimizer` class for a rule of your own; hyperparameters as arguments, options as keywords."""
+    own = {k: v for k, v in defaults_of(rule).items() if k not in GROUP_OPTIONS or k == "maximize"}
+    required = [k for k, v in own.items() if v is inspect.Parameter.empty]
+    theirs = _torch_defaults(rule.title, required)
+    names = _signature_order(rule.title, own)
+    fields = {k: theirs.get(k, own.get(k)) for k in dict.fromkeys((*theirs, *names, *own))}
+
+    def __init__(self: TorchOptimizer, params: Any, *args: Any, **given: Any) -> None:
+        values = dict(zip(names, args, strict=False)) | given
+        if len(args) > len(names):
+            raise TypeError(f"{rule.title} takes params and {names} by position, {len(args)} values were given")
+        missing = [n for n in required if n not in values]
+        if missing:
+            raise TypeError(f"{rule.title} needs {missing[0]}")
+        options = {k: values.pop(k, default) for k, default in OPTIONS.items()}
+        extra = {k: values.pop(k) for k in GROUP_OPTIONS if k in values and k not in fields}
+        unknown = set(values) - set(fields) - {"capturable"}
+        if unknown:
+            raise TypeError(f"{rule.title} has no argument {sorted(unknown)[0]!r}")
+        TorchOptimizer.__init__(self, params, fields | values | extra, options, options.pop("backend"))
+
+    members = {"__init__": __init__, "__doc__": rule.__doc__, "rule": rule, "torch_defaults": theirs}
+    made: type[TorchOptimizer] = type(rule.title, (TorchOptimizer,), members)
+    made.__module__ = "gpuopt.torch"
+    made.__signature__ = _signature(names, fields, required)  # type: ignore[attr-defined]
+    return made
+
+
+def _signature_order(title: str, own: dict[str, Any]) -> list[str]:
+    """The positional arguments: torch's order where torch has the class, the rule's elsewhere."""
+    theirs = getattr(torch.optim, title, None)
+    if theirs is None:
+        return [k for k in own if k != "maximize"]
+    parameters = list(inspect.signature(theirs.__init__).parameters.values())[2:]
+    return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+
+
+def _signature(names: list[str], fields: dict[str, Any], required: list[str]) -> inspect.Signature:
+    kind = inspect.Parameter
+    parameters = [kind("params", kind.POSITIONAL_OR_KEYWORD)]
+    for name in names:
+        default = kind.empty if name in required else fields[name]
+        parameters.append(kind(name, kind.POSITIONAL_OR_KEYWORD, default=default))
+    rest = {k: v for k, v in fields.items() if k not in names}
+    keywords = rest | {k: v for k, v in GROUP_OPTIONS.items() if k not in fields} | OPTIONS
+    return inspect.Signature([*parameters, *(kind(k, kind.KEYWORD_ONLY, default=v) for k, v in keywords.items())])
+
+
+@cache
+def _named(title: str) -> type[TorchOptimizer]:
+    return make_optimizer(rules.get(_TITLES[title]))
+
+
+def create(name: str, params: Any, **options: Any) -> TorchOptimizer:
+    """The optimizer of that name, in any case: `create("adamw", model.parameters(), lr=1e-3)`."""
+    return _named(rules.get(name).title)(params, **options)
+
+
+def optimizers() -> list[str]:
+    """The names that `create` takes."""
+    return list(rules.NAMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _TITLES:
+        raise AttributeError(f"module 'gpuopt.torch' has no attribute {name!r}")
+    value = globals()[name] = _named(name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

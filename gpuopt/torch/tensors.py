@@ -1,0 +1,57 @@
+"""torch tensors as an array library of gpuopt: one more `arrays.Kind`. Registered when `gpuopt.torch` is imported."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from gpuopt import arrays
+from gpuopt.arrays import Kind, View
+from gpuopt.errors import DtypeError
+
+NAMES = {
+    torch.float64: "float64",
+    torch.float32: "float32",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+    torch.bool: "bool",
+    torch.complex64: "float32",  # as torch's own optimizers do: a complex number is two real ones
+    torch.complex128: "float64",
+}
+TYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+COMPLEX = {"float64": torch.complex128, "float32": torch.complex64}
+
+
+def describe(tensor: torch.Tensor) -> View:
+    """The View of a tensor; a complex one as real numbers with a last axis of 2. Raises DtypeError for sparse ones."""
+    if tensor.layout is not torch.strided:
+        raise DtypeError(f"layout {tensor.layout}: expected a dense tensor; sparse gradients are not supported")
+    device = tensor.device
+    where = "cpu" if device.type == "cpu" else f"{device.type}:{device.index or 0}"
+    shape, strides = tuple(tensor.shape), tensor.stride()
+    if tensor.is_complex():
+        shape, strides = (*shape, 2), (*(2 * s for s in strides), 1)
+    name = NAMES.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
+    return View(tensor.data_ptr(), shape, strides, name, where)
+
+
+def zeros(like: torch.Tensor, dtype: str) -> torch.Tensor:
+    """A state for a parameter: its shape, memory order and device, complex where it is complex."""
+    types = COMPLEX if like.is_complex() else TYPES
+    return torch.zeros_like(like, dtype=types[dtype], memory_format=torch.preserve_format, requires_grad=False)
+
+
+def relayout(tensor: torch.Tensor, like: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+    """A copy in the memory order of `like`, into `out` where it fits."""
+    if out is None or out.dtype != tensor.dtype or out.shape != tensor.shape or out.stride() != like.stride():
+        out = torch.empty_like(like, dtype=tensor.dtype, memory_format=torch.preserve_format, requires_grad=False)
+    return out.copy_(tensor)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+TENSORS = Kind("torch", _is_tensor, describe, zeros, relayout, lambda t: int(t.data_ptr()))
+arrays.register(TENSORS)

@@ -1,0 +1,243 @@
+"""Hyperparameters, options and names that cannot be used: the error names the value and the allowed range.
+
+Also where a user finds the optimizers: classes, signatures, `create`, `optimizer`, `make_optimizer`, `kernel_source`.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gpuopt
+from samples import HOST_BACKENDS, bits, gradients, parameters, refused
+
+BACKENDS = pytest.mark.parametrize("backend", HOST_BACKENDS)
+SHAPES = [(3,), (2, 2)]
+# optimizer, option, bad value, the allowed range as the message says it
+VALUES: list[tuple[str, str, Any, str]] = [
+    *(("SGD", "lr", v, "[0, inf)") for v in (-1e-3, -1, math.nan, math.inf, -math.inf)),
+    *(("SGD", "lr", v, "a number") for v in ("fast", None, True, [0.1], 1j)),
+    *(("Adam", "betas", v, "[0, 1)") for v in ((1.0, 0.9), (0.9, 1.0), (-0.1, 0.9), (0.9, 1.5), (0.9, math.nan))),
+    *(("AdamW", "betas", v, "2 numbers in [0, 1)") for v in ((0.9,), (0.9, 0.9, 0.9), 0.9, "ab", None)),
+    ("Lion", "betas", (0.9, 1.0), "[0, 1)"),
+    *(("Adam", "eps", v, "[0, inf)") for v in (-1e-8, math.nan, math.inf)),
+    *(("AdamW", "weight_decay", v, "[0, inf)") for v in (-0.1, math.nan, math.inf)),
+    *(("SGD", "momentum", v, "[0, inf)") for v in (-0.9, math.nan)),
+    ("SGD", "dampening", math.nan, "(-inf, inf)"),
+    *(("SGD", "nesterov", v, "(False, True)") for v in ("yes", 2, None, 0.5)),
+    ("Adam", "amsgrad", "no", "(False, True)"),
+    ("RMSprop", "alpha", -0.1, "[0, 1]"),
+    ("RMSprop", "alpha", 1.1, "[0, 1]"),
+    ("RMSprop", "centered", 3, "(False, True)"),
+    ("Adagrad", "lr_decay", -1.0, "[0, inf)"),
+    ("Adagrad", "initial_accumulator_value", -1.0, "[0, inf)"),
+    ("DGD", "lr_decay", -0.9, "[0, inf)"),
+    *(("SGD", "l1", v, "[0, inf)") for v in (-0.1, math.nan)),
+    *(("SGD", "clip_value", v, "[0, inf]") for v in (-1.0, math.nan)),
+    ("SGD", "maximize", "yes", "(False, True)"),
+]
+# Options of the whole optimizer; they cannot differ by group.
+SETTINGS: list[tuple[str, Any, str]] = [
+    *(("max_grad_norm", v, "[0, inf]") for v in (-1.0, math.nan)),
+    ("max_grad_norm", "big", "a number"),
+    *(("grad_scale", v, "(0, inf)") for v in (0, 0.0, -2.0, math.nan, math.inf)),
+    ("grad_scale", np.ones(2), "one element"),
+    ("state_format", "float99", "float32"),
+    ("state_format", {"exp_avg": "float99"}, "float32"),
+    ("state_format", {"nonsense": "float32"}, "nonsense"),
+    ("param_format", "rounded", "native"),
+    ("backend", "tpu", "auto, cuda, numpy, numba, cupy, numba-cuda"),
+]
+
+
+def offending(value: Any) -> Any:
+    """The one of two betas that is out of range, else the whole value."""
+    return next(b for b in value if not 0 <= b < 1) if isinstance(value, tuple) and len(value) == 2 else value
+
+
+@pytest.mark.parametrize(("title", "option", "value", "allowed"), VALUES, ids=lambda x: str(x).replace(" ", ""))
+def test_hyperparameter_out_of_range(title: str, option: str, value: Any, allowed: str) -> None:
+    """In the constructor, in a group, in add_param_group, and set between two steps."""
+    cls, words = getattr(gpuopt, title), (option, repr(offending(value)), allowed)
+    needed = {"lr": 0.1} if title == "DGD" and option != "lr" else {}
+    for params in (np.ones(3), [{"params": np.ones(3), option: value}]):
+        with pytest.raises(gpuopt.InputError) as caught:
+            cls(params, backend="numpy", **needed, **({} if isinstance(params, list) else {option: value}))
+        assert all(word in str(caught.value) for word in words), caught.value
+    optimizer = cls([{"params": p} for p in parameters(SHAPES)], backend="numpy", **needed)
+    optimizer.step(gradients(0, SHAPES))
+    with refused(optimizer, gpuopt.InputError, "param_groups[2]", *words):
+        optimizer.add_param_group({"params": np.ones(3), option: value})
+    before = optimizer.param_groups[1][option]
+    optimizer.param_groups[1][option] = value
+    with refused(optimizer, gpuopt.InputError, "param_groups[1]", *words):
+        optimizer.step(gradients(1, SHAPES))
+    optimizer.param_groups[1][option] = before
+    optimizer.step(gradients(1, SHAPES))
+
+
+@pytest.mark.parametrize(("option", "value", "allowed"), SETTINGS, ids=str)
+def test_option_of_the_whole_optimizer(option: str, value: Any, allowed: str) -> None:
+    with pytest.raises(gpuopt.InputError) as caught:
+        gpuopt.Adam(np.ones(3), **{"backend": "numpy"} | {option: value})
+    assert all(word in str(caught.value) for word in (option, allowed)), caught.value
+
+
+@BACKENDS
+@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf, "fast", None])
+def test_lr_callable_that_gives_a_bad_value(value: Any, backend: str) -> None:
+    optimizer = gpuopt.Adam(parameters(SHAPES), lr=lambda taken: value if taken == 2 else 0.1, backend=backend)
+    for step in range(2):
+        optimizer.step(gradients(step, SHAPES))
+    for _ in range(2):
+        with refused(optimizer, gpuopt.InputError, "lr", repr(value), "expected a number"):
+            optimizer.step(gradients(2, SHAPES))
+
+
+@BACKENDS
+@pytest.mark.parametrize("call", [1, 2, 3, 4])
+def test_lr_callable_that_raises(call: int, backend: str) -> None:
+    """In any of its calls, with two groups and two dtypes: nothing is written, and no step counted."""
+    calls = iter(range(1, 100))
+    failing = {"at": 0}
+
+    def schedule(taken: int) -> float:
+        if next(calls) == failing["at"]:
+            raise LookupError("no rate")
+        return 0.1
+
+    params = [*parameters(SHAPES), *parameters(SHAPES, np.float32)]
+    grads = [*gradients(0, SHAPES), *gradients(0, SHAPES, np.float32)]
+    groups = [{"params": p, "lr": schedule} for p in params]
+    optimizer = gpuopt.Adam(groups, backend=backend)
+    optimizer.step(grads)
+    failing["at"] = next(calls) + call
+    with refused(optimizer, LookupError, "no rate"):
+        optimizer.step(grads)
+    optimizer.step(grads)
+    assert optimizer.state_dict()["state"][3]["step"] == 2
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "beta1", "foo", "has_momentum", "gain"])
+def test_unknown_option(name: str) -> None:
+    with pytest.raises(gpuopt.InputError, match=f"unknown option '{name}' of SGD; it takes lr, momentum, dampening"):
+        gpuopt.SGD(np.ones(3), backend="numpy", **{name: 0.1})
+    with pytest.raises(gpuopt.InputError, match=rf"param_groups\[1\].*'{name}'"):
+        gpuopt.SGD([{"params": np.ones(3)}, {"params": np.ones(3), name: 0.1}], backend="numpy")
+    with pytest.raises(gpuopt.InputError, match=f"unknown option '{name}' of SGD"):
+        gpuopt.kernel_source("sgd", **{name: 0.1})
+
+
+@pytest.mark.parametrize("title", ["GD", "DGD"])
+def test_required_option(title: str) -> None:
+    with pytest.raises(gpuopt.InputError, match=f"{title} needs lr"):
+        getattr(gpuopt, title)(np.ones(3), backend="numpy")
+    getattr(gpuopt, title)([{"params": np.ones(3), "lr": 0.1}], backend="numpy")
+
+
+def test_too_many_or_doubled_arguments() -> None:
+    with pytest.raises(TypeError, match="GD takes params and .* by position, 9 values were given"):
+        gpuopt.GD(np.ones(3), *[0.1] * 9)
+    with pytest.raises(TypeError, match="lr"):
+        gpuopt.GD(np.ones(3), 0.1, lr=0.1)
+
+
+# ---------------------------------------------------------------------------------------------------- names
+
+
+SIGNATURES = {
+    "GD": {"lr": inspect.Parameter.empty},
+    "SGD": {"lr": 1e-3, "momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False},
+    "DGD": {"lr": inspect.Parameter.empty, "lr_decay": 0.9},
+    "Adagrad": {"lr": 1e-2, "lr_decay": 0.0, "weight_decay": 0.0, "initial_accumulator_value": 0.0, "eps": 1e-10},
+    "RMSprop": {"lr": 1e-2, "alpha": 0.99, "eps": 1e-8, "weight_decay": 0.0, "momentum": 0.0, "centered": False},
+    "Adam": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "amsgrad": False},
+    "AdamW": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2, "amsgrad": False},
+    "Lion": {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.0},
+}
+SHARED = ["backend", "state_format", "param_format", "max_grad_norm", "grad_scale", "skip_nonfinite", "mask", "capturable"]
+
+
+def test_the_list_of_names() -> None:
+    assert gpuopt.optimizers() == [title.lower() for title in SIGNATURES]
+
+
+@pytest.mark.parametrize("title", SIGNATURES)
+def test_class_signature_and_create(title: str) -> None:
+    """Names, order and defaults are torch's where torch has the optimizer; by name and by class it is the same."""
+    cls = getattr(gpuopt, title)
+    assert issubclass(cls, gpuopt.Optimizer) and cls.__name__ == cls.__qualname__ == title and cls.__module__ == "gpuopt"
+    own = SIGNATURES[title] | {"maximize": False, "l1": 0.0, "clip_value": None}
+    parameters_of = inspect.signature(cls).parameters
+    assert list(parameters_of) == ["params", *own, *SHARED]
+    assert {name: parameters_of[name].default for name in own} == own
+    results = []
+    for make in (cls, lambda p, **options: gpuopt.create(title, p, **options)):
+        p = np.linspace(-1, 1, 5)
+        make(p, lr=0.1, backend="numpy").step(np.linspace(1, 2, 5))
+        results.append(bits(p))
+    assert results[0] == results[1]
+
+
+def test_defaults_are_those_of_torch() -> None:
+    import torch
+
+    for title in SIGNATURES:
+        theirs = getattr(torch.optim, title, None)
+        for name, parameter in inspect.signature(theirs).parameters.items() if theirs else ():
+            if name in SIGNATURES[title]:
+                assert inspect.signature(getattr(gpuopt, title)).parameters[name].default == parameter.default, (title, name)
+
+
+def test_positional_hyperparameters() -> None:
+    assert gpuopt.Adam(np.ones(3), 0.25, (0.5, 0.75), backend="numpy").param_groups[0]["betas"] == (0.5, 0.75)
+
+
+def test_unknown_optimizer_lists_the_names() -> None:
+    with pytest.raises(gpuopt.InputError, match="unknown optimizer 'adamx': expected one of gd, sgd, .*adamw, lion"):
+        gpuopt.create("adamx", np.ones(3))
+    with pytest.raises(AttributeError, match="no attribute 'AdamX'"):
+        gpuopt.AdamX  # noqa: B018
+
+
+def test_repr_names_optimizer_backend_and_values() -> None:
+    text = repr(gpuopt.AdamW([{"params": np.ones(3)}, {"params": np.ones(2), "lr": 0.5}], backend="numpy"))
+    assert all(word in text for word in ("AdamW", "numpy", "group 0: 1 tensors", "lr=0.001", "lr=0.5", "weight_decay=0.01"))
+
+
+@pytest.mark.parametrize("name", gpuopt.optimizers())
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("backend", ["numpy", "numba", "cuda", "cupy", "numba-cuda"])
+def test_kernel_source(name: str, dtype: str, backend: str) -> None:
+    text = gpuopt.kernel_source(name, backend=backend, param_dtype=dtype, max_grad_norm=1.0, mask=True)
+    if backend in ("cuda", "cupy"):
+        assert 'extern "C" __global__' in text and "gpuopt_update" in text
+        assert f"rules/{name}.py" in text, "#line points at the rule"
+        assert "#include" not in text, "headers are pasted in"
+        assert "mask" in text[text.index("struct Update") :]
+    else:
+        functions = {n.name for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef)}
+        assert functions & ({name} if backend == "numpy" else {"walk"})
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"backend": "metal"}, ("backend = 'metal'", "numpy", "numba", "cuda", "cupy", "numba-cuda")),
+        ({"part": "everything"}, ("part = 'everything'", "update", "sums", "prepare")),
+        ({"param_dtype": "int8"}, ("param_dtype = 'int8'", "float64", "bfloat16")),
+        ({"grad_dtype": "int8"}, ("grad_dtype = 'int8'", "float32", "bfloat16")),
+        ({"param_dtype": "float64", "grad_dtype": "float32"}, ("grad_dtype = 'float32'", "float64")),
+        ({"state_format": "float99"}, ("state_format", "float99")),
+    ],
+    ids=str,
+)
+def test_kernel_source_refuses(options: dict[str, Any], words: tuple[str, ...]) -> None:
+    with pytest.raises(gpuopt.InputError) as caught:
+        gpuopt.kernel_source("adamw", **options)
+    assert all(word in str(caught.value) for word in words), caught.value
