@@ -37,7 +37,7 @@ class View:
 @dataclass(frozen=True)
 class Kind:
     """An array library. matches(array); describe(array) -> View; zeros(array, dtype) -> array like it, filled with 0;
-    relayout(array, like, out) -> copy of `array` in the memory order of `like`; address(array) -> int, quickly.
+    relayout(array, like, out) -> copy of `array` in the memory order of `like`; clone(array) -> copy.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Kind:
     describe: Callable[[Any], View]
     zeros: Callable[[Any, str], Any]
     relayout: Callable[[Any, Any, Any], Any]
-    address: Callable[[Any], int]
+    clone: Callable[[Any], Any]
 
 
 def lowest(address: int, shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> int:
@@ -102,7 +102,7 @@ def _in_order_of(xp: Any, like: Any, dtype: Any) -> Any:
     flat = xp.empty(like.size, dtype)
     strides = canonical(like.shape, _strides(like))
     order = sorted(range(like.ndim), key=lambda axis: -abs(like.strides[axis]) if like.shape[axis] > 1 else 0)
-    result = flat.reshape([like.shape[axis] for axis in order]).transpose(np.argsort(order))
+    result = flat.reshape([like.shape[axis] for axis in order]).transpose([int(k) for k in np.argsort(order)])
     if any(s < 0 for s in strides):
         flips = tuple(
             slice(None, None, -1 if s < 0 and n > 1 else 1) for s, n in zip(like.strides, like.shape, strict=True)
@@ -172,6 +172,12 @@ def _interface_relayout(array: Any, like: Any, out: Any) -> Any:
     raise InputError("the gradient's memory layout differs from its parameter's; make both contiguous")
 
 
+def _interface_clone(array: Any) -> Any:
+    from numba import cuda
+
+    return cuda.to_device(cuda.as_cuda_array(array).copy_to_host())
+
+
 def _module(array: Any) -> str:
     return type(array).__module__.partition(".")[0]
 
@@ -183,7 +189,7 @@ KINDS: tuple[Kind, ...] = (
         _numpy_view,
         _array_zeros(lambda: np),
         _array_relayout(lambda: np),
-        lambda a: int(a.__array_interface__["data"][0]),
+        lambda a: a.copy(),
     ),
     Kind(
         "cupy",
@@ -191,7 +197,7 @@ KINDS: tuple[Kind, ...] = (
         _cupy_view,
         _array_zeros(_cupy),
         _array_relayout(_cupy),
-        lambda a: int(a.data.ptr),
+        lambda a: a.copy(),
     ),
     Kind(
         "cuda-array-interface",
@@ -199,7 +205,7 @@ KINDS: tuple[Kind, ...] = (
         _interface_view,
         _interface_zeros,
         _interface_relayout,
-        lambda a: int(a.__cuda_array_interface__["data"][0]),
+        _interface_clone,
     ),
 )
 _by_type: dict[type, Kind] = {}

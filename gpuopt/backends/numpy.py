@@ -90,7 +90,9 @@ class Backend(HostBackend):
                 padded = np.zeros((len(terms), count * t.CHUNK), compute)
                 for k, term in enumerate(terms):
                     padded[k, : values.size] = term
-                partials.append(lanes_of(padded.reshape(len(terms), count, -1, t.THREADS, width)).T)
+                partials.append(
+                    lanes_of(padded.reshape(len(terms), count, t.CHUNK // (t.THREADS * width), t.THREADS, width)).T
+                )
         return np.concatenate(partials) if partials else np.empty((0, 2), compute)
 
 

@@ -19,19 +19,22 @@ from gpuopt.bench.providers import Provider, Session
 from gpuopt.bench.rows import Row
 from gpuopt.bench.suites import Case
 
-ROTATION = 8  # copies of the arrays at most
+TENSORS = 20_000  # arrays of all copies together at most: making them takes longer than measuring
 SAMPLES_A_TURN = 3
 SETTLE = 0.002  # seconds for the threads of the one before to go to sleep
 
 
 @dataclass(frozen=True)
 class Effort:
-    """seconds: for the samples of a case, over all providers; sample: the least one takes; rounds: least and most."""
+    """seconds: for the samples of a case, over all providers; sample: the least one takes; rounds: least and most;
+    copies: of the arrays at most.
+    """
 
     seconds: float = 4.0
     sample: float = 0.004
     least_rounds: int = 3
     most_rounds: int = 40
+    copies: int = 8
 
 
 @dataclass
@@ -68,7 +71,7 @@ def measure(
     """A row for each provider that takes the case; reasons of the others go to `say`. run: (id, date)."""
     rows, entrants = [], []
     left = float(machine.free_bytes(device))
-    rotation = rotations(case, device)
+    rotation = min(effort.copies, rotations(case, device))
     for provider in providers:
         why = provider.refuses(case)
         if why is None and provider.bytes_needed(case) * rotation > left:
@@ -101,7 +104,8 @@ def blank(case: Case, provider: Provider, device: str, run: tuple[str, str]) -> 
 
 def rotations(case: Case, device: str) -> int:
     """How many copies of the arrays it takes to be twice the last cache level."""
-    return max(1, min(ROTATION, math.ceil(2 * machine.cache_bytes(device) / max(1, case.bytes_held))))
+    wanted = math.ceil(2 * machine.cache_bytes(device) / max(1, case.bytes_held))
+    return max(1, min(wanted, TENSORS // len(case.shapes)))
 
 
 def enter(case: Case, provider: Provider, row: Row, rotation: int, say: Callable[[str], None]) -> Entrant | None:
@@ -112,9 +116,12 @@ def enter(case: Case, provider: Provider, row: Row, rotation: int, say: Callable
         if not row.error <= oracle.tolerance(case):
             row.status, row.note = "wrong", f"error above {oracle.tolerance(case):.1e}: not timed"
         else:
-            entrant = Entrant(provider, row, [session, *(provider.start(case) for _ in range(rotation - 1))])
-            entrant.turns(2)
-            entrant.estimate = min(entrant.turns(1), entrant.turns(1))
+            entrant = Entrant(provider, row, [session])
+            entrant.estimate = entrant.turns(1)
+            entrant.sessions += [provider.start(case) for _ in range(rotation - 1)]
+            if rotation > 1:
+                entrant.turns(1)
+                entrant.estimate = entrant.turns(1)
             return entrant
     except Exception as error:  # a peer may raise anything; the run goes on
         row.status, row.note = "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"

@@ -92,7 +92,7 @@ def reference(case: Case, parts: list[Pick], before: list[NDArray[np.float64]]) 
 def tolerance(case: Case) -> float:
     """The relative error allowed: three roundings of a parameter of size 1 a step, and that of the state format."""
     exact = case.state_format == "float32"
-    rounding = 3 * EPSILON[case.dtype] / hyper(case.optimizer)["lr"] * case.steps**0.5
+    rounding: float = 3 * EPSILON[case.dtype] / hyper(case.optimizer)["lr"] * case.steps**0.5
     return (EXACT if exact else ROUNDED) + min(rounding, ROUNDED)
 
 

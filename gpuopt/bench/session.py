@@ -9,7 +9,7 @@ from typing import Any
 
 from gpuopt.bench import machine, measure, meters, providers, rows, start, suites
 
-FULL, QUICK = measure.Effort(), measure.Effort(0.25, 0.001, 2, 6)
+FULL, QUICK = measure.Effort(), measure.Effort(0.2, 0.001, 2, 6, 2)
 QUICK_COPY = 1 << 26
 
 

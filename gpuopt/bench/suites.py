@@ -170,7 +170,8 @@ def cases(names: Iterable[str], device: str, memory: int, quick: bool) -> list[C
 
 
 def _is_quick(case: Case) -> bool:
-    return case.parameters <= QUICK_LIMIT and not (case.suite == "many" and len(case.shapes) in (10, 100))
+    count = len(case.shapes)
+    return case.parameters <= QUICK_LIMIT and count <= 1_000 and not (case.suite == "many" and count in (10, 100))
 
 
 def shrunk(case: Case) -> Case:

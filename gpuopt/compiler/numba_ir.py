@@ -149,7 +149,6 @@ def _sign(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
 # What the primitives become. LLVM fuses a product and a sum on the GPU only, so only there `mul` needs a name of its own;
 # branches are never emitted, and math.sqrt (which sets errno) is not called, so that loops vectorise.
 _SHARED: dict[str, tuple[int, Callable[..., ir.Value]]] = {
-    "absolute": (1, _call("llvm.fabs")),
     "minimum": (2, _pick("<")),
     "maximum": (2, _pick(">")),
     "sign": (1, _sign),
@@ -160,12 +159,14 @@ ARITHMETIC: dict[str, dict[str, tuple[int, Callable[..., ir.Value]]]] = {
         "mul": (2, lambda builder, a, b: builder.fmul(a, b)),
         "div": (2, lambda builder, a, b: builder.fdiv(a, b)),
         "sqrt": (1, _call("llvm.sqrt")),
+        "absolute": (1, _call("llvm.fabs")),
     },
     "cuda": _SHARED
     | {
         "mul": (2, _call("llvm.nvvm.mul.rn.{}")),
         "div": (2, _call("llvm.nvvm.div.rn.{}")),
         "sqrt": (1, _call("llvm.nvvm.sqrt.rn.{}")),
+        "absolute": (1, _call("llvm.nvvm.fabs.{}")),
     },
 }
 

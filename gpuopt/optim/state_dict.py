@@ -21,7 +21,7 @@ def save(rule: Rule, slots: Sequence[Slot], groups: Sequence[Mapping[str, Any]])
     """
     keys = {s.name: s.key for s in rule.states}
     state = {
-        index: {"step": slot.clock.step, **{keys[n]: a.copy() for n, a in slot.states.items()}}
+        index: {"step": slot.clock.step, **{keys[n]: arrays.kind_of(a, n).clone(a) for n, a in slot.states.items()}}
         for index, slot in enumerate(slots)
         if slot.states or slot.clock.step
     }

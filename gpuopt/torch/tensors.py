@@ -53,5 +53,5 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
 
 
-TENSORS = Kind("torch", _is_tensor, describe, zeros, relayout, lambda t: int(t.data_ptr()))
+TENSORS = Kind("torch", _is_tensor, describe, zeros, relayout, lambda t: t.clone())
 arrays.register(TENSORS)

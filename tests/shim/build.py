@@ -26,8 +26,8 @@ FLAGS = ("-std=c++20", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-fPI
 FLAGS += ("-Wno-unknown-pragmas", "-Wno-unused-parameter", "-Wno-unused-variable", "-Werror")
 SANITIZERS = {
     None: (),
-    "address": ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
-    "thread": ("-g", "-fsanitize=thread"),
+    "address": ("-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+    "thread": ("-g1", "-fsanitize=thread"),
 }
 FOLDER = "GPUOPT_SHIM_FOLDER"
 WITH_BARRIER = ("gpuopt_sums", "gpuopt_prepare")  # one std::thread for each CUDA thread

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -13,7 +14,7 @@ from gpuopt.bench import data
 from gpuopt.bench.providers import Provider, Session, distribution_version, importable
 from gpuopt.bench.suites import Case, hyper
 
-LIMIT = 1_000  # arrays beyond which XLA compiles for minutes
+LIMIT = 400  # arrays beyond which XLA compiles for minutes
 
 
 def _adamw(optax: Any, h: dict[str, Any]) -> Any:
@@ -45,21 +46,28 @@ TRANSFORMS: dict[str, Callable[[Any, dict[str, Any]], Any]] = {
 }
 
 
+@cache
+def jitted(optimizer: str) -> tuple[Any, Any]:
+    """`init(params) -> state` and `update(params, state, grads) -> params, state`; each compiles once for equal shapes."""
+    jax, optax = import_module("jax"), import_module("optax")
+    transform = TRANSFORMS[optimizer](optax, hyper(optimizer))
+
+    def update(params: Any, state: Any, grads: Any) -> Any:
+        updates, state = transform.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return jax.jit(transform.init), jax.jit(update, donate_argnums=(0, 1))
+
+
 class OptaxSession(Session):
     """Parameters and state are donated to each step and replaced by its results."""
 
     def __init__(self, case: Case, device: Any) -> None:
-        self.jax, self.optax = import_module("jax"), import_module("optax")
-        transform = TRANSFORMS[case.optimizer](self.optax, hyper(case.optimizer))
+        self.jax = import_module("jax")
+        initial, self.update = jitted(case.optimizer)
         self.params = self._arrays(case, data.PARAMETERS, device)
         self.grads = self._arrays(case, data.GRADIENTS, device)
-        self.state = self.jax.jit(transform.init)(self.params)
-
-        def update(params: Any, state: Any, grads: Any) -> Any:
-            updates, state = transform.update(grads, state, params)
-            return self.optax.apply_updates(params, updates), state
-
-        self.update = self.jax.jit(update, donate_argnums=(0, 1))
+        self.state = initial(self.params)
 
     def _arrays(self, case: Case, kind: int, device: Any) -> list[Any]:
         made = []

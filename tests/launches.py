@@ -1,0 +1,68 @@
+"""Launches made by hand, for tests that drive a backend without an optimizer around it. Used by the tests of kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpuopt.compiler.lower import Program
+from gpuopt.formats.dtypes import numpy_dtype
+from gpuopt.launch.launcher import Clock, Launch
+from gpuopt.launch.plan import Plan
+from gpuopt.source import program
+
+HYPER = {
+    "lr": 1e-2,
+    "beta1": 0.9,
+    "beta2": 0.999,
+    "eps": 1e-8,
+    "weight_decay": 0.01,
+    "momentum": 0.9,
+    "dampening": 0.25,
+    "lr_decay": 0.1,
+    "initial_accumulator_value": 0.0,
+    "alpha": 0.99,
+    "l1": 0.01,
+    "clip_value": 0.5,
+    "direction": -1.0,
+}
+OPTIONS: dict[str, Any] = {"maximize": True, "clip_value": 0.5, "l1": 0.01, "max_grad_norm": 1.0, "mask": True}
+# Flags that give a rule all of its states.
+FULL = {"sgd": {"momentum": 0.9, "nesterov": True}, "rmsprop": {"momentum": 0.9, "centered": True}}
+FULL |= {name: {"amsgrad": True} for name in ("adam", "adamw")}
+
+
+def make(made: Program, sizes: list[int], seed: int = 0, step: int = 3) -> tuple[Launch, Clock, list[dict[str, Any]]]:
+    """A launch of this program over random tensors of these sizes, its clock, and the arrays by role."""
+    rng = np.random.default_rng(seed)
+    arrays: list[dict[str, Any]] = []
+    for size in sizes:
+        tensor = {}
+        for role in made.roles:
+            values = rng.standard_normal(size)
+            if role.name not in ("p", "g", "m", "b", "mask"):
+                values = np.abs(values) + 0.5  # second moments
+            tensor[role.name] = values > 0 if role.storage == "bool" else values.astype(numpy_dtype(role.storage))
+        arrays.append(tensor)
+    clock = Clock(0, step, lambda _step: HYPER)
+    addresses = np.array([[a[r.name].ctypes.data for r in made.roles] for a in arrays], np.int64)
+    plan = Plan(made, sizes, [0] * len(sizes), addresses.reshape(len(sizes), len(made.roles)))
+    return Launch(plan, [clock], arrays), clock, arrays
+
+
+def same_bits(left: list[dict[str, Any]], right: list[dict[str, Any]]) -> bool:
+    """Whether all arrays agree bit for bit, NaNs as NaNs whatever their payload."""
+    for a, b in zip(left, right, strict=True):
+        for name in a:
+            x, y = a[name], b[name]
+            if x.dtype != bool:
+                x, y = (np.where(np.isnan(v.astype(np.float64)), 0, v).astype(v.dtype) for v in (x, y))
+            if x.tobytes() != y.tobytes() or not np.array_equal(np.isnan(a[name]), np.isnan(b[name])):
+                return False
+    return True
+
+
+def variants(name: str, dtype: str, options: bool) -> Program:
+    """The program of a rule with all of its states, plain or with every option."""
+    return program(name, param_dtype=dtype, **FULL.get(name, {}), **(OPTIONS if options else {}))

@@ -1,0 +1,48 @@
+"""Run as a program under NUMBA_ENABLE_CUDASIM=1 by test_numba_cuda.py: the Numba CUDA backend, whole steps, in the simulator.
+
+Prints one line for each case that agrees bit for bit with NumPy and exits with an error at the first that does not.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+
+from gpuopt import backends, rules
+from gpuopt.backends.numba_cuda import Backend
+from gpuopt.launch.launcher import Demand
+from launches import make, same_bits, variants
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+SIZES = [1, 5, 0, 300, 1030]
+
+
+def check(name: str, dtype: str, options: bool) -> None:
+    """Two steps by NumPy and by the simulator; with options the norm, the skip and the rows are decided by GPU kernels."""
+    demand = Demand(max_norm=1.0, check_finite=True, on_device=True) if options else Demand()
+    made = variants(name, dtype, options)
+    expected, clock, left = make(made, SIZES)
+    found, device_clock, right = make(made, SIZES)
+    simulator, reference = Backend(), backends.get("numpy")
+    for bad in (False, True, False):
+        if options:
+            for tensor in (left[3], right[3]):
+                tensor["g"][299] = np.nan if bad else 0.25
+        elif bad:
+            continue
+        reference.step([expected], demand, [clock])
+        simulator.step([found], demand, [device_clock])
+    skipped = simulator.synchronize([found])
+    assert clock.step == device_clock.step == 5, (name, dtype, clock.step, device_clock.step)
+    assert skipped == int(options), (name, dtype, skipped)
+    assert same_bits(left, right), (name, dtype, options)
+    print(f"{name} {dtype} {'options' if options else 'plain'} agrees", flush=True)
+
+
+if __name__ == "__main__":
+    for index, rule in enumerate(rules.NAMES):
+        # Every rule plain and with options; dtypes in turn, so that each meets several rules.
+        check(rule, DTYPES[index % 4], options=False)
+        check(rule, DTYPES[(index + 1) % 4], options=True)
+    sys.exit(0)

@@ -1,0 +1,212 @@
+"""The GPU backends on a GPU, against the CPU: bits, streams, graphs, many tensors. Marked `gpu`; needs CuPy and Numba CUDA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gpuopt
+from gpuopt import rules
+from gpuopt.formats.dtypes import PARAMETER_DTYPES, numpy_dtype
+from launches import FULL, OPTIONS
+
+pytestmark = pytest.mark.gpu
+SHAPES = ((), (1,), (7, 5), (257,), (0,), (4099,), (3, 1, 129), (40000,))
+
+
+def values(dtype: str, seed: int) -> list[Any]:
+    rng = np.random.default_rng(seed)
+    return [np.asarray(rng.standard_normal(shape)).astype(numpy_dtype(dtype)) for shape in SHAPES]
+
+
+def to_cupy(array: Any) -> Any:
+    import cupy
+
+    return cupy.asarray(array)
+
+
+def to_numba(array: Any) -> Any:
+    from numba import cuda
+
+    return cuda.to_device(array)
+
+
+def to_host(array: Any) -> Any:
+    return array.get() if hasattr(array, "get") else array.copy_to_host()
+
+
+def trained(name: str, backend: str, dtype: str, place: Callable[[Any], Any], options: dict[str, Any]) -> Any:
+    """Parameters and state after 5 steps, one of them with a NaN where steps may be skipped."""
+    params = [place(a) for a in values(dtype, 0)]
+    options = {**FULL.get(name, {}), **options}
+    if options.pop("mask", False):
+        options["mask"] = [place(np.asarray(a.astype(np.float64) > -1)) for a in values(dtype, 9)]
+    opt = gpuopt.create(name, params, lr=0.01, backend=backend, **options)
+    for step in range(5):
+        grads = values(dtype, step + 1)
+        if options.get("skip_nonfinite") and step == 2:
+            grads[-1][12345] = np.nan
+        opt.step([place(g) for g in grads])
+    return opt, params
+
+
+def assert_same(left: tuple[Any, Any], right: tuple[Any, Any]) -> None:
+    for a, b in zip(left[1], right[1], strict=True):
+        assert a.tobytes() == to_host(b).tobytes()
+    one, two = left[0].state_dict()["state"], right[0].state_dict()["state"]
+    for index, state in one.items():
+        assert state["step"] == two[index]["step"]
+        for key in state:
+            assert key == "step" or state[key].tobytes() == to_host(two[index][key]).tobytes(), key
+
+
+@pytest.mark.parametrize("options", ({}, {**OPTIONS, "skip_nonfinite": True}), ids=("plain", "options"))
+@pytest.mark.parametrize("dtype", PARAMETER_DTYPES)
+@pytest.mark.parametrize("name", rules.NAMES)
+def test_cupy_gives_the_bits_of_numpy(name: str, dtype: str, options: dict[str, Any]) -> None:
+    assert_same(trained(name, "numpy", dtype, lambda a: a, options), trained(name, "cupy", dtype, to_cupy, options))
+
+
+@pytest.mark.parametrize("options", ({}, {**OPTIONS, "skip_nonfinite": True}), ids=("plain", "options"))
+@pytest.mark.parametrize("dtype", ("float64", "float32", "float16"))
+@pytest.mark.parametrize("name", rules.NAMES)
+def test_numba_cuda_gives_the_bits_of_numpy(name: str, dtype: str, options: dict[str, Any]) -> None:
+    left = trained(name, "numpy", dtype, lambda a: a, options)
+    assert_same(left, trained(name, "numba-cuda", dtype, to_numba, options))
+
+
+def test_many_tensors_in_one_launch() -> None:
+    import cupy
+
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(0, 300, 5000)
+    host = [rng.standard_normal(n).astype(np.float32) for n in sizes]
+    device = [cupy.asarray(a) for a in host]
+    grads = [rng.standard_normal(n).astype(np.float32) for n in sizes]
+    for params, given, backend in ((host, grads, "numpy"), (device, [cupy.asarray(g) for g in grads], "cupy")):
+        opt = gpuopt.AdamW(params, backend=backend)
+        for _ in range(3):
+            opt.step(given)
+        assert opt.launches == 1
+    assert all(a.tobytes() == b.get().tobytes() for a, b in zip(host, device, strict=True))
+
+
+def test_more_rows_than_a_kernel_argument_holds() -> None:
+    import cupy
+
+    host = [np.full(3, float(k), np.float64) for k in range(300)]
+    device = [cupy.asarray(a) for a in host]
+    for params, backend in ((host, "numpy"), (device, "cupy")):
+        groups = [{"params": [p], "lr": 1e-3 * (k + 1)} for k, p in enumerate(params)]
+        opt = gpuopt.AdamW(groups, backend=backend)
+        for _ in range(3):
+            opt.step([[p * 0.5] for p in params])
+        assert opt.launches == 1
+    assert all(a.tobytes() == b.get().tobytes() for a, b in zip(host, device, strict=True))
+
+
+def test_launch_waits_for_work_on_the_current_stream() -> None:
+    import cupy
+
+    spin = cupy.RawKernel(
+        'extern "C" __global__ void spin(float* g, long long cycles) {'
+        " long long t = clock64(); while (clock64() - t < cycles); g[threadIdx.x] = 1.0f; }",
+        "spin",
+    )
+    param, grad = cupy.zeros(32, cupy.float32), cupy.zeros(32, cupy.float32)
+    opt = gpuopt.GD([param], lr=1.0, backend="cupy")
+    opt.step([grad])
+    stream = cupy.cuda.Stream(non_blocking=True)
+    cupy.cuda.Device().synchronize()
+    for k in range(20):
+        with stream:
+            grad.fill(0)
+            spin((1,), (32,), (grad, np.int64(20_000_000)))
+            opt.step([grad])
+        stream.synchronize()
+        assert np.all(param.get() == -(k + 1))
+
+
+def test_step_makes_one_launch_and_no_allocation() -> None:
+    import cupy
+
+    params = [cupy.ones(1000, cupy.float32) for _ in range(150)]
+    grads = [cupy.ones(1000, cupy.float32) for _ in params]
+    opt = gpuopt.AdamW(params, backend="cupy")
+    opt.step(grads)
+    backend = opt._engine._launches[0][0]
+    launched: list[Any] = []
+    launch = backend.runtime.launch
+    backend.runtime.launch = lambda *a: (launched.append(a), launch(*a))
+    pool = cupy.get_default_memory_pool()
+    used = pool.used_bytes()
+    try:
+        opt.step(grads)
+    finally:
+        del backend.runtime.launch
+    assert len(launched) == 1
+    assert pool.used_bytes() == used
+
+
+def captured(opt: Any, grads: Any) -> tuple[Any, Any]:
+    import cupy
+
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        stream.begin_capture()
+        opt.step(grads)
+        graph = stream.end_capture()
+    return stream, graph
+
+
+@pytest.mark.parametrize("options", ({}, {"max_grad_norm": 1.0, "skip_nonfinite": True}), ids=("plain", "options"))
+def test_graph_replays_equal_eager_steps(options: dict[str, Any]) -> None:
+    import cupy
+
+    start = np.random.default_rng(0).standard_normal(5000).astype(np.float32)
+    grad = cupy.asarray(np.random.default_rng(1).standard_normal(5000).astype(np.float32))
+    eager, replayed = cupy.asarray(start), cupy.asarray(start)
+    one = gpuopt.AdamW([eager], backend="cupy", capturable=True, **options)
+    for _ in range(101):
+        one.step([grad])
+    two = gpuopt.AdamW([replayed], backend="cupy", capturable=True, **options)
+    two.step([grad])
+    cupy.cuda.Device().synchronize()
+    stream, graph = captured(two, [grad])
+    for _ in range(100):
+        graph.launch(stream)
+    stream.synchronize()
+    assert eager.get().tobytes() == replayed.get().tobytes()
+    assert two.state_dict()["state"][0]["step"] == 101
+
+
+def test_address_that_moves_after_capture_is_an_error() -> None:
+    import cupy
+
+    param, grad = cupy.ones(100, cupy.float32), cupy.ones(100, cupy.float32)
+    opt = gpuopt.AdamW([param], backend="cupy", capturable=True)
+    opt.step([grad])
+    cupy.cuda.Device().synchronize()
+    captured(opt, [grad])
+    with pytest.raises(gpuopt.GpuoptError, match="moved"):
+        opt.step([cupy.ones(100, cupy.float32)])
+
+
+@pytest.mark.slow
+def test_more_than_two_to_the_31_elements() -> None:
+    """2**31 + 17 bfloat16 parameters: every element is updated, the last ones too."""
+    import cupy
+
+    count = 2**31 + 17
+    bfloat16 = numpy_dtype("bfloat16")
+    one = int(np.ones((), bfloat16).view(np.uint16))
+    param = cupy.full(count, one, np.uint16).view(bfloat16)
+    grad = cupy.full(count, one, np.uint16).view(bfloat16)
+    opt = gpuopt.SGD([param], lr=0.5, backend="cupy")
+    opt.step([grad])
+    half = int(np.asarray(0.5, bfloat16).view(np.uint16))
+    bits = param.view(np.uint16)
+    assert int(bits.min()) == half == int(bits.max())

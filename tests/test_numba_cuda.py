@@ -1,0 +1,83 @@
+"""The Numba CUDA backend without a GPU: its PTX (16-byte accesses, no contraction), and whole steps in Numba's simulator."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from gpuopt import rules
+from gpuopt.backends import numba_cuda
+from gpuopt.compiler.host import row_inputs
+from gpuopt.formats.dtypes import PARAMETER_DTYPES
+from launches import variants
+from repository import ROOT
+
+
+def ptx(python: Any, arguments: tuple[Any, ...]) -> str:
+    """The PTX that Numba compiles for sm_90, without a driver."""
+    from numba import cuda
+
+    text: str = cuda.compile_ptx(python, arguments, cc=(9, 0))[0]
+    return text
+
+
+def walk_ptx(name: str, dtype: str, options: bool) -> str:
+    from numba import types
+
+    made = variants(name, dtype, options)
+    row = types.UniTuple(getattr(types, made.compute), len(made.row))
+    return ptx(numba_cuda.walk_function(made), (types.int64,) * 7 + (row,))
+
+
+@pytest.mark.parametrize("dtype", PARAMETER_DTYPES)
+@pytest.mark.parametrize("name", rules.NAMES)
+def test_walk_moves_16_bytes_at_a_time_and_fuses_nothing(name: str, dtype: str) -> None:
+    text = walk_ptx(name, dtype, options=False)
+    made = variants(name, dtype, options=False)
+    reads, writes = len(made.roles), sum(r.written for r in made.roles)
+    assert len(re.findall(r"ld\.global\.v4", text)) >= reads
+    assert len(re.findall(r"st\.global\.v4", text)) >= writes
+    assert not re.findall(r"\bfma\.", text)
+    assert not re.findall(r"\.approx|\.ftz", text)
+    if made.compute == "float32":
+        assert not re.findall(r"(add|sub|mul|div|sqrt)\.(rn\.)?f64", text)
+
+
+@pytest.mark.parametrize("name", ("adamw", "lion", "rmsprop"))
+def test_options_keep_the_accesses(name: str) -> None:
+    text = walk_ptx(name, "bfloat16", options=True)
+    assert len(re.findall(r"ld\.global\.v4", text)) >= 3
+    assert not re.findall(r"\bfma\.", text)
+
+
+@pytest.mark.parametrize("name", rules.NAMES)
+def test_prepare_and_sums_compile_without_contraction(name: str) -> None:
+    from numba import types
+
+    made = variants(name, "float32", options=True)
+    whole = types.int64
+    arguments = (whole, types.float64, types.float64, whole, whole, *(whole,) * 8)
+    text = ptx(numba_cuda.prepare_function(made, row_inputs(made)), arguments)
+    assert not re.findall(r"\bfma\.", text)
+    text = ptx(numba_cuda.sums_function("float32", "float32"), (whole,) * 6)
+    assert "ld.global.v4" in text
+    assert not re.findall(r"\bfma\.", text)
+
+
+def test_whole_steps_in_the_simulator_agree_bit_for_bit() -> None:
+    """The very text of the GPU kernels, run by Numba's simulator on memory that it reaches by address."""
+    environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "simulate.py")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("agrees") == 2 * len(rules.NAMES)
