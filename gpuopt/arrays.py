@@ -173,8 +173,9 @@ def _interface_relayout(array: Any, like: Any, out: Any) -> Any:
 
 
 def _interface_clone(array: Any) -> Any:
-    from numba import cuda
+    import numba.cuda
 
+    cuda: Any = numba.cuda
     return cuda.to_device(cuda.as_cuda_array(array).copy_to_host())
 
 

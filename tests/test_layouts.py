@@ -140,12 +140,13 @@ def test_red_zones(backend: str) -> None:
     )
     def check(sizes: list[int], offsets: list[int], dtype: str) -> None:
         made = numpy_dtype(dtype)
-        buffers = [np.full(n + 40, 7, made) for n in sizes for _ in range(2)]
-        views = [b[o : o + n // 2 * 2 // 2] for b, o, n in zip(buffers, offsets, [n for n in sizes for _ in range(2)], strict=False)]
+        lengths = [n for n in sizes for _ in range(2)]  # a parameter and its gradient
+        buffers = [np.full(n + 40, 7, made) for n in lengths]
+        views = [buffer[o : o + n] for buffer, o, n in zip(buffers, offsets, lengths, strict=False)]
         params, grads = views[::2], views[1::2]
         for view in views:
             view[...] = 1
-        masks = [np.ones(40 + 16, bool)[o : o + len(p)] for o, p in zip(offsets, params, strict=False)]
+        masks = [np.ones(len(p) + 16, bool)[o : o + len(p)] for o, p in zip(offsets, params, strict=False)]
         optimizer = gpuopt.SGD(params, lr=0.5, mask=masks, backend=backend)
         optimizer.step(grads)
         assert all((p == 0.5).all() for p in params) and all((g == 1).all() for g in grads)

@@ -14,11 +14,12 @@ import numpy as np
 
 from gpuopt import arrays
 from gpuopt.backends.runtime import DECISION, Runtime, Staging
+from gpuopt.compiler.host import div
 from gpuopt.compiler.to_cuda import blocks_per_sm
 from gpuopt.errors import DtypeError, GpuoptError
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.launch import table as t
-from gpuopt.launch.launcher import Clock, Demand, Launch
+from gpuopt.launch.launcher import Clock, Demand, Launch, advance
 from gpuopt.launch.plan import Plan
 
 TILE_MIN, TILE_MAX = 2048, 16384
@@ -97,15 +98,13 @@ class DeviceBackend:
 
     def _step(self, launches: Sequence[Launch], demand: Demand, clocks: Sequence[Clock]) -> None:
         stream = self.runtime.stream()
-        deciding = demand.on_device or demand.sums or demand.grad_scale is not None
+        deciding = demand.on_device or demand.sums
         capturing = demand.on_device and self.runtime.capturing(stream)
         residents = [self._resident(launch, deciding, capturing, stream) for launch in launches]
         if not deciding:
-            for clock in clocks:
-                clock.step += 1
-            rows = [self._rows(launch, resident, stream) for launch, resident in zip(launches, residents, strict=True)]
+            rows = advance(clocks, launches, 1.0 if demand.grad_scale is None else div(1.0, float(demand.grad_scale)))
             for launch, resident, row in zip(launches, residents, rows, strict=True):
-                self._update(launch, resident, row, 0, stream)
+                self._update(launch, resident, self._by_value(launch, resident, row, stream), 0, stream)
             return
         decisions = self._decisions(launches, residents, demand, stream)
         for launch, resident in zip(launches, residents, strict=True):
@@ -141,9 +140,8 @@ class DeviceBackend:
         resident.captured |= capturing
         return resident
 
-    def _rows(self, launch: Launch, resident: Resident, stream: Any) -> Any:
-        """The rows by value, or None with the rows uploaded."""
-        rows = launch.rows(1.0)
+    def _by_value(self, launch: Launch, resident: Resident, rows: Any, stream: Any) -> Any:
+        """The rows if they travel by value; None once they have been uploaded."""
         limit = self.runtime.row_limit
         if len(rows) <= (rows_capacity(launch) if limit is None else limit):
             return rows

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuopt.compiler.host import div
-from gpuopt.launch.launcher import Clock, Demand, Launch
+from gpuopt.launch.launcher import Clock, Demand, Launch, advance
 from gpuopt.launch.plan import join
 from gpuopt.rules.language import minimum
 
@@ -34,15 +34,8 @@ class HostBackend:
         multiplier, skip = self.decide(launches, demand)
         if skip:
             return False
-        for clock in clocks:
-            clock.step += 1
-        try:
-            for launch in launches:
-                launch.private["rows"] = launch.rows(multiplier)
-        except BaseException:
-            for clock in clocks:
-                clock.step -= 1
-            raise
+        for launch, rows in zip(launches, advance(clocks, launches, multiplier), strict=True):
+            launch.private["rows"] = rows
         for launch in launches:
             self.update(launch, multiplier)
         return True
