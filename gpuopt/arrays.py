@@ -236,5 +236,5 @@ def describe(array: Any, label: str) -> View:
     kind = kind_of(array, label)
     try:
         return kind.describe(array)
-    except InputError as error:
-        raise InputError(f"{label}: {error}") from None
+    except (InputError, DtypeError) as error:
+        raise type(error)(f"{label}: {error}") from None

@@ -33,16 +33,16 @@ def program(
         raise InputError(f"unknown option {sorted(unknown)[0]!r} of {rule.title}")
     group = fields | {k: v for k, v in options.items() if k in fields}
     flags = rule.flags(group) | {
-        "scaled": bool(group["maximize"]) or bool({"max_grad_norm", "grad_scale"} & set(options)),
-        "clipped": group["clip_value"] is not None,
-        "sparse": bool(group["l1"]),
-        "masked": mask,
+        "@scaled": bool(group["maximize"]) or bool({"max_grad_norm", "grad_scale"} & set(options)),
+        "@clipped": group["clip_value"] is not None,
+        "@sparse": bool(group["l1"]),
+        "@masked": mask,
     }
     compute = STORAGES[param_dtype].compute
     formats = Settings(options.get("state_format", "float32")).formats(rule)
     roles = [Role("p", param_dtype, True), Role("g", grad_dtype or param_dtype, False)]
     roles += [Role(s.name, state_storage(formats[s.name], compute), not s.readonly) for s in rule.active_states(flags)]
-    roles += [Role("mask", "bool", False)] if mask else []
+    roles += [Role("@mask", "bool", False)] if mask else []
     return program_for(Signature(rule, tuple(sorted(flags.items())), tuple(roles), compute))
 
 

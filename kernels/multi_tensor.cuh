@@ -17,10 +17,11 @@ __device__ constexpr int least(int a, int b) { return a < b ? a : b; }
 // Elements of role R in one access of at most 16 bytes, when N elements are handled at once.
 template <class U, int R, int N> __device__ constexpr int per_access() { return least(N, 16 / int(U::size(R))); }
 
-// Elements updated together: one access of the widest role. All N at once, eight divisions in flight, would spill.
+// Elements updated together: one access of the widest role, but at most 4, and 2 where more than four roles hold eight
+// elements each. All at once, eight divisions in flight, would spill.
 template <class U, int N, int R = 0> __device__ constexpr int per_turn() {
   if constexpr (R + 1 == U::ROLES)
-    return per_access<U, R, N>();
+    return least(per_access<U, R, N>(), U::ROLES > 4 && N > 4 ? 2 : 4);
   else
     return least(per_access<U, R, N>(), per_turn<U, N, R + 1>());
 }

@@ -47,7 +47,9 @@ class TorchOracle:
 class FormulaOracle:
     """An author's formula in NumPy: `update(step, p, g, states, **options)` changes `p` and `states` in place."""
 
-    def __init__(self, formula: Callable[..., None], keys: Sequence[str], params: Sequence[Array], **options: Any) -> None:
+    def __init__(
+        self, formula: Callable[..., None], keys: Sequence[str], params: Sequence[Array], **options: Any
+    ) -> None:
         self.formula, self.options = formula, options
         self.maximize = self.options.pop("maximize", False)
         self.params = [p.copy() for p in params]

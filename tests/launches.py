@@ -41,7 +41,7 @@ def make(made: Program, sizes: list[int], seed: int = 0, step: int = 3) -> tuple
         tensor = {}
         for role in made.roles:
             values = rng.standard_normal(size)
-            if role.name not in ("p", "g", "m", "b", "mask"):
+            if role.name not in ("p", "g", "m", "b", "@mask"):
                 values = np.abs(values) + 0.5  # second moments
             tensor[role.name] = values > 0 if role.storage == "bool" else values.astype(numpy_dtype(role.storage))
         arrays.append(tensor)

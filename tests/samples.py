@@ -6,13 +6,16 @@ Knows no rule; touches optimizers only through their public `state_dict` and `pa
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
+from gpuopt import arrays
 
 Array = NDArray[Any]
 HOST_BACKENDS = ("numpy", "numba")
@@ -72,3 +75,23 @@ def refused(optimizer: Any, error: type[Exception], *words: str) -> Iterator[Non
     assert everything(optimizer) == before
     missing = [w for w in words if not re.search(re.escape(w), str(caught.value))]
     assert not missing, f"{caught.value!s} does not say {missing}"
+
+
+class Scarce:
+    """Wraps the functions that allocate NumPy arrays; the `fails_at`-th call raises MemoryError."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls, self.fails_at = 0, 0
+        kind = next(k for k in arrays.KINDS if k.name == "numpy")
+        scarce = replace(kind, zeros=self.wrap(kind.zeros), relayout=self.wrap(kind.relayout))
+        monkeypatch.setattr(arrays, "KINDS", tuple(scarce if k is kind else k for k in arrays.KINDS))
+        monkeypatch.setattr(arrays, "_by_type", {})
+
+    def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def allocate(*args: Any) -> Any:
+            self.calls += 1
+            if self.calls == self.fails_at:
+                raise MemoryError("no more memory")
+            return function(*args)
+
+        return allocate

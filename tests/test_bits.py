@@ -79,7 +79,11 @@ FORMAT_CASES = {
     for dtype in ("float32", "bfloat16")
     if rules.get(name).states
 }
-CASES = RULE_CASES | {f"options-{k}": v for k, v in OPTION_CASES.items()} | {f"state16-{k}": v for k, v in FORMAT_CASES.items()}
+CASES = (
+    RULE_CASES
+    | {f"options-{k}": v for k, v in OPTION_CASES.items()}
+    | {f"state16-{k}": v for k, v in FORMAT_CASES.items()}
+)
 
 
 @pytest.fixture(scope="module")

@@ -110,7 +110,13 @@ DEMANDS = {
 
 
 def run_prepare(
-    shim: Backend, launch: Launch, partials: Any, steps: Any, found_inf: Any = None, grad_scale: Any = None, **fields: Any
+    shim: Backend,
+    launch: Launch,
+    partials: Any,
+    steps: Any,
+    found_inf: Any = None,
+    grad_scale: Any = None,
+    **fields: Any,
 ) -> tuple[Any, Any]:
     """Rows, and the two counters (skip, steps skipped so far), by gpuopt_prepare; it advances `steps`."""
     program, runtime = launch.plan.program, shim.runtime
@@ -205,7 +211,9 @@ def test_steps_of_the_device_backend(shim: Backend, case: Case) -> None:
     groups = [{"lr": 0.01}, {"lr": 0.02}, {"lr": 0.03}]
     seen = [range(9), range(0, 9, 2), range(9)]
     options = {"max_grad_norm": 0.5, "grad_scale": 2.0, "skip_nonfinite": True}
-    whole = Case(case.rule, case.hyper, case.param_dtype, MIXED, odd=0, steps=3, groups=groups, seen=seen, options=options)
+    whole = Case(
+        case.rule, case.hyper, case.param_dtype, MIXED, odd=0, steps=3, groups=groups, seen=seen, options=options
+    )
     expected, reference = whole.run("numpy")
     found, made = whole.run("shim-device")
     assert_same(expected, found)
@@ -216,7 +224,9 @@ def test_steps_of_the_device_backend(shim: Backend, case: Case) -> None:
 def test_an_empty_tensor_counts_its_steps_on_the_device_too(shim: Backend) -> None:
     """Even where no other tensor has missed the same gradients, so that no kernel touches anything for its sake."""
     seen = [[0, 1], [1], [0, 1]]
-    case = Case("adamw", richest("adamw"), "float32", [5, 0], odd=0, steps=3, seen=seen, options={"skip_nonfinite": True})
+    case = Case(
+        "adamw", richest("adamw"), "float32", [5, 0], odd=0, steps=3, seen=seen, options={"skip_nonfinite": True}
+    )
     found = {}
     for backend in ("numpy", "shim-device"):
         made = case.run(backend)[1]

@@ -10,7 +10,6 @@ import subprocess
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -26,22 +25,24 @@ from shim.sass import DOUBLE, LOCAL, disassemble, machine, prefetch, tool
 from shim.variants import EVERYTHING, VARIANT_LABELS, VARIANTS, lively, richest
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100", "sm_120")
-MIXED = {"param_dtype": "float32", "grad_dtype": "bfloat16"}
+REGISTERS = {4: 64, 3: 80, 2: 128}  # a thread's, at so many blocks a multiprocessor
 
 EVERYWHERE = {
     f"{name}-{dtype}-{arch}": (program(name, param_dtype=dtype, **richest(name)), arch)
     for name, dtype, arch in product(rules.NAMES, PARAMETER_DTYPES, ARCHITECTURES)
 }
-VARIED: dict[str, Program] = {}
-for label, (name, hyper) in zip(VARIANT_LABELS, VARIANTS, strict=True):
-    VARIED[f"{label}-mixed"] = program(name, **hyper, **MIXED)
-    VARIED[f"{label}-float32"] = program(name, **hyper)
-for name, dtype in product(rules.NAMES, PARAMETER_DTYPES):
-    VARIED[f"{name}-all-{dtype}"] = program(name, param_dtype=dtype, mask=True, grad_scale=2.0, **richest(name) | EVERYTHING)
+VARIED = {
+    f"{label}-float32": program(name, **hyper) for label, (name, hyper) in zip(VARIANT_LABELS, VARIANTS, strict=True)
+}
+for name in rules.NAMES:
+    VARIED[f"{name}-mixed"] = program(name, param_dtype="float32", grad_dtype="bfloat16", **richest(name))
+    for dtype in ("float32", "bfloat16", "float64"):
+        hyper = richest(name) | EVERYTHING
+        VARIED[f"{name}-all-{dtype}"] = program(name, param_dtype=dtype, mask=True, grad_scale=2.0, **hyper)
+    for dtype in ("float32", "bfloat16") if rules.get(name).states else ():
+        VARIED[f"{name}-state16-{dtype}"] = program(name, param_dtype=dtype, state_format="bfloat16", **lively(name))
 for dtype in PARAMETER_DTYPES:
     VARIED[f"adamw-mask-{dtype}"] = program("adamw", param_dtype=dtype, mask=True)
-for name, dtype in product([n for n in rules.NAMES if rules.get(n).states], ("float32", "bfloat16")):
-    VARIED[f"{name}-state16-{dtype}"] = program(name, param_dtype=dtype, state_format="bfloat16", **lively(name))
 KERNELS = EVERYWHERE | {f"{label}-sm_90": (made, "sm_90") for label, made in VARIED.items()}
 
 
@@ -67,7 +68,7 @@ def wide_accesses(made: Program, written: bool) -> int:
 def test_budget(kernel: tuple[Program, str]) -> None:
     made, arch = kernel
     found = machine(to_cuda.update_source(made), arch)
-    assert found.registers <= (64 if to_cuda.blocks_per_sm(made) == 4 else 80)
+    assert found.registers <= REGISTERS[to_cuda.blocks_per_sm(made)]
     assert found.stack == found.local == 0 and not found.found(LOCAL)
     assert found.count(r"LDG\..*128") >= wide_accesses(made, False)
     assert found.count(r"STG\..*128") >= wide_accesses(made, True)
@@ -75,26 +76,26 @@ def test_budget(kernel: tuple[Program, str]) -> None:
         assert not found.found(DOUBLE)
 
 
-def test_only_float64_and_heavy_kernels_get_80_registers() -> None:
-    """The wider budget is for float64 and for more than 13 arrays and scalars; see blocks_per_sm."""
+def test_only_float64_and_heavy_kernels_get_more_than_64_registers() -> None:
+    """Heavy: more than 13 arrays and scalars; see blocks_per_sm."""
     for made, _ in KERNELS.values():
-        wide = made.compute == "float64" or len(made.roles) + len(made.row) > 13
-        assert to_cuda.blocks_per_sm(made) == (3 if wide else 4)
+        reasons = (made.compute == "float64") + (len(made.roles) + len(made.row) > 13)
+        assert 4 - reasons <= to_cuda.blocks_per_sm(made) <= 4 - bool(reasons)
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("dtype", PARAMETER_DTYPES)
+@pytest.mark.parametrize(
+    ("dtype", "arch"), [*product(PARAMETER_DTYPES, ["sm_90"]), *product(["float32"], ARCHITECTURES)]
+)
 def test_sums(dtype: str, arch: str) -> None:
     found = machine(to_cuda.sums_source(dtype, STORAGES[dtype].compute), arch)
     assert found.count(r"LDG\..*128") >= 1 and found.count(r"BAR\.") >= 1
     assert found.stack == found.local == 0 and found.registers <= 64
 
 
-@pytest.mark.parametrize("arch", ["sm_75", "sm_120"])
-@pytest.mark.parametrize(("name", "hyper"), VARIANTS, ids=VARIANT_LABELS)
-def test_prepare_computes_in_float64(name: str, hyper: dict[str, Any], arch: str) -> None:
-    made = program(name, max_grad_norm=1.0, **hyper)
-    found = machine(to_cuda.prepare_source(made, row_inputs(made)), arch)
+@pytest.mark.parametrize("name", rules.NAMES)
+def test_prepare_computes_in_float64(name: str) -> None:
+    made = program(name, max_grad_norm=1.0, **richest(name))
+    found = machine(to_cuda.prepare_source(made, row_inputs(made)), "sm_90")
     assert found.count("DMUL") and found.count("DADD") and found.count(r"BAR\.")
 
 
@@ -117,7 +118,7 @@ def contracting(source: str, arch: str) -> bytes:
     return bytes(CudaProgram(source, "c++", options=options).compile("cubin").code)
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", ["sm_75", "sm_90", "sm_120"])
 @pytest.mark.parametrize(("dtype", "letter"), [("float32", "F"), ("bfloat16", "F"), ("float64", "D")])
 def test_products_and_sums_are_not_fused(dtype: str, letter: str, arch: str) -> None:
     source = to_cuda.update_source(program(plain, param_dtype=dtype))
@@ -152,10 +153,16 @@ def test_float64_arithmetic_would_be_seen() -> None:
     assert not machine(source, "sm_90").found(DOUBLE)
 
 
-def test_element_by_element_access_would_be_seen() -> None:
-    made = program("gd")
-    source = to_cuda.update_source(made).replace("record[COL_ALIGNED] & 1 ?", "false ?")
-    assert machine(source, "sm_90").count(r"(LDG|STG)\..*128") == 0
+@pytest.mark.parametrize("dtype", PARAMETER_DTYPES)
+def test_element_by_element_access_would_be_seen(dtype: str) -> None:
+    """Without packs just those wide accesses are gone that the arrays need (the table is read by wide ones too)."""
+    made = program("adamw", param_dtype=dtype, mask=True)
+    source = to_cuda.update_source(made)
+    single = source.replace("update_at<U, N>(at, first + i, s);", ";")
+    assert single != source
+    packed, alone = machine(source, "sm_90"), machine(single, "sm_90")
+    assert alone.count(r"STG\..*128") == 0 and packed.count(r"STG\..*128") == wide_accesses(made, True)
+    assert packed.count(r"LDG\..*128") - alone.count(r"LDG\..*128") == wide_accesses(made, False)
 
 
 def test_a_mistake_names_the_line_of_the_rule() -> None:
@@ -168,7 +175,7 @@ def test_a_mistake_names_the_line_of_the_rule() -> None:
 def test_nvcc_takes_the_source_as_it_is(part: str, tmp_path: Path) -> None:
     file = tmp_path / "kernel.cu"
     file.write_text(gpuopt.kernel_source("adamw", part=part, max_grad_norm=1.0))
-    command = [str(tool("nvcc")), "-cubin", "-arch=sm_90", "-fmad=false", "-x", "cu", str(file), "-o", str(tmp_path / "k.cubin")]
+    command = [str(tool("nvcc")), "-cubin", "-arch=sm_90", "-x", "cu", str(file), "-o", str(tmp_path / "k.cubin")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = disassemble((tmp_path / "k.cubin").read_bytes())

@@ -141,7 +141,7 @@ def test_required_option(title: str) -> None:
 
 
 def test_too_many_or_doubled_arguments() -> None:
-    with pytest.raises(TypeError, match="GD takes params and .* by position, 9 values were given"):
+    with pytest.raises(TypeError, match=r"GD takes params and .* by position, 9 values were given"):
         gpuopt.GD(np.ones(3), *[0.1] * 9)
     with pytest.raises(TypeError, match="lr"):
         gpuopt.GD(np.ones(3), 0.1, lr=0.1)
@@ -160,7 +160,16 @@ SIGNATURES = {
     "AdamW": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2, "amsgrad": False},
     "Lion": {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.0},
 }
-SHARED = ["backend", "state_format", "param_format", "max_grad_norm", "grad_scale", "skip_nonfinite", "mask", "capturable"]
+SHARED = [
+    "backend",
+    "state_format",
+    "param_format",
+    "max_grad_norm",
+    "grad_scale",
+    "skip_nonfinite",
+    "mask",
+    "capturable",
+]
 
 
 def test_the_list_of_names() -> None:
@@ -171,7 +180,9 @@ def test_the_list_of_names() -> None:
 def test_class_signature_and_create(title: str) -> None:
     """Names, order and defaults are torch's where torch has the optimizer; by name and by class it is the same."""
     cls = getattr(gpuopt, title)
-    assert issubclass(cls, gpuopt.Optimizer) and cls.__name__ == cls.__qualname__ == title and cls.__module__ == "gpuopt"
+    assert (
+        issubclass(cls, gpuopt.Optimizer) and cls.__name__ == cls.__qualname__ == title and cls.__module__ == "gpuopt"
+    )
     own = SIGNATURES[title] | {"maximize": False, "l1": 0.0, "clip_value": None}
     parameters_of = inspect.signature(cls).parameters
     assert list(parameters_of) == ["params", *own, *SHARED]
@@ -191,7 +202,10 @@ def test_defaults_are_those_of_torch() -> None:
         theirs = getattr(torch.optim, title, None)
         for name, parameter in inspect.signature(theirs).parameters.items() if theirs else ():
             if name in SIGNATURES[title]:
-                assert inspect.signature(getattr(gpuopt, title)).parameters[name].default == parameter.default, (title, name)
+                assert inspect.signature(getattr(gpuopt, title)).parameters[name].default == parameter.default, (
+                    title,
+                    name,
+                )
 
 
 def test_positional_hyperparameters() -> None:
@@ -199,7 +213,7 @@ def test_positional_hyperparameters() -> None:
 
 
 def test_unknown_optimizer_lists_the_names() -> None:
-    with pytest.raises(gpuopt.InputError, match="unknown optimizer 'adamx': expected one of gd, sgd, .*adamw, lion"):
+    with pytest.raises(gpuopt.InputError, match=r"unknown optimizer 'adamx': expected one of gd, sgd, .*adamw, lion"):
         gpuopt.create("adamx", np.ones(3))
     with pytest.raises(AttributeError, match="no attribute 'AdamX'"):
         gpuopt.AdamX  # noqa: B018
@@ -207,7 +221,9 @@ def test_unknown_optimizer_lists_the_names() -> None:
 
 def test_repr_names_optimizer_backend_and_values() -> None:
     text = repr(gpuopt.AdamW([{"params": np.ones(3)}, {"params": np.ones(2), "lr": 0.5}], backend="numpy"))
-    assert all(word in text for word in ("AdamW", "numpy", "group 0: 1 tensors", "lr=0.001", "lr=0.5", "weight_decay=0.01"))
+    assert all(
+        word in text for word in ("AdamW", "numpy", "group 0: 1 tensors", "lr=0.001", "lr=0.5", "weight_decay=0.01")
+    )
 
 
 @pytest.mark.parametrize("name", gpuopt.optimizers())
@@ -241,3 +257,14 @@ def test_kernel_source_refuses(options: dict[str, Any], words: tuple[str, ...]) 
     with pytest.raises(gpuopt.InputError) as caught:
         gpuopt.kernel_source("adamw", **options)
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize("part", ["sums", "prepare"])
+@pytest.mark.parametrize("backend", ["numpy", "numba", "cuda", "cupy", "numba-cuda"])
+def test_kernel_source_of_the_other_parts(backend: str, part: str) -> None:
+    if backend in ("numpy", "numba"):
+        with pytest.raises(gpuopt.InputError, match=f"part = '{part}'"):
+            gpuopt.kernel_source("adamw", backend=backend, part=part)
+        return
+    text = gpuopt.kernel_source("adamw", backend=backend, part=part)
+    assert (f"\ndef {part}(" if backend == "numba-cuda" else f"gpuopt_{part}(") in "\n" + text

@@ -219,7 +219,9 @@ def test_gradients_of_another_structure(what: str) -> None:
         optimizer.step(grads)
 
 
-@pytest.mark.parametrize("grads", [[np.ones(2)], [np.ones(2)] * 3, {"params": np.ones(2)}, None], ids=["1", "3", "dict", "None"])
+@pytest.mark.parametrize(
+    "grads", [[np.ones(2)], [np.ones(2)] * 3, {"params": np.ones(2)}, None], ids=["1", "3", "dict", "None"]
+)
 def test_gradients_for_another_number_of_groups(grads: Any) -> None:
     optimizer = gpuopt.Adam([{"params": np.ones(2)}, {"params": np.ones(2)}], backend="numpy")
     with refused(optimizer, gpuopt.InputError, "one entry for each of 2 groups"):
@@ -246,7 +248,7 @@ def test_mask_that_cannot_be_used(what: str) -> None:
 @pytest.mark.parametrize("mask", [[None], [None] * 3, np.ones(3, bool)], ids=["1", "3", "array"])
 def test_mask_of_another_structure(mask: Any) -> None:
     for params in ([np.ones(3), np.ones(3)], [{"params": np.ones(3)}, {"params": np.ones(3)}]):
-        with pytest.raises(gpuopt.InputError, match="mask.*expected"):
+        with pytest.raises(gpuopt.InputError, match=r"mask.*expected"):
             gpuopt.SGD(params, mask=mask, backend="numpy")
 
 

@@ -149,7 +149,9 @@ def test_a_name_that_only_one_branch_assigns(tmp_path: Path) -> None:
 
 def test_a_rule_without_source_says_so() -> None:
     text = "@gpuopt.rule()\ndef hidden(p, g, *, lr):\n    p = p - lr * g\n    return p\n"
-    with pytest.raises(SyntaxError, match="the source of rule `hidden` cannot be found.*define it in a file or a notebook"):
+    with pytest.raises(
+        SyntaxError, match=r"the source of rule `hidden` cannot be found.*define it in a file or a notebook"
+    ):
         exec(text, {"gpuopt": gpuopt})
 
 

@@ -184,7 +184,9 @@ def test_flags_decide_arithmetic_and_states(flags: tuple[str, bool, bool], backe
     assert ("trace" in state) == flags[1]
 
 
-@pytest.mark.parametrize(("backend", "start", "call"), [("cuda", "struct Update {", "sign_of("), ("numba", "", "sign(")])
+@pytest.mark.parametrize(
+    ("backend", "start", "call"), [("cuda", "struct Update {", "sign_of("), ("numba", "", "sign(")]
+)
 def test_flags_specialise_the_text(backend: str, start: str, call: str) -> None:
     """Nothing of a branch not taken is in the kernel."""
     for kind, expected in (("plain", False), ("signed", True)):
@@ -284,7 +286,9 @@ def test_prepare_in_arbitrary_python_runs_on_the_host(backend: str) -> None:
 
 def test_prepare_in_arbitrary_python_cannot_run_on_the_device() -> None:
     assert "gpuopt_update" in gpuopt.kernel_source(custom(), backend="cuda")
-    with pytest.raises(gpuopt.InputError, match="prepare function of harmonic uses Python that cannot run on the device"):
+    with pytest.raises(
+        gpuopt.InputError, match="prepare function of harmonic uses Python that cannot run on the device"
+    ):
         gpuopt.kernel_source(custom(), backend="cuda", part="prepare")
 
 

@@ -22,7 +22,9 @@ STEPS = 3
 
 def with_odd_stride(a: Array) -> Array:
     """The same values in an array whose axis of length one has a stride that means nothing."""
-    return np.lib.stride_tricks.as_strided(a.copy(), a.shape, [8888 if n == 1 else s for n, s in zip(a.shape, a.strides, strict=True)])
+    return np.lib.stride_tricks.as_strided(
+        a.copy(), a.shape, [8888 if n == 1 else s for n, s in zip(a.shape, a.strides, strict=True)]
+    )
 
 
 # name -> the same values in another memory order; the first group leaves no gaps, so that parameters may have it

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,32 +16,11 @@ import pytest
 
 import gpuopt
 from cases import Array, Case
-from gpuopt import arrays
-from samples import HOST_BACKENDS, SHAPES, bits, difference, gradients, parameters, refused
+from samples import HOST_BACKENDS, SHAPES, Scarce, bits, difference, gradients, parameters, refused
 
 BACKENDS = pytest.mark.parametrize("backend", HOST_BACKENDS)
 
 # ---------------------------------------------------------------------------------------------- memory runs out
-
-
-class Scarce:
-    """Wraps the functions that allocate NumPy arrays; the `fails_at`-th call raises MemoryError."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.calls, self.fails_at = 0, 0
-        kind = next(k for k in arrays.KINDS if k.name == "numpy")
-        scarce = replace(kind, zeros=self.wrap(kind.zeros), relayout=self.wrap(kind.relayout))
-        monkeypatch.setattr(arrays, "KINDS", tuple(scarce if k is kind else k for k in arrays.KINDS))
-        monkeypatch.setattr(arrays, "_by_type", {})
-
-    def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def allocate(*args: Any) -> Any:
-            self.calls += 1
-            if self.calls == self.fails_at:
-                raise MemoryError("no more memory")
-            return function(*args)
-
-        return allocate
 
 
 @BACKENDS
@@ -101,6 +79,22 @@ def test_a_gradient_that_could_not_be_copied_is_not_remembered(backend: str, mon
     optimizer.step([a2, b1])
     assert p.tolist() == [-11.0] * 4
     assert q.tolist() == [[-2.0] * 4] * 3
+
+
+@BACKENDS
+def test_a_step_that_failed_is_not_half_remembered(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Switching momentum on fails for want of memory; switched off again, the step must read the gradients it was given."""
+    scarce = Scarce(monkeypatch)
+    p, first, second = np.zeros(4), np.full(4, 1.0), np.full(4, 10.0)
+    optimizer = gpuopt.SGD(p, lr=1.0, backend=backend)
+    optimizer.step(first)
+    optimizer.param_groups[0]["momentum"] = 0.9
+    scarce.fails_at = scarce.calls + 1
+    with refused(optimizer, MemoryError):
+        optimizer.step(second)
+    optimizer.param_groups[0]["momentum"] = 0.0
+    optimizer.step(second)
+    assert p.tolist() == [-11.0] * 4
 
 
 # ---------------------------------------------------------------------------------------------- extreme numbers

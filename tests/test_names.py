@@ -16,9 +16,15 @@ import pytest
 import gpuopt
 
 CPP = "double int float char auto template union register volatile bool new delete operator typename namespace short"
-TARGETS = "int64 half16 bfloat16 byte8 threadIdx blockIdx warpSize THREADS CHUNK COL_NUMEL LANES ROLES Update Storage Rows"
-KERNEL = "C mul div s0 s1 s12 select update walk table tiles tile tile_size tile_count row rows record word index numel head"
-WALK = "first begin end lo hi i np dtype lane lane0 unit body p_at g_at load_p store_p load_g load_word range len slot out"
+TARGETS = (
+    "int64 half16 bfloat16 byte8 threadIdx blockIdx warpSize THREADS CHUNK COL_NUMEL LANES ROLES Update Storage Rows"
+)
+KERNEL = (
+    "C mul div s0 s1 s12 select update walk table tiles tile tile_size tile_count row rows record word index numel head"
+)
+WALK = (
+    "first begin end lo hi i np dtype lane lane0 unit body p_at g_at load_p store_p load_g load_word range len slot out"
+)
 CUDA = "hyper written decode Encode Pack walk reduce prepare prepared Decision integer_power cuda sums partials values full"
 SCALAR = "power ipow pow fabs exp log math float_bits row_namespace square_root absolute sign_of steps skip r c D"
 OPTIONS = "scaled clipped sparse masked before_g after_p"
@@ -100,8 +106,17 @@ def many(names: list[str]) -> list[str]:
         *(f"    p = p - lr * {' - lr * '.join(names)}", f"    return p, {states}", "RULES.append(state_all)"),
         *("@rule()", "def local_all(p, g, *, lr):", *(f"    {n} = {k} * g" for k, n in enumerate(names))),
         *(f"    p = p - lr * ({' - '.join(names)})", "    return p", "RULES.append(local_all)"),
-        *("@rule()", f"def hyper_all(p, g, *, lr, {values}):", *(f"    p = p - lr * {n} * g" for n in names), "    return p"),
-        *("@hyper_all.prepare", f"def _(step, *, {states}):", f"    return dict(unused=0.5**step + {' + '.join(names)})"),
+        *(
+            "@rule()",
+            f"def hyper_all(p, g, *, lr, {values}):",
+            *(f"    p = p - lr * {n} * g" for n in names),
+            "    return p",
+        ),
+        *(
+            "@hyper_all.prepare",
+            f"def _(step, *, {states}):",
+            f"    return dict(unused=0.5**step + {' + '.join(names)})",
+        ),
         *("RULES.append(hyper_all)", "@rule()", f"def prepared_all(p, g, *, lr, {states}):"),
         *(*(f"    p = p - {n} * g" for n in names), "    return p", "@prepared_all.prepare"),
         *("def _(step, *, lr):", f"    return dict({derived})", "RULES.append(prepared_all)"),
@@ -175,7 +190,10 @@ def compile_ptx(text: str) -> None:
     assert status == nvrtc.nvrtcResult.NVRTC_SUCCESS, log.decode()
 
 
-REFUSED = [("state", STATE, "mask"), *((kind, t, n) for n in OF_OPTIONS for kind, t in (("hyper", HYPER), ("prepared", PREPARED)))]
+REFUSED = [
+    ("state", STATE, "mask"),
+    *((kind, t, n) for n in OF_OPTIONS for kind, t in (("hyper", HYPER), ("prepared", PREPARED))),
+]
 
 
 @pytest.mark.parametrize(("kind", "template", "name"), REFUSED, ids=[f"{kind}-{name}" for kind, _, name in REFUSED])

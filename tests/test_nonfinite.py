@@ -101,7 +101,9 @@ def test_a_schedule_is_not_asked_for_a_skipped_step(backend: str) -> None:
 
 
 @BACKENDS
-@pytest.mark.parametrize("options", [{"max_grad_norm": 1.0}, {"clip_value": 0.1}, {"grad_scale": 4.0}, {"maximize": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"max_grad_norm": 1.0}, {"clip_value": 0.1}, {"grad_scale": 4.0}, {"maximize": True}], ids=str
+)
 def test_with_other_options(options: dict[str, Any], backend: str) -> None:
     """Clipping by value would make an infinity finite again: the gradient is judged as it came."""
     optimizer, params = make(backend, **options)

@@ -27,7 +27,9 @@ RULES: dict[str, dict[str, Any]] = {
 NAMES = pytest.mark.parametrize("name", RULES)
 
 
-def agree(name: str, backend: str, options: dict[str, Any], before: Callable[..., Any], after: Callable[..., Any]) -> None:
+def agree(
+    name: str, backend: str, options: dict[str, Any], before: Callable[..., Any], after: Callable[..., Any]
+) -> None:
     """20 steps of `name` with `options` equal torch's optimizer with `before(tensors)` and `after(tensors)` around it."""
     params = parameters()
     oracle = TorchOracle(name, params, **RULES[name])
@@ -149,7 +151,9 @@ def test_mask_keeps_pruned_weights_at_zero_and_only_those(backend: str) -> None:
         unmasked.step(gradients(step))
     for p, q, mask in zip(params, free, masks, strict=True):
         expected = q if mask is None else np.where(mask, q, 0.0)
-        assert bits(p) == bits(expected), "Adam's update does not depend on the parameter, so the rest is as without mask"
+        assert bits(p) == bits(expected), (
+            "Adam's update does not depend on the parameter, so the rest is as without mask"
+        )
 
 
 @BACKENDS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,12 @@ TOLERANCE = 1e-12  # relative, in float64: the two sides order their operations 
 ROWS = pytest.mark.parametrize("case", CASES, ids=str)
 
 
-@lru_cache(maxsize=None)
+@cache
 def gradients_of(step: int, dtype: str = "float64") -> Sequence[Array]:
     return gradients(step, dtype=dtype)
 
 
-@lru_cache(maxsize=None)
+@cache
 def expected(index: int) -> Any:
     """The oracle of a row after 50 steps; both backends compare with the same."""
     oracle = CASES[index].oracle(parameters())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,7 +28,7 @@ OPTIONS = {
 BARRIERS = ("the tree of the sums", "before the next chunk", "the tree of the decision", "before the decision is read")
 
 
-@lru_cache(maxsize=None)
+@cache
 def fixed_addresses() -> tuple[str, ...]:
     """The command that switches address randomisation off, which older ThreadSanitizers need, where it is allowed."""
     command = ("setarch", "-R")
@@ -42,7 +42,9 @@ def fixed_addresses() -> tuple[str, ...]:
 def run(sanitizer: str, scenario: str, edit: str = "") -> subprocess.CompletedProcess[str]:
     """The scenario in a process of its own, compiled libraries shared between all of them."""
     build.header(sanitizer)
-    found = subprocess.run(["g++", f"-print-file-name={LIBRARIES[sanitizer]}"], capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        ["g++", f"-print-file-name={LIBRARIES[sanitizer]}"], capture_output=True, text=True, check=True
+    )
     environment = {**os.environ, **OPTIONS, "LD_PRELOAD": found.stdout.strip(), build.FOLDER: str(build.folder())}
     command = [*fixed_addresses(), sys.executable, str(SCRIPT), scenario, sanitizer, *([edit] if edit else [])]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
@@ -59,7 +61,8 @@ def test_updates_stay_in_bounds_and_aligned(dtype: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sanitizer", "dtype"), [*(("address", dtype) for dtype in PARAMETER_DTYPES), ("thread", "float64"), ("thread", "bfloat16")]
+    ("sanitizer", "dtype"),
+    [*(("address", dtype) for dtype in PARAMETER_DTYPES), ("thread", "float64"), ("thread", "bfloat16")],
 )
 def test_sums_and_decisions(sanitizer: str, dtype: str) -> None:
     """In bounds, aligned, and without a data race at one thread for each CUDA thread; so are the updates behind them."""

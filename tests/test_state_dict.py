@@ -12,7 +12,7 @@ import pytest
 import gpuopt
 from cases import CASES, Case
 from gpuopt.formats.dtypes import numpy_dtype
-from samples import HOST_BACKENDS, Array, bits, gradients, parameters, refused
+from samples import HOST_BACKENDS, Array, Scarce, bits, gradients, parameters, refused
 
 BACKENDS = pytest.mark.parametrize("backend", HOST_BACKENDS)
 SHAPES = [(3, 4), (7,), (), (0,), (20, 50)]
@@ -43,7 +43,9 @@ def step(optimizer: Any, k: int) -> None:
     optimizer.step([grads[:2], grads[2:]])
 
 
-@pytest.mark.parametrize(("first", "second"), [("numpy", "numpy"), ("numba", "numba"), ("numpy", "numba"), ("numba", "numpy")])
+@pytest.mark.parametrize(
+    ("first", "second"), [("numpy", "numpy"), ("numba", "numba"), ("numpy", "numba"), ("numba", "numpy")]
+)
 @pytest.mark.parametrize("name", FULL)
 def test_round_trip_in_the_middle_of_training(name: str, first: str, second: str) -> None:
     """With a tensor that missed a gradient, hyperparameters that were changed, and onto another backend too."""
@@ -113,7 +115,9 @@ def test_the_form_of_a_state_dict() -> None:
 @pytest.mark.parametrize("value", [None, 0.5])
 def test_every_hyperparameter_is_loaded(value: float | None) -> None:
     """Also one that is None in the saved state and a number here."""
-    saved = gpuopt.SGD(np.ones(3), clip_value=value, l1=0.1, maximize=True, nesterov=True, momentum=0.8, backend="numpy").state_dict()
+    saved = gpuopt.SGD(
+        np.ones(3), clip_value=value, l1=0.1, maximize=True, nesterov=True, momentum=0.8, backend="numpy"
+    ).state_dict()
     optimizer = gpuopt.SGD(np.ones(3), clip_value=2.0, lr=0.3, backend="numpy")
     optimizer.load_state_dict(saved)
     group = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
@@ -220,6 +224,32 @@ def test_a_bad_state_dict_changes_nothing(what: str) -> None:
     with refused(optimizer, gpuopt.GpuoptError, *words):
         optimizer.load_state_dict(saved)
     step(optimizer, 3)
+
+
+def test_memory_that_runs_out_while_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In any allocation: nothing is changed, and loading again works."""
+    saver = make(Case("AdamW"), "numpy", tensors())
+    step(saver, 0)
+    saved = saver.state_dict()
+    scarce = Scarce(monkeypatch)
+
+    def stepped() -> Any:
+        optimizer = make(Case("AdamW"), "numpy", tensors())
+        step(optimizer, 1)
+        return optimizer
+
+    optimizer = stepped()
+    before = scarce.calls
+    optimizer.load_state_dict(saved)
+    allocations = scarce.calls - before
+    assert allocations >= 10
+    for k in range(1, allocations + 1):
+        optimizer = stepped()
+        scarce.fails_at = scarce.calls + k
+        with refused(optimizer, MemoryError):
+            optimizer.load_state_dict(saved)
+        optimizer.load_state_dict(saved)
+        assert bits(optimizer.state_dict()) == bits(saved)
 
 
 @pytest.mark.parametrize("what", [None, [], "state", {}, {"state": {}}], ids=str)

@@ -45,8 +45,8 @@ class CupyRuntime:
         return self.cupy.cuda.Device(index)
 
     def stream(self) -> Any:
-        raw = override.get()
-        return self.cupy.cuda.get_current_stream() if raw is None else self.cupy.cuda.ExternalStream(raw)
+        current = override.get()
+        return self.cupy.cuda.get_current_stream() if current is None else self.cupy.cuda.ExternalStream(current())
 
     def capturing(self, stream: Any) -> bool:
         return bool(stream.ptr) and bool(self.runtime.streamIsCapturing(stream.ptr))

@@ -15,7 +15,6 @@ import numpy as np
 from gpuopt import arrays
 from gpuopt.backends.runtime import DECISION, Runtime, Staging
 from gpuopt.compiler.host import div
-from gpuopt.compiler.to_cuda import blocks_per_sm
 from gpuopt.errors import DtypeError, GpuoptError
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.launch import table as t
@@ -23,6 +22,9 @@ from gpuopt.launch.launcher import Clock, Demand, Launch, advance
 from gpuopt.launch.plan import Plan
 
 TILE_MIN, TILE_MAX = 2048, 16384
+BLOCKS = (
+    8  # a multiprocessor: 2048 threads, all that can be resident; what is not resident waits and takes its tiles later
+)
 SMALL = 1024  # mean elements of a tile below which a warp takes a tile, not a block
 
 
@@ -33,7 +35,7 @@ class Resident:
         runtime, plan = backend.runtime, launch.plan
         self.kernel = backend.kernel("update", plan.program)
         self.multiprocessors = runtime.multiprocessors()
-        self.unit, size = tiling(plan, self.multiprocessors * blocks_per_sm(plan.program))
+        self.unit, size = tiling(plan, self.multiprocessors * BLOCKS)
         plan.cut_tiles(size)
         self.table = self._buffer(backend, plan.table, stream)
         self.tiles = self._buffer(backend, plan.tiles, stream)
@@ -168,7 +170,7 @@ class DeviceBackend:
         if not len(plan.tiles):
             return
         per_block = t.THREADS // resident.unit
-        grid = min(-(-len(plan.tiles) // per_block), resident.multiprocessors * blocks_per_sm(plan.program))
+        grid = min(-(-len(plan.tiles) // per_block), resident.multiprocessors * BLOCKS)
         device_rows = 0 if rows is not None else runtime.address(resident.rows)
         arguments = (
             runtime.address(resident.table),

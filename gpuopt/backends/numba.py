@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from gpuopt.backends.host import HostBackend
 from gpuopt.compiler import to_numba
 from gpuopt.compiler.lower import Program
-from gpuopt.compiler.names import safe
 from gpuopt.launch import table as t
 from gpuopt.launch.launcher import Launch
 from gpuopt.launch.plan import Plan
@@ -84,9 +83,9 @@ def walk_address(program: Program) -> int:
     roles = program.roles
     for k, role in enumerate(roles):
         access = (intrinsic, role.storage, program.compute, k, len(roles))
-        values[f"load_{safe(role.name)}"] = numba_ir.load(*access)
+        values[f"load_{k}"] = numba_ir.load(*access)
         if role.written:
-            values[f"store_{safe(role.name)}"] = numba_ir.store(*access)
+            values[f"store_{k}"] = numba_ir.store(*access)
     return compile_text(to_numba.cpu_source(program), "walk", values, 6)
 
 
@@ -97,7 +96,7 @@ def sums_address(storage: str, compute: str) -> int:
 
     from gpuopt.compiler import numba_ir
 
-    values = namespace(compute) | {"load_g": numba_ir.load(intrinsic, storage, compute, 0, 1)}
+    values = namespace(compute) | {"load_0": numba_ir.load(intrinsic, storage, compute, 0, 1)}
     return compile_text(to_numba.sums_source(storage, compute), "sums", values, 7)
 
 

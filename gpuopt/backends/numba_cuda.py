@@ -19,7 +19,6 @@ from gpuopt.backends.runtime import Runtime
 from gpuopt.backends.simulator import SimulatorRuntime, plain
 from gpuopt.compiler import to_numba_cuda
 from gpuopt.compiler.lower import Program
-from gpuopt.compiler.names import safe
 from gpuopt.compiler.to_cuda import blocks_per_sm
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.launch import table as t
@@ -133,19 +132,19 @@ def walk_function(program: Program) -> Callable[..., Any]:
     """`walk` of a program, not yet compiled."""
     values, found = dict(namespace(program.compute)), memory(program.compute)
     for k, role in enumerate(program.roles):
-        name, width = safe(role.name), to_numba_cuda.per_access(role, program.lanes)
-        values[f"load_{name}"] = found.load(role.storage, k, len(program.roles))
-        values[f"load_pack_{name}"] = found.load_pack(role.storage, width)
+        width = to_numba_cuda.per_access(role, program.lanes)
+        values[f"load_{k}"] = found.load(role.storage, k, len(program.roles))
+        values[f"load_pack_{k}"] = found.load_pack(role.storage, width)
         if role.written:
-            values[f"store_{name}"] = found.store(role.storage, k, len(program.roles))
-            values[f"store_pack_{name}"] = found.store_pack(role.storage, width)
+            values[f"store_{k}"] = found.store(role.storage, k, len(program.roles))
+            values[f"store_pack_{k}"] = found.store_pack(role.storage, width)
     return function(to_numba_cuda.cuda_source(program), "walk", values)
 
 
 def sums_function(storage: str, compute: str) -> Callable[..., Any]:
     """`sums` of a gradient dtype, not yet compiled."""
     found = memory(compute)
-    packs = {"load_g": found.load(storage), "load_pack_g": found.load_pack(storage, 16 // STORAGES[storage].itemsize)}
+    packs = {"load_0": found.load(storage), "load_pack_0": found.load_pack(storage, 16 // STORAGES[storage].itemsize)}
     return function(to_numba_cuda.sums_source(storage, compute), "sums", namespace(compute) | packs)
 
 
@@ -175,8 +174,8 @@ class NumbaRuntime:
     def stream(self) -> Any:
         cuda = _cuda()
 
-        raw = override.get()
-        return cuda.default_stream() if raw is None else cuda.external_stream(raw)
+        current = override.get()
+        return cuda.default_stream() if current is None else cuda.external_stream(current())
 
     def capturing(self, stream: Any) -> bool:
         return False  # Numba has no graph API; a capture by another library finds every buffer allocated

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ from numpy.typing import NDArray
 
 from gpuopt.arrays import memory
 from gpuopt.backends.host import HostBackend
+from gpuopt.compiler.host import prepared_values
+from gpuopt.compiler.names import OPTION
 from gpuopt.formats.dtypes import STORAGES, numpy_dtype
 from gpuopt.launch import table as t
 from gpuopt.launch.launcher import Launch
@@ -35,7 +38,7 @@ class Backend(HostBackend):
         for record in launch.plan.table:
             clock = launch.clocks[int(record[t.ROW])]
             scalars = {**clock.environment(clock.step), "grad_multiplier": multiplier}
-            scalars |= self.prepared(launch, clock.step, scalars)
+            prepared = prepared_values(program.signature.rule, clock.step, scalars)
             count = int(record[t.NUMEL])
             flats = {
                 r.name: memory(int(record[t.ADDRESS + k]), numpy_dtype(r.storage), count)
@@ -45,34 +48,23 @@ class Backend(HostBackend):
                 block = {name: values[begin : begin + BLOCK] for name, values in flats.items()}
                 with compute_dtype(compute), np.errstate(all="ignore"):
                     x = {name: values.astype(compute) for name, values in block.items()}
-                    self.apply(launch, x, scalars)
+                    self.apply(launch, x, scalars, prepared)
                     for role in program.roles:
                         if role.written:
-                            block[role.name][...] = x[role.name].astype(block[role.name].dtype)
+                            block[role.name][...] = np.asarray(x[role.name], compute).astype(block[role.name].dtype)
 
-    def prepared(self, launch: Launch, step: int, scalars: dict[str, float]) -> dict[str, float]:
-        """What the rule's `prepare` returns, computed as for every backend."""
-        from gpuopt.compiler.host import prepared_values
-
-        return prepared_values(launch.plan.program.signature.rule, step, scalars)
-
-    def apply(self, launch: Launch, x: dict[str, Any], scalars: dict[str, float]) -> None:
+    def apply(self, launch: Launch, x: dict[str, Any], scalars: dict[str, float], prepared: dict[str, float]) -> None:
         """The functions themselves, on arrays; `x` maps roles to values and is updated."""
-        rule = launch.plan.program.signature.rule
-        flags = dict(launch.plan.program.signature.flags)
-        everything = {**{s.name: None for s in rule.states}, **x, **scalars, **flags}
-        for function, outputs in (
-            (options.before.function, ("g",)),
-            (rule.function, ("p", *(s.name for s in rule.states if not s.readonly))),
-            (options.after.function, ("p",)),
-        ):
-            code = function.__code__
-            names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-            positional = [everything.get(n) for n in names[: code.co_argcount]]
-            result = function(*positional, **{n: everything.get(n) for n in names[code.co_argcount :]})
-            results = result if isinstance(result, tuple) else (result,)
-            everything |= dict(zip(outputs, results, strict=True))
-        x |= {name: everything[name] for name in x}
+        signature = launch.plan.program.signature
+        rule, flags = signature.rule, dict(signature.flags)
+        shared = {**scalars, **{n.removeprefix(OPTION): v for n, v in flags.items() if n.startswith(OPTION)}}
+        x["g"] = call(options.before.function, {**shared, "g": x["g"]})
+        own = {**{s.name: None for s in rule.states}, **scalars, **prepared, **flags, **x}
+        result = call(rule.function, own)
+        results = result if isinstance(result, tuple) else (result,)
+        names = ("p", *(s.name for s in rule.states if not s.readonly))
+        x |= {n: value for n, value in zip(names, results, strict=True) if n in x}
+        x["p"] = call(options.after.function, {**shared, "p": x["p"], "mask": x.get(OPTION + "mask")})
 
     def sums(self, launch: Launch) -> NDArray[Any]:
         """Partial sums of every chunk, in the order of kernels/reduce.cuh."""
@@ -94,6 +86,15 @@ class Backend(HostBackend):
                     lanes_of(padded.reshape(len(terms), count, t.CHUNK // (t.THREADS * width), t.THREADS, width)).T
                 )
         return np.concatenate(partials) if partials else np.empty((0, 2), compute)
+
+
+def call(function: Callable[..., Any], values: Mapping[str, Any]) -> Any:
+    """The function with each of its arguments by name."""
+    code = function.__code__
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    return function(
+        *(values[n] for n in names[: code.co_argcount]), **{n: values[n] for n in names[code.co_argcount :]}
+    )
 
 
 def lanes_of(terms: NDArray[Any]) -> NDArray[Any]:

@@ -28,9 +28,12 @@ def output(*command: str) -> str:
 
 @cache
 def commit() -> str:
-    """The commit of the checkout this file lies in, with `+` where files differ from it; empty outside of one."""
+    """The commit of this checkout, with `+` where what is measured differs from it; GPUOPT_COMMIT where there is no git."""
+    if given := os.environ.get("GPUOPT_COMMIT"):
+        return given
     found = output("git", "rev-parse", "--short=12", "HEAD")
-    changed = output("git", "status", "--porcelain", "--untracked-files=no", "--", "..", "../../kernels")
+    measured = ("..", "../../kernels", ":(exclude).")
+    changed = output("git", "status", "--porcelain", "--untracked-files=no", "--", *measured)
     return found + ("+" if found and changed else "")
 
 

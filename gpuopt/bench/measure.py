@@ -21,7 +21,9 @@ from gpuopt.bench.suites import Case
 
 TENSORS = 20_000  # arrays of all copies together at most: making them takes longer than measuring
 SAMPLES_A_TURN = 3
-SETTLE = 0.002  # seconds for the threads of the one before to go to sleep
+LONG_START = 5.0  # seconds
+SETTLE = 0.005  # seconds for the threads of the one before to go to sleep
+COPIES = 8  # of them in a case at most
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,10 @@ def measure(
             continue
         row = blank(case, provider, device, run)
         rows.append(row)
+        begin = time.perf_counter()
         entrant = enter(case, provider, row, rotation, say)
+        if time.perf_counter() - begin > LONG_START:
+            say(f"  {provider.name}: took {time.perf_counter() - begin:.0f} s to start and to be checked")
         if entrant is not None:
             entrants.append(entrant)
             left -= provider.bytes_needed(case) * rotation
@@ -149,7 +154,8 @@ def rounds(entrants: list[Entrant], copy: meters.Copy, effort: Effort) -> list[f
                 entrant.turns(1)
             for _ in range(1 if slow else SAMPLES_A_TURN):
                 entrant.samples.append(entrant.turns(entrant.repeats))
-        if len(copies) < 8:
+        if len(copies) < COPIES:
+            time.sleep(SETTLE)
             copies.append(copy.run())
     return copies
 
@@ -158,11 +164,11 @@ def finish(entrant: Entrant, case: Case, device: str, copies: list[float]) -> No
     """Turn samples into percentiles, then count what a step needs beside its time."""
     row, session = entrant.row, entrant.sessions[0]
     p20, p50, p80 = np.percentile(entrant.samples, (20, 50, 80)).tolist()
-    row.samples = len(entrant.samples)
+    row.samples, row.min_us = len(entrant.samples), 1e6 * min(entrant.samples)
     row.p20_us, row.p50_us, row.p80_us = 1e6 * p20, 1e6 * p50, 1e6 * p80
     row.bytes = case.bytes_moved
     row.gbps = row.bytes / p50 / 1e9
-    row.copy_gbps = float(np.median(copies)) / 1e9
+    row.copy_gbps = max(copies) / 1e9  # a ceiling: what disturbed a copy must not flatter a share
     row.share = row.gbps / row.copy_gbps
     row.load = meters.quiet()
     repeats = 15 if p50 < 0.1 else 2
@@ -173,5 +179,5 @@ def finish(entrant: Entrant, case: Case, device: str, copies: list[float]) -> No
         session.wait()
 
     row.extra_bytes, row.allocations = meters.extra_memory(device, step)
-    row.launches = meters.launches(device, step)
+    row.launches = meters.launches(device, step) or session.launches()
     entrant.sessions.clear()

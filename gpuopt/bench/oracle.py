@@ -22,7 +22,7 @@ from gpuopt.formats.dtypes import numpy_dtype
 FACTORS = (-0.5, -0.5, 4.0)  # what gradients are multiplied by between steps: exact, and back at the start after three
 WHOLE = 1 << 18  # parameters up to which everything is compared
 BLOCK, TENSORS = 4096, 12  # beyond: the head, the middle and the tail of this many tensors
-EXACT, ROUNDED = 1e-3, 0.5  # relative error allowed where states are kept in the compute type, and where they are not
+EXACT, ROUNDED = 1e-4, 0.5  # relative error allowed where states are kept in the compute type, and where they are not
 EPSILON = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 Pick = tuple[int, int, int]  # tensor, start, stop

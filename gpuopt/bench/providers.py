@@ -36,6 +36,10 @@ class Session:
     def wait(self) -> None:
         """Wait until the device has finished; nothing on a CPU."""
 
+    def launches(self) -> int | None:
+        """Passes or kernels that a step starts, where the library tells; a GPU's are counted by a profiler instead."""
+        return None
+
 
 class Provider:
     """A library, or one of its ways to run a step, on one kind of device ("cpu" or "cuda")."""

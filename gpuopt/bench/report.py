@@ -28,7 +28,8 @@ def lines(rows: list[Row]) -> Iterator[str]:
 def time_text(row: Row) -> str:
     """The median with its spread."""
     assert row.p50_us is not None
-    return f"{row.p50_us:>12.1f} us ({row.p20_us:.1f} to {row.p80_us:.1f})".ljust(48)
+    least = f", least {row.min_us:.1f}" if row.min_us else ""
+    return f"{row.p50_us:>12.1f} us ({row.p20_us:.1f} to {row.p80_us:.1f}{least})".ljust(62)
 
 
 def share_text(row: Row) -> str:

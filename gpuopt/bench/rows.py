@@ -17,6 +17,7 @@ NAME = "measurements.csv"
 class Row:
     """One provider on one case. Times in microseconds, rates in GB/s (1e9); None where something was not measured.
 
+    p20, p50, p80, min: percentiles and least of the samples; on a busy machine only the least says something.
     status: "ok"; "wrong" (the result differs from float64: no time is given); "failed" (an exception, in `note`).
     error: relative error of the parameters against float64. bytes: the least that must move. share: of the bandwidth of a
     large copy measured in turn with it. extra_bytes: memory of a step beyond its arrays. load: of the machine, per core.
@@ -43,6 +44,7 @@ class Row:
     note: str = ""
     error: float | None = None
     samples: int = 0
+    min_us: float | None = None
     p20_us: float | None = None
     p50_us: float | None = None
     p80_us: float | None = None
@@ -72,7 +74,7 @@ class Row:
 
 HEADER = [field.name for field in fields(Row)]
 _INTEGERS = {"tensors", "parameters", "samples", "bytes", "launches", "allocations", "extra_bytes"}
-_FLOATS = {"error", "p20_us", "p50_us", "p80_us", "gbps", "copy_gbps", "share", "host_us", "load"}
+_FLOATS = {"error", "min_us", "p20_us", "p50_us", "p80_us", "gbps", "copy_gbps", "share", "host_us", "load"}
 
 
 def text(value: Any) -> str:

@@ -36,6 +36,7 @@ class Run:
         found = self.providers()
         memory = machine.free_bytes(self.device)
         cases = suites.cases(self.suites, self.device, memory, self.options.quick)
+        cases = [case for case in cases if self.options.case in case.name]
         copy = meters.Copy(self.device, QUICK_COPY if self.options.quick else None)
         made: list[rows.Row] = []
         self.bar = progress(len(cases))
@@ -58,8 +59,8 @@ class Run:
         """Those that can run here; the reasons of the others are printed."""
         print(f"{machine.device_name(self.device)}; {machine.versions()}; load {meters.quiet():.2f} a core", flush=True)
         found, absent = providers.usable(self.device)
-        wanted = (self.options.only or "").lower()
-        found = [p for p in found if p.own or wanted in p.name.lower()]
+        wanted = (self.options.only or "").lower().split(",")
+        found = [p for p in found if p.own or any(text in p.name.lower() for text in wanted)]
         if self.options.quick:
             found = [p for p in found if p.name != "torch compiled"]
         for name, why in absent.items():

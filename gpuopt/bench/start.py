@@ -54,7 +54,7 @@ def measure(device: str, run: tuple[str, str], repeats: int, say: Callable[[str]
             )  # fmt: skip
             try:
                 found = sample()
-                row.samples = len(found)
+                row.samples, row.min_us = len(found), 1e6 * min(found)
                 row.p20_us, row.p50_us, row.p80_us = (1e6 * np.percentile(found, (20, 50, 80))).tolist()
             except subprocess.SubprocessError as error:
                 row.status, row.note = "failed", " ".join(str(getattr(error, "stderr", "") or error).split())[-160:]

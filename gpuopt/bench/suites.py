@@ -138,7 +138,8 @@ def formats(device: str) -> Iterable[Case]:
                 yield Case("formats", label, tensors, MAIN, dtype, state, value=value, steps=30)
         others: tuple[str, ...] = PARAM_FORMATS[1:]
         for param in others:
-            yield Case("formats", label, tensors, MAIN, "bfloat16", "float32", param, value=value, steps=30)
+            for state in [s for s in STATE_FORMATS if s in ("float32", "int8")]:
+                yield Case("formats", label, tensors, MAIN, "bfloat16", state, param, value=value, steps=30)
 
 
 def host(device: str) -> Iterable[Case]:

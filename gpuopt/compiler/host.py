@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 from gpuopt.compiler.lower import Program
+from gpuopt.compiler.names import safe
 from gpuopt.compiler.tree import Assign, Expr
 from gpuopt.rules.language import PRIMITIVES, Rule
 
@@ -67,7 +68,7 @@ def row_namespace() -> dict[str, Any]:
 def print_expr(expr: Expr) -> str:
     """Python text of a scalar expression."""
     if expr.op == "name":
-        return str(expr.args[0])
+        return "step" if expr.args[0] == "step" else safe(str(expr.args[0]))
     if expr.op == "const":
         return repr(expr.args[0])
     return _PYTHON[expr.op].format(*(print_expr(child) for child in expr.children()))
@@ -86,7 +87,7 @@ def prepare_statements(rule: Rule) -> list[tuple[str, Expr]] | None:
 
 
 def _lines(statements: list[tuple[str, Expr]]) -> list[str]:
-    return [f"{name} = {print_expr(expr)}" for name, expr in statements]
+    return [f"{safe(name)} = {print_expr(expr)}" for name, expr in statements]
 
 
 def is_integer(expr: Expr) -> bool:
@@ -115,11 +116,11 @@ def row_source(program: Program, names: tuple[str, ...]) -> str:
         lines = _lines(statements)
     else:
         assert rule.prepare_function is not None
-        taken = ", ".join(f"{n}={n}" for n in prepare_arguments(rule.prepare_function))
+        taken = ", ".join(f"{n}={safe(n)}" for n in prepare_arguments(rule.prepare_function))
         lines = [f"prepared = prepare(step, {taken})"]
-        lines += [f"{n} = float(prepared[{n!r}])" for n in rule.prepared]
+        lines += [f"{safe(n)} = float(prepared[{n!r}])" for n in rule.prepared]
     values = "".join(print_expr(e) + ", " for e in program.row)
-    return "\n    ".join([f"def row(step, {', '.join(names)}):", *lines, f"return ({values})"])
+    return "\n    ".join([f"def row(step, {', '.join(map(safe, names))}):", *lines, f"return ({values})"])
 
 
 def prepare_arguments(function: Callable[..., Any]) -> list[str]:
@@ -146,8 +147,8 @@ def _prepare_function(rule: Rule) -> tuple[Callable[..., dict[str, float]], tupl
     names = tuple(prepare_arguments(function))
     if statements is None:
         return (lambda step, *values: function(step, **dict(zip(names, values, strict=True)))), names
-    results = ", ".join(f"{n}={n}" for n in rule.prepared)
-    lines = [f"def prepare(step, {', '.join(names)}):", *_lines(statements), f"return dict({results})"]
+    results = ", ".join(f"{n}={safe(n)}" for n in rule.prepared)
+    lines = [f"def prepare(step, {', '.join(map(safe, names))}):", *_lines(statements), f"return dict({results})"]
     namespace = row_namespace()
     exec(compile("\n    ".join(lines), f"<gpuopt prepare of {rule.name}>", "exec"), namespace)
     return namespace["prepare"], names

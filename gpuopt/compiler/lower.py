@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
+from gpuopt.compiler.names import OPTION
 from gpuopt.compiler.tree import COMPARISONS, Assign, Expr, FunctionTree, straight_line
 from gpuopt.errors import RuleSyntaxError
 
@@ -30,7 +31,10 @@ class Role:
 
 @dataclass(frozen=True)
 class Signature:
-    """What distinguishes one compiled kernel from another; hashable, the key of every kernel cache."""
+    """What distinguishes one compiled kernel from another; hashable, the key of every kernel cache.
+
+    Flags and roles of the options' fragments (`rules/options.py`) have an "@" in front: "@scaled", "@mask".
+    """
 
     rule: Rule
     flags: tuple[tuple[str, object], ...]
@@ -104,12 +108,13 @@ def constant(expr: Expr) -> float:
     return float(eval(print_expr(expr), row_namespace()))
 
 
-def renamed(tree: FunctionTree, flags: Mapping[str, object], roles: set[str]) -> list[Assign]:
-    """A fragment's statements with its local variables prefixed, so that they cannot meet the rule's."""
-    statements = straight_line(tree.body, flags)
-    names = {s.name: f"{tree.name}_{s.name}" for s in statements if s.name not in roles}
-    values = {old: Expr("name", (new,)) for old, new in names.items()}
-    return [Assign(names.get(s.name, s.name), s.expr.substitute(values), s.line, s.file) for s in statements]
+def renamed(tree: FunctionTree, flags: Mapping[str, object]) -> list[Assign]:
+    """A fragment's statements, every name but `p` and `g` with an "@" in front, so that none can meet the rule's."""
+    statements = straight_line(tree.body, {name: flags[OPTION + name] for name in tree.flags})
+    names = {*tree.positional, *tree.scalars, *(s.name for s in statements)} - {"p", "g"}
+    values = {name: Expr("name", (OPTION + name,)) for name in names}
+    new = {name: OPTION + name for name in names}
+    return [Assign(new.get(s.name, s.name), s.expr.substitute(values), s.line, s.file) for s in statements]
 
 
 @cache
@@ -120,11 +125,11 @@ def program_for(signature: Signature) -> Program:
     flags = dict(signature.flags)
     rule = signature.rule
     roles = {r.name for r in signature.roles}
-    statements = renamed(before.tree, flags, roles)
+    statements = renamed(before.tree, flags)
     statements += straight_line(rule.tree.body, flags)
-    statements += renamed(after.tree, flags, roles)
+    statements += renamed(after.tree, flags)
     hoister = _Hoister(set(roles))
-    known = roles | set(rule.tree.scalars) | {*before.tree.scalars, *after.tree.scalars}
+    known = roles | set(rule.tree.scalars) | {OPTION + n for n in (*before.tree.scalars, *after.tree.scalars)}
     body = []
     for statement in statements:
         unknown = statement.expr.names() - known

@@ -6,7 +6,7 @@ import ast
 import builtins
 import inspect
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from gpuopt.compiler.tree import CALLS, SCALAR_CALLS, Assign, Expr, FunctionTree, If, Statement
@@ -14,6 +14,7 @@ from gpuopt.errors import RuleSyntaxError
 
 _BINARY = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div"}
 _COMPARE = {ast.Lt: "lt", ast.LtE: "le", ast.Gt: "gt", ast.GtE: "ge", ast.Eq: "eq", ast.NotEq: "ne"}
+OPTION_NAMES = ("direction", "grad_multiplier", "l1", "clip_value", "maximize", "mask")
 _RULE_HELP = "a rule may use + - * /, unary minus, comparisons, sqrt abs sign minimum maximum where, and `if flag:`"
 
 
@@ -198,7 +199,18 @@ def parse_rule(function: Callable[..., Any], states: tuple[str, ...]) -> Functio
         expected = ", ".join(("p", *states))
         parser.fail(parser.node.body[-1], f"a rule with these states must end with `return {expected}`")
     _check_names(parser, tree)
+    refuse_option_names(function, (*tree.positional, *tree.scalars, *tree.flags))
+    if "step" in (*tree.scalars, *tree.flags):
+        parser.fail(parser.node, "`step` is an argument of prepare only: derive what the rule needs of it there")
     return tree
+
+
+def refuse_option_names(function: Callable[..., Any], names: Iterable[str]) -> None:
+    """Raise RuleSyntaxError for an argument that an option of every optimizer is called already."""
+    for name in names:
+        if name in OPTION_NAMES:
+            message = f"`{name}` is an option of every optimizer: call this argument something else"
+            raise RuleSyntaxError(message, inspect.getsourcefile(function) or "?", function.__code__.co_firstlineno)
 
 
 def parse_prepare(function: Callable[..., Any]) -> FunctionTree | None:

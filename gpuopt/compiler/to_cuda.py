@@ -193,7 +193,7 @@ def prepare_source(program: Program, inputs: tuple[str, ...]) -> str:
     if statements is None:
         raise InputError(f"the prepare function of {rule.name} uses Python that cannot run on the device, as a step "
                          "that may be skipped or captured needs; keep to + - * / ** sqrt minimum maximum exp log")  # fmt: skip
-    lines = [f"    double {safe(n)} = hyper[{k}];" for k, n in enumerate(inputs) if n != "grad_multiplier"]
+    lines = [f"    double {safe(n)} = hyper[{k}];" for k, n in enumerate(inputs) if n != "@grad_multiplier"]
     declared = set(inputs)
     for name, expr in statements:
         lines.append(f"    {'' if name in declared else 'double '}{safe(name)} = {print_double(expr)};")
@@ -205,7 +205,7 @@ def prepare_source(program: Program, inputs: tuple[str, ...]) -> str:
 struct Prepare {{  // {program.name}
   typedef {_CTYPE[program.compute]} C;
   static constexpr int SCALARS = {len(program.row)}, INPUTS = {len(inputs)};
-  static __device__ void row(int64 step, const double* hyper, double grad_multiplier, C* out) {{
+  static __device__ void row(int64 step, const double* hyper, double option_grad_multiplier, C* out) {{
 """
         + "\n".join(lines)
         + """

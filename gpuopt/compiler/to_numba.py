@@ -110,13 +110,12 @@ def cpu_source(program: Program) -> str:
         *scalar_loads(program, "        "),
     ]
     for k, r in enumerate(roles):
-        name = safe(r.name)
         size = STORAGES[r.storage].itemsize
-        lines.append(f"        {name}_at = load_word(record, {t.ADDRESS + k}) + begin * {size}")
+        lines.append(f"        at_{k} = load_word(record, {t.ADDRESS + k}) + begin * {size}")
     lines.append("        for i in range(end - begin):")
-    lines += [f"            {n} = load_{n}({n}_at, i)" for n in (safe(r.name) for r in roles)]
+    lines += [f"            {safe(r.name)} = load_{k}(at_{k}, i)" for k, r in enumerate(roles)]
     lines.append(f"            {', '.join(written)}{',' if len(written) == 1 else ''} = update({arguments})")
-    lines += [f"            store_{name}({name}_at, i, {name})" for name in written]
+    lines += [f"            store_{k}(at_{k}, i, {safe(r.name)})" for k, r in enumerate(roles) if r.written]
     return "\n".join(lines) + "\n"
 
 
@@ -143,11 +142,11 @@ def sums_source(storage: str, compute: str) -> str:
         f"                i = (turn * {t.THREADS} + lane) * {width}",
     ]
     for k in range(width):
-        lines += [f"                g = load_g(at, i + {k})", *[f"                {a}" for a in add]]
+        lines += [f"                {safe('g')} = load_0(at, i + {k})", *[f"                {a}" for a in add]]
     lines += [
         f"        for i in range(full * {t.THREADS * width}, count):",
         f"            lane = (i // {width}) % {t.THREADS}",
-        "            g = load_g(at, i)",
+        f"            {safe('g')} = load_0(at, i)",
         *[f"            {a}" for a in add],
         f"        half = {t.THREADS // 2}",
         "        while half > 0:",

@@ -15,6 +15,8 @@ from gpuopt.errors import InputError
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.launch import table as t
 
+MULTIPLIER = safe("@grad_multiplier")
+
 
 def per_access(role: Role, lanes: int) -> int:
     """Elements of a role in one access of at most 16 bytes."""
@@ -36,9 +38,7 @@ def _packed(program: Program) -> list[str]:
             width = per_access(r, lanes)
             if offset % width == 0:
                 cells = ", ".join(f"{names[k]}_{offset + j}" for j in range(width))
-                lines.append(
-                    f"{cells}{',' if width == 1 else ''} = load_pack_{names[k]}({_address(k, r, f'at + {offset}')})"
-                )
+                lines.append(f"{cells}{',' if width == 1 else ''} = load_pack_{k}({_address(k, r, f'at + {offset}')})")
         for j in range(offset, offset + turn):
             lines += statements(program, f"_{j}")
         for k, r in enumerate(roles):
@@ -47,7 +47,7 @@ def _packed(program: Program) -> list[str]:
                 begin = offset + turn - width
                 cells = ", ".join(f"{names[k]}_{begin + j}" for j in range(width))
                 comma = "," if width == 1 else ""
-                lines.append(f"store_pack_{names[k]}({_address(k, r, f'at + {begin}')}, ({cells}{comma}))")
+                lines.append(f"store_pack_{k}({_address(k, r, f'at + {begin}')}, ({cells}{comma}))")
     return lines
 
 
@@ -55,10 +55,10 @@ def _single(program: Program) -> list[str]:
     """The statements for the one element `at`."""
     roles = program.roles
     names = [safe(r.name) for r in roles]
-    lines = [f"{n} = load_{n}(load_word(record, {t.ADDRESS + k}), at)" for k, n in enumerate(names)]
+    lines = [f"{n} = load_{k}(load_word(record, {t.ADDRESS + k}), at)" for k, n in enumerate(names)]
     lines += statements(program)
     stores = [(k, n) for k, (n, r) in enumerate(zip(names, roles, strict=True)) if r.written]
-    return lines + [f"store_{n}(load_word(record, {t.ADDRESS + k}), at, {n})" for k, n in stores]
+    return lines + [f"store_{k}(load_word(record, {t.ADDRESS + k}), at, {n})" for k, n in stores]
 
 
 def _indent(lines: list[str], depth: int) -> list[str]:
@@ -136,11 +136,11 @@ def sums_source(storage: str, compute: str) -> str:
         f"        i = lane * {width}",
         "        while i < count:",
         f"            if aligned == 1 and i + {width} <= count:",
-        f"                {', '.join(f'g_{j}' for j in range(width))} = load_pack_g(at + i * {size})",
+        f"                {', '.join(safe('g') + f'_{j}' for j in range(width))} = load_pack_0(at + i * {size})",
         *_indent(packed, 4),
         "            else:",
         f"                for k in range(i, min(i + {width}, count)):",
-        "                    g = load_g(at, k)",
+        f"                    {safe('g')} = load_0(at, k)",
         *[f"                    total{k} = total{k} + {print_expr(terms[k])}" for k in ranks],
         f"            i += {t.THREADS * width}",
         *[f"        shared{k}[lane] = total{k}" for k in ranks],
@@ -208,7 +208,7 @@ def prepare_source(program: Program, inputs: tuple[str, ...]) -> str:
         "        scale = D(load_float(grad_scale, 0))",
         "    inverse = div(D(1), scale)",
         "    norm = mul(sqrt(squares[0]), inverse)",
-        "    grad_multiplier_ = mul(minimum(div(D(max_norm), norm + D(1e-6)), D(1)), inverse)",
+        "    multiplier = mul(minimum(div(D(max_norm), norm + D(1e-6)), D(1)), inverse)",
         "    skipping = False",
         "    if found_inf != 0:",
         "        skipping = load_float(found_inf, 0) != D(0)",
@@ -222,8 +222,8 @@ def prepare_source(program: Program, inputs: tuple[str, ...]) -> str:
         "        if not skipping:",
         "            step = load_word(steps, r) + 1",
         "            store_word(steps, r, step)",
-        *_indent([line for line in loads if not line.startswith("grad_multiplier =")], 3),
-        "            grad_multiplier = grad_multiplier_",
+        *_indent([line for line in loads if not line.startswith(MULTIPLIER)], 3),
+        f"            {MULTIPLIER} = multiplier",
         *_indent([*body, *stores], 3),
     ]
     return "\n".join(lines) + "\n"

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuopt.compiler.host import row_function, row_inputs
+from gpuopt.compiler.names import OPTION
 from gpuopt.launch.plan import Plan
 
 
@@ -75,7 +76,7 @@ class Launch:
         with np.errstate(over="ignore"):
             for k, clock in enumerate(self.clocks):
                 values = {**clock.environment(clock.step), "grad_multiplier": grad_multiplier}
-                result[k] = function(clock.step, *[values[name] for name in self.inputs])
+                result[k] = function(clock.step, *[values[name.removeprefix(OPTION)] for name in self.inputs])
         return result
 
     def hyper(self) -> NDArray[np.float64]:
@@ -83,7 +84,7 @@ class Launch:
         result = np.empty((len(self.clocks), len(self.inputs)))
         for k, clock in enumerate(self.clocks):
             values = {**clock.environment(clock.step + 1), "grad_multiplier": 1.0}
-            result[k] = [values[name] for name in self.inputs]
+            result[k] = [values[name.removeprefix(OPTION)] for name in self.inputs]
         return result
 
 

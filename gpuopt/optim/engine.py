@@ -7,6 +7,7 @@ kernel and no array library.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from gpuopt.launch.launcher import Backend, Clock, Demand, Launch
 from gpuopt.launch.plan import Plan
 from gpuopt.optim.hyper import environment
 from gpuopt.optim.settings import Settings
-from gpuopt.optim.slots import UNSEEN, Slot, Written, check_overlap, gradient_view, parameter_view
+from gpuopt.optim.slots import UNSEEN, Slot, Written, check_overlap, fitted, gradient_view, parameter_view, same_order
 from gpuopt.rules.language import Rule
 
 Change = tuple[Slot, Any, View | None]  # a slot, its new gradient, and that gradient's View
@@ -36,6 +37,7 @@ class Engine:
         self.skipped = 0
         self._launches: list[tuple[Backend, list[Launch], list[Clock]]] = []
         self._key: object = None
+        self._copied = False  # whether a gradient is copied at every step
         self._written = Written([])
         self.planned = 0  # grows with every new plan of launches
 
@@ -72,6 +74,7 @@ class Engine:
             if structural:
                 self._key = None
             self._commit(changes)
+            self._written.moving = None
         key = (self._flags(), self.settings.key())
         if key != self._key:
             self._rebuild()
@@ -82,18 +85,27 @@ class Engine:
 
     def settled(self) -> bool:
         """Whether the launches fit the groups and options as they are, and no gradient has to be copied."""
-        return self._key == (self._flags(), self.settings.key()) and all(slot.copy is None for slot in self.slots)
+        return not self._copied and self._key == (self._flags(), self.settings.key())
 
     def touch(self) -> None:
         """Look at every array anew: parameters or gradients may have moved."""
         views = [parameter_view(slot.array, slot.label) for slot in self.slots]
         if views != [slot.view for slot in self.slots]:
+            check_overlap([replace(slot, view=view) for slot, view in zip(self.slots, views, strict=True)])
             for slot, view in zip(self.slots, views, strict=True):
                 slot.view = view
-            check_overlap(self.slots)
             self._written, self._key = Written(self.slots), None
         for slot in self.slots:
             slot.seen = UNSEEN
+
+    def let_go(self) -> None:
+        """Keep no gradient alive: between steps its memory is the caller's. Copies in another memory order stay for use."""
+        for slot in self.slots:
+            slot.grad, slot.seen = slot.copy, UNSEEN
+        for _, launches, _ in self._launches:
+            for launch in launches:
+                for arrays_of in launch.arrays:
+                    arrays_of["g"] = None
 
     def relocate(self, addresses: NDArray[np.int64]) -> None:
         """Gradients of the same dtypes and memory orders lie at other addresses, one for each slot."""
@@ -142,15 +154,16 @@ class Engine:
         for slot, use, seen, view in ready:
             slot.grad, slot.seen, slot.grad_view = use, seen, view
             slot.copy = use if seen is UNSEEN else None
+        self._copied = any(slot.copy is not None for slot in self.slots)
 
     def _flags(self) -> tuple[tuple[tuple[str, object], ...], ...]:
         """The compile-time constants of every group. Options are switched on for all groups if any needs them."""
         groups, settings = self.groups, self.settings
         scaled = settings.max_grad_norm is not None or settings.grad_scale is not None
         shared = {
-            "scaled": scaled or any(g.get("maximize") for g in groups),
-            "clipped": any(g.get("clip_value") is not None for g in groups),
-            "sparse": any(g.get("l1") for g in groups),
+            "@scaled": scaled or any(g.get("maximize") for g in groups),
+            "@clipped": any(g.get("clip_value") is not None for g in groups),
+            "@sparse": any(g.get("l1") for g in groups),
         }
         return tuple(tuple(sorted((self.rule.flags(g) | shared).items())) for g in groups)
 
@@ -164,11 +177,11 @@ class Engine:
     def _rebuild(self) -> None:
         """Make states, clocks and launches anew. Everything is allocated before any slot changes."""
         self.synchronize()
-        active = [slot for slot in self.slots if slot.grad is not None]
+        active = [slot for slot in self.slots if slot.grad_view is not None]
         flags = [dict(f) for f in self._flags()]
-        made = [(slot, self.missing_states(slot, flags[slot.group])) for slot in active]
-        for slot, states in made:
-            slot.states |= states
+        made = [(slot, *self._fitted(slot), self.missing_states(slot, flags[slot.group])) for slot in active]
+        for slot, mask, states, more in made:
+            slot.mask, slot.states = mask, states | more
         running = self._regroup()
         buckets: dict[tuple[str, str], dict[Signature, list[Slot]]] = {}
         for slot in active:
@@ -181,11 +194,17 @@ class Engine:
             self._launches.append((backends.get(name, device), launches, [c for c in running if id(c) in mine]))
             running = [c for c in running if id(c) not in mine]
 
+    def _fitted(self, slot: Slot) -> tuple[Any, dict[str, Any]]:
+        """Mask and states as they are walked with the parameter, which may have moved or come with loaded states."""
+        keys = {s.name: s.key for s in self.rule.states}
+        mask = None if slot.mask is None else fitted(slot.mask, slot, f"mask of {slot.label}")
+        return mask, {n: fitted(a, slot, f"{keys[n]} of {slot.label}") for n, a in slot.states.items()}
+
     def _regroup(self) -> list[Clock]:
         """Let slots of one group with equal counts share a clock, those with a gradient apart from those without."""
         clocks: dict[tuple[int, int, bool], Clock] = {}
         for slot in self.slots:
-            group, step, _ = key = (slot.group, slot.clock.step, slot.grad is not None)
+            group, step, _ = key = (slot.group, slot.clock.step, slot.grad_view is not None)
             slot.clock = clocks.setdefault(key, self.clock(group, step))
         return [clock for (_, _, on), clock in clocks.items() if on]
 
@@ -210,8 +229,8 @@ class Engine:
             view = arrays.describe(slot.states[state.name], f"{state.key} of {slot.label}")
             roles.append(Role(state.name, view.dtype, not state.readonly))
         if slot.mask is not None:
-            roles.append(Role("mask", "bool", False))
-        everything = {**flags, "masked": slot.mask is not None}
+            roles.append(Role("@mask", "bool", False))
+        everything = {**flags, "@masked": slot.mask is not None}
         return Signature(self.rule, tuple(sorted(everything.items())), tuple(roles), STORAGES[slot.view.dtype].compute)
 
     def _refresh(self) -> None:
@@ -229,12 +248,6 @@ class Engine:
             self.skipped += backend.synchronize(launches)
 
 
-def same_order(view: View, like: View) -> bool:
-    """Whether two arrays of one shape lie in memory in the same order."""
-    strides = arrays.canonical(view.shape, view.strides)
-    return strides == arrays.canonical(like.shape, like.strides) and arrays.is_dense(view.shape, view.strides)
-
-
 def reshapes(change: Change) -> bool:
     """Whether a new gradient needs new launches, not only a new address."""
     slot, _, view = change
@@ -250,7 +263,7 @@ def make_launch(signature: Signature, slots: Sequence[Slot]) -> Launch:
     by_id = {id(s.clock): s.clock for s in slots}
     of = []
     for s in slots:
-        of.append({"p": s.array, "g": s.grad, "mask": s.mask, **s.states})
+        of.append({"p": s.array, "g": s.grad, "@mask": s.mask, **s.states})
     names = [r.name for r in signature.roles]
     views = [[arrays.describe(o[n], n).address for n in names] for o in of]
     addresses = np.array(views, np.int64).reshape(len(slots), len(names))
@@ -260,5 +273,5 @@ def make_launch(signature: Signature, slots: Sequence[Slot]) -> Launch:
         [by_id[c] for c in clocks],
         of,
         dict(signature.flags),
-        {"slots": slots, "indices": [s.index for s in slots]},
+        {"slots": slots, "indices": np.array([s.index for s in slots], np.intp)},
     )

@@ -9,13 +9,12 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from gpuopt import arrays
 from gpuopt.errors import InputError
 from gpuopt.optim import state_dict, trees
 from gpuopt.optim.engine import Engine
 from gpuopt.optim.hyper import check_group, defaults_of
 from gpuopt.optim.settings import Settings
-from gpuopt.optim.slots import Slot, parameter_view
+from gpuopt.optim.slots import Slot, checked_mask, parameter_view
 from gpuopt.rules.language import Rule
 
 
@@ -106,7 +105,7 @@ class Optimizer:
         for (label, array), tensor_mask in zip(leaves, masks, strict=True):
             slot = Slot(label, array, parameter_view(array, label), index, clock)
             self._engine.choice(slot)
-            slot.mask = self._checked_mask(tensor_mask, slot)
+            slot.mask = checked_mask(tensor_mask, slot)
             slots.append(slot)
         self._engine.add(slots)
         made["params"] = [s.array for s in slots]
@@ -114,19 +113,6 @@ class Optimizer:
         self._structures.append(group["params"])
         flat = isinstance(group["params"], (list, tuple))
         self._flat = flat and not any(isinstance(leaf, (list, tuple, Mapping)) for leaf in group["params"])
-
-    def _checked_mask(self, mask: Any, slot: Slot) -> Any:
-        if mask is None:
-            return None
-        view = arrays.describe(mask, f"mask of {slot.label}")
-        if view.dtype != "bool" or view.shape != slot.view.shape or view.device != slot.view.device:
-            raise InputError(
-                f"mask of {slot.label}: found {view.dtype} {view.shape} on {view.device}: expected bool "
-                f"{slot.view.shape} on {slot.view.device}"
-            )
-        if arrays.canonical(view.shape, view.strides) != arrays.canonical(slot.view.shape, slot.view.strides):
-            return arrays.kind_of(slot.array, slot.label).relayout(mask, slot.array, None)
-        return mask
 
     # ------------------------------------------------------------------------------------------- step
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -50,6 +50,37 @@ def parameter_view(array: Any, label: str) -> View:
             "expected a dense array (any order of axes); make it contiguous with .copy()"
         )
     return view
+
+
+def same_order(view: View, like: View) -> bool:
+    """Whether two arrays of one shape lie in memory in the same order."""
+    strides = arrays.canonical(view.shape, view.strides)
+    return strides == arrays.canonical(like.shape, like.strides) and arrays.is_dense(view.shape, view.strides)
+
+
+def fitted(array: Any, slot: Slot, label: str) -> Any:
+    """A state or mask in its parameter's memory order: itself, or a copy. Raises InputError if shape or device differ."""
+    view, like = arrays.describe(array, label), slot.view
+    if view.shape != like.shape or view.device != like.device:
+        raise InputError(
+            f"{label}: shape {view.shape} on {view.device}: expected {like.shape} on {like.device}, as {slot.label}"
+        )
+    if view.dtype not in STORAGES:
+        raise DtypeError(f"{label}: dtype {view.dtype}: expected one of {', '.join(STORAGES)}")
+    return array if same_order(view, like) else arrays.kind_of(array, label).relayout(array, slot.array, None)
+
+
+def checked_mask(mask: Any, slot: Slot) -> Any:
+    """A mask in its parameter's memory order. Raises InputError unless it is boolean and of the parameter's shape."""
+    if mask is None:
+        return None
+    view = arrays.describe(mask, f"mask of {slot.label}")
+    if view.dtype != "bool" or view.shape != slot.view.shape or view.device != slot.view.device:
+        raise InputError(
+            f"mask of {slot.label}: found {view.dtype} {view.shape} on {view.device}: expected bool "
+            f"{slot.view.shape} on {slot.view.device}"
+        )
+    return fitted(mask, slot, f"mask of {slot.label}")
 
 
 def extent(view: View) -> tuple[int, int]:
@@ -102,25 +133,34 @@ class Written:
             )
             self.spans[device] = np.array(spans, np.int64).reshape(-1, 3)
         self.slots = slots
+        self.moving: list[tuple[str, NDArray[np.int64], NDArray[np.int64]]] | None = None  # until gradients change
 
     def check(self, labels: Sequence[str], views: Sequence[View]) -> None:
         """Raise InputError naming the first gradient that overlaps a parameter."""
         for device in {v.device for v in views} & self.devices:
             chosen = [k for k, v in enumerate(views) if v.device == device]
             bounds = np.array([extent(views[k]) for k in chosen], np.int64).reshape(-1, 2)
-            self._refuse(device, bounds, [labels[k] for k in chosen])
+            self._refuse(device, bounds, lambda k, chosen=chosen: labels[chosen[k]])  # type: ignore[misc]
 
     def check_addresses(self, slots: Sequence[Slot], addresses: NDArray[np.int64]) -> None:
         """The same for gradients of known dtypes that lie at other addresses, one for each slot."""
-        for device in self.devices:
-            chosen = [s for s in slots if s.view.device == device and s.grad_view is not None]
-            sizes = [s.view.numel * STORAGES[s.grad_view.dtype].itemsize for s in chosen if s.grad_view]
-            begins = addresses[[s.index for s in chosen]]
-            bounds = np.stack([begins, begins + np.array(sizes, np.int64)], axis=1)
-            self._refuse(device, bounds, [f"gradient of {s.label}" for s in chosen])
+        if self.moving is None:
+            self.moving = [(device, *bytes_of_gradients(slots, device)) for device in self.devices]
+        for device, indices, sizes in self.moving:
+            begins = addresses[indices]
+            bounds = np.stack([begins, begins + sizes], axis=1)
+            self._refuse(device, bounds, lambda k, indices=indices: f"gradient of {slots[indices[k]].label}")  # type: ignore[misc]
 
-    def _refuse(self, device: str, bounds: NDArray[np.int64], labels: Sequence[str]) -> None:
+    def _refuse(self, device: str, bounds: NDArray[np.int64], label: Callable[[int], str]) -> None:
         found = overlapped(self.spans[device], bounds)
         for k in np.flatnonzero(found >= 0)[:1]:
             other = self.slots[int(self.spans[device][found[k], 2])].label
-            raise InputError(f"{labels[k]} shares memory with {other}: expected a gradient of its own")
+            raise InputError(f"{label(k)} shares memory with {other}: expected a gradient of its own")
+
+
+def bytes_of_gradients(slots: Sequence[Slot], device: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which slots have a gradient on a device, and the bytes of each."""
+    chosen = [(k, s.view.numel, s.grad_view) for k, s in enumerate(slots) if s.view.device == device]
+    found = [(k, numel * STORAGES[view.dtype].itemsize) for k, numel, view in chosen if view is not None]
+    indices, sizes = np.array(found, np.int64).reshape(-1, 2).T
+    return indices, sizes

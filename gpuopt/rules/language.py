@@ -146,8 +146,12 @@ class Rule:
 
     def prepare(self, function: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
         """Decorator: `function(step, *, hyperparameters)` returns the derived scalars, once a step, in float64."""
+        from gpuopt.compiler.parse import refuse_option_names
+
         self.prepare_function = function
-        self.__dict__.pop("prepare_tree", None)
+        for cached in ("prepare_tree", "hyperparameters", "prepared"):
+            self.__dict__.pop(cached, None)
+        refuse_option_names(function, inspect.signature(function).parameters)
         return function
 
     @cached_property
@@ -159,7 +163,7 @@ class Rule:
                 for name, parameter in inspect.signature(function).parameters.items():
                     if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
                         found.setdefault(name, parameter.default)
-        derived = set(self.prepared) | {name for name in found if name.startswith("has_")}
+        derived = set(self.prepared) | {name for name in found if name.startswith("has_") and name[4:] in found}
         return {name: default for name, default in found.items() if name not in derived}
 
     @cached_property
@@ -176,10 +180,10 @@ class Rule:
         )
 
     def flags(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
-        """The compile-time constants for these hyperparameters; a flag `has_x` is true where x is not zero."""
+        """The compile-time constants for these hyperparameters; a flag `has_x` is true where the hyperparameter x is not 0."""
         values: dict[str, Any] = {}
         for name in self.tree.flags:
-            values[name] = bool(hyper[name[4:]]) if name.startswith("has_") else hyper[name]
+            values[name] = hyper[name] if name in self.hyperparameters else bool(hyper[name[4:]])
         return values
 
     def active_states(self, flags: Mapping[str, Any]) -> tuple[State, ...]:

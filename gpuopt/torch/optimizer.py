@@ -7,24 +7,27 @@ first step that needs it. Knows no kernel; the engine knows no torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from operator import is_
 from typing import Any
 
 import numpy as np
 import torch
 
-from gpuopt.errors import DtypeError, InputError
-from gpuopt.launch.launcher import Clock
-from gpuopt.launch.stream import override
+from gpuopt.errors import InputError
 from gpuopt.optim.engine import Engine
 from gpuopt.optim.hyper import check_group, defaults_of
 from gpuopt.optim.settings import Settings
-from gpuopt.optim.slots import Slot, parameter_view
+from gpuopt.optim.slots import Slot, checked_mask, parameter_view
 from gpuopt.rules.language import Rule
+from gpuopt.torch.look import Look, look_at
+from gpuopt.torch.shown import StepTensor
+from gpuopt.torch.tensors import on_torch_streams, resolved
 
 # Keys of torch's groups that choose another algorithm: only torch's default of that class is what this class does.
 ALGORITHMS = ("differentiable", "decoupled_weight_decay")
 WITHOUT_STEP = ("sgd",)  # torch.optim.SGD keeps no step count: a momentum buffer means that a first step was made
 EAGER = ("adagrad",)  # torch.optim.Adagrad allocates its state at once
+WIDE = {torch.float64, torch.complex128}  # the states of these, and of no others, are computed in float64
 
 
 class TorchOptimizer(torch.optim.Optimizer):
@@ -56,10 +59,11 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     def _reset(self) -> None:
         self._engine: Engine | None = None
-        self._steps: list[tuple[Clock, torch.Tensor]] = []
+        self._steps: list[StepTensor] = []
         self._planned = 0
-        self._seen: tuple[Any, ...] = (None, None)
-        self._seen_addresses: list[int] = []
+        self._seen: Look | None = None
+        self._values: list[Any] = []
+        self._params: list[torch.Tensor] = []
         self._single: dict[torch.Tensor, Engine] = {}
 
     # ------------------------------------------------------------------------------------------- groups and slots
@@ -69,13 +73,17 @@ class TorchOptimizer(torch.optim.Optimizer):
         own = defaults_of(self.rule)
         made = {k: v for k, v in ({**self.defaults, **param_group}).items() if k in own}
         check_group({k: _plain(v) for k, v in made.items()}, self.rule, f"param_groups[{len(self.param_groups)}]")
-        for key in ALGORITHMS:
-            value = param_group.get(key, self.defaults.get(key))
-            if key not in own and key in self.torch_defaults and value != self.torch_defaults[key]:
-                raise InputError(f"{key} = {value}: {self.rule.title} of gpuopt does {self.torch_defaults[key]}")
+        self._check_algorithm({**self.defaults, **param_group})
         super().add_param_group(param_group)
         self._save_steps()
         self._reset()
+
+    def _check_algorithm(self, group: Mapping[str, Any]) -> None:
+        own = defaults_of(self.rule)
+        for key in ALGORITHMS:
+            wanted = self.torch_defaults.get(key)
+            if key not in own and wanted is not None and group.get(key, wanted) != wanted:
+                raise InputError(f"{key} = {group[key]}: gpuopt's {self.rule.title} is torch's with {key} = {wanted}")
 
     def _made_engine(self) -> Engine:
         """The engine over the groups as they stand, with the states that are in `self.state`."""
@@ -88,15 +96,17 @@ class TorchOptimizer(torch.optim.Optimizer):
                 for label, p in zip(names, group["params"], strict=True):
                     slots.append(self._slot(engine, label, p, index))
             engine.add(slots)
-            self._engine = engine
+            self._engine, self._params = engine, [slot.array for slot in slots]
+            self._values = self._all_states()
         return self._engine
 
     def _slot(self, engine: Engine, label: str, p: torch.Tensor, index: int) -> Slot:
         state = self.state.get(p, {})
         found = {s.name: state[s.key] for s in self.rule.states if state.get(s.key) is not None}
         step = int(state["step"]) if "step" in state else int(bool(found))
-        slot = Slot(label, p, parameter_view(p, label), index, engine.clock(index, step), self._mask.get(p), found)
+        slot = Slot(label, p, parameter_view(p, label), index, engine.clock(index, step), None, found)
         engine.choice(slot)
+        slot.mask = checked_mask(self._mask.get(p), slot)
         return slot
 
     # ------------------------------------------------------------------------------------------- step
@@ -111,54 +121,66 @@ class TorchOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        engine = self._made_engine()
-        engine.settings, engine.groups = self._settings(), self.param_groups
-        first = self.param_groups[0]["params"][0]
-        stream = torch.cuda.current_stream(first.device).cuda_stream if first.is_cuda else None
-        token = override.set(stream)
-        try:
-            self._run(engine)
-        finally:
-            override.reset(token)
+        with on_torch_streams():
+            self._run()
         return loss
 
-    def _run(self, engine: Engine) -> None:
+    @torch._disable_dynamo  # type: ignore[attr-defined]
+    def _run(self) -> None:
         params = [p for group in self.param_groups for p in group["params"]]
-        grads = [p.grad for p in params]
-        where = [p.data_ptr() for p in params]
-        layouts = [None if g is None else (g.dtype, g.stride(), g.is_sparse) for g in grads]
-        addresses = [0 if g is None else g.data_ptr() for g in grads]
-        known = (where, layouts) == self._seen and engine.settled()
-        self._seen = (None, None)  # what follows may fail
-        if not known:
-            engine.touch()
-            engine.step([_resolved(g) for g in grads])
-        else:
-            if addresses != self._seen_addresses:
-                engine.relocate(np.array(addresses, np.int64))
+        if all(p.grad is None for p in params):
+            return
+        if self._engine is not None and not self._current(params):
+            self._save_steps()
+            self._reset()
+        engine = self._made_engine()
+        engine.settings, engine.groups = self._settings(), self.param_groups
+        look, seen = look_at(engine.slots), self._seen
+        self._seen = None  # what follows may fail
+        if seen is not None and look.as_stored and look.layout == seen.layout and engine.settled():
+            if look.addresses != seen.addresses:
+                engine.relocate(np.array(look.addresses, np.int64))
             engine.run()
-        self._seen, self._seen_addresses = (where, layouts), addresses
+        else:
+            engine.touch()
+            engine.step([None if g is None else resolved(g) for g in look.gradients])
+            engine.let_go()
+        look.gradients = []
+        self._seen = look if look.as_stored else None
         if engine.planned != self._planned:
             self._publish(engine)
-        for clock, tensor in self._steps:
-            tensor.fill_(clock.step)
+        for shown in self._steps:
+            shown.show()
+
+    def _current(self, params: list[torch.Tensor]) -> bool:
+        """Whether parameters and states are still the tensors that the engine works on, with the step counts it showed."""
+        values = self._all_states()
+        return (
+            len(params) == len(self._params)
+            and all(map(is_, params, self._params))
+            and len(values) == len(self._values)
+            and all(map(is_, values, self._values))
+            and not any(shown.changed() for shown in self._steps)
+        )
+
+    def _all_states(self) -> list[Any]:
+        return [value for state in self.state.values() for value in state.values()]
 
     def _publish(self, engine: Engine) -> None:
         """Show new states in `self.state`, in torch's order; tensors that share a clock share its step tensor."""
         keys = {s.name: s.key for s in self.rule.states}
-        dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
-        tensors: dict[int, tuple[Clock, torch.Tensor]] = {}
+        tensors: dict[int, StepTensor] = {}
         for slot in engine.slots:
             if not slot.states and (not slot.clock.step or self.rule.name in WITHOUT_STEP):
                 continue
             state = self.state[slot.array]
             if self.rule.name not in WITHOUT_STEP:
-                made = tensors.setdefault(
-                    id(slot.clock), (slot.clock, torch.tensor(float(slot.clock.step), dtype=dtype))
-                )
-                state["step"] = made[1]
+                if id(slot.clock) not in tensors:
+                    tensors[id(slot.clock)] = StepTensor(slot.clock)
+                state["step"] = tensors[id(slot.clock)].tensor
             state.update({keys[name]: tensor for name, tensor in slot.states.items()})
         self._steps, self._planned = list(tensors.values()), engine.planned
+        self._values = self._all_states()
 
     def init_state(self) -> None:
         """Allocate the state of every parameter now, with step 0, instead of at its first step."""
@@ -173,22 +195,30 @@ class TorchOptimizer(torch.optim.Optimizer):
                 self.state[slot.array] = {}
         self._publish(engine)
 
+    @torch._disable_dynamo  # type: ignore[attr-defined]
     @torch.no_grad()
     def _step_one(self, p: torch.Tensor) -> None:
         """Step one parameter, with an engine and a step count of its own: for gradient release."""
-        engine = self._single.get(p)
-        if engine is None:
+        if self._engine is not None:  # it does not know of the steps that are made here
+            self._save_steps()
+            single = self._single
+            self._reset()
+            self._single = single
+        if p not in self._single:
             engine = Engine(self.rule, self._settings(), self.param_groups, self._asked)
             index = next(k for k, g in enumerate(self.param_groups) if any(q is p for q in g["params"]))
             engine.add([self._slot(engine, f"parameter of shape {tuple(p.shape)}", p, index)])
             self._single[p] = engine
+        engine = self._single[p]
         engine.settings, engine.groups = self._settings(), self.param_groups
-        engine.touch()
-        engine.step([_resolved(p.grad)])
-        slot = engine.slots[0]
-        self.state[p].update({s.key: slot.states[s.name] for s in self.rule.states if s.name in slot.states})
+        with on_torch_streams():
+            engine.touch()
+            engine.step([None if p.grad is None else resolved(p.grad)])
+        engine.let_go()
+        (slot,) = engine.slots
         if self.rule.name not in WITHOUT_STEP:
-            self.state[p]["step"] = torch.tensor(float(slot.clock.step))
+            self.state[p]["step"] = StepTensor(slot.clock).tensor
+        self.state[p].update({s.key: slot.states[s.name] for s in self.rule.states if s.name in slot.states})
 
     # ------------------------------------------------------------------------------------------- state dict
 
@@ -196,8 +226,13 @@ class TorchOptimizer(torch.optim.Optimizer):
         """Bring step counts into the step tensors, from the GPU too."""
         if self._engine is not None:
             self._engine.synchronize()
-        for clock, tensor in self._steps:
-            tensor.fill_(clock.step)
+        for shown in self._steps:
+            if not shown.changed():
+                shown.show()
+        for p, engine in self._single.items():
+            engine.synchronize()
+            if "step" in self.state[p]:
+                self.state[p]["step"].fill_(engine.slots[0].clock.step)
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's, with a step tensor of its own for each parameter, so that torch's optimizers can go on with it."""
@@ -211,15 +246,37 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take a state dict of this class or of torch's class of the same name; states keep the dtypes they were saved in."""
-        super().load_state_dict(dict(state_dict))
-        saved = [i for group in state_dict["param_groups"] for i in group["params"]]
+        loaded: list[Mapping[str, Any]] = []
+
+        def check(_: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+            for group in saved["param_groups"]:
+                self._check_algorithm(group)
+            loaded.append(saved)
+
+        def restore(_: torch.optim.Optimizer) -> None:
+            self._restore_dtypes(loaded[0])
+
+        # Around torch's own loading, behind the hooks that change what is loaded and before those that look at it.
+        hooks = [
+            self.register_load_state_dict_pre_hook(check),
+            self.register_load_state_dict_post_hook(restore, prepend=True),
+        ]
+        try:
+            super().load_state_dict(dict(state_dict))
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _restore_dtypes(self, saved: Mapping[str, Any]) -> None:
+        """Torch casts loaded states to the parameter's dtype; the step of a 16-bit parameter needs them as they were saved."""
+        indices = [i for group in saved["param_groups"] for i in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]
-        for index, p in zip(saved, params, strict=True):
-            for key, value in state_dict["state"].get(index, {}).items():
-                cast = self.state[p].get(key)
-                if key != "step" and isinstance(value, torch.Tensor) and cast.dtype != value.dtype:
+        for index, p in zip(indices, params, strict=True):
+            for key, value in saved["state"].get(index, {}).items():
+                if key == "step" or not isinstance(value, torch.Tensor) or {p.dtype, value.dtype} & WIDE:
+                    continue
+                if self.state[p][key].dtype != value.dtype:
                     self.state[p][key] = value.detach().to(device=p.device, copy=True)
-        self._reset()
 
     def __getstate__(self) -> dict[str, Any]:
         self._save_steps()
@@ -247,10 +304,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return tuple(_plain(v) for v in value)
     return value.item() if isinstance(value, torch.Tensor) else value
-
-
-def _resolved(grad: torch.Tensor | None) -> torch.Tensor | None:
-    """The gradient with a pending conjugation carried out. Raises DtypeError for a sparse one."""
-    if grad is not None and grad.layout is not torch.strided:
-        raise DtypeError(f"a gradient has layout {grad.layout}: expected dense; sparse gradients are not supported")
-    return grad.resolve_conj() if grad is not None and grad.is_conj() else grad

@@ -15,13 +15,15 @@ def release_gradients(model: torch.nn.Module, opt: TorchOptimizer) -> Callable[[
     """Make `backward()` update each parameter of `model` and set its `.grad` to None at once; returns a function that ends it.
 
     Memory for gradients falls from all parameters to the largest one. `opt.step()` then has nothing left to do and may stay
-    in the loop. Raises InputError with options that need every gradient at once (max_grad_norm, skip_nonfinite).
+    in the loop. Raises InputError with options that need every gradient at once (max_grad_norm, skip_nonfinite, capturable).
     """
     settings = opt._settings()
-    if settings.max_grad_norm is not None or settings.skip_nonfinite:
+    if settings.max_grad_norm is not None or settings.skip_nonfinite or settings.capturable:
         raise InputError(
-            "gradient release cannot go with max_grad_norm or skip_nonfinite: they need every gradient at once"
+            "gradient release cannot go with max_grad_norm, skip_nonfinite or capturable: they need every gradient at once"
         )
+    opt._save_steps()
+    opt._reset()
     known = {p for group in opt.param_groups for p in group["params"]}
 
     def stepped(p: torch.Tensor) -> None:

@@ -1,14 +1,19 @@
-"""torch tensors as an array library of gpuopt: one more `arrays.Kind`. Registered when `gpuopt.torch` is imported."""
+"""torch tensors as an array library of gpuopt: one more `arrays.Kind`, and torch's streams. Registered when `gpuopt.torch` is
+imported.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from gpuopt import arrays
 from gpuopt.arrays import Kind, View
-from gpuopt.errors import DtypeError
+from gpuopt.errors import DtypeError, InputError
+from gpuopt.launch.stream import override
 
 NAMES = {
     torch.float64: "float64",
@@ -28,6 +33,8 @@ def describe(tensor: torch.Tensor) -> View:
     if tensor.layout is not torch.strided:
         raise DtypeError(f"layout {tensor.layout}: expected a dense tensor; sparse gradients are not supported")
     device = tensor.device
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"on device {device}: expected a tensor on cpu or cuda")
     where = "cpu" if device.type == "cpu" else f"{device.type}:{device.index or 0}"
     shape, strides = tuple(tensor.shape), tensor.stride()
     if tensor.is_complex():
@@ -55,3 +62,24 @@ def _is_tensor(value: Any) -> bool:
 
 TENSORS = Kind("torch", _is_tensor, describe, zeros, relayout, lambda t: t.clone())
 arrays.register(TENSORS)
+
+
+def resolved(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor with a pending conjugation or negation carried out, so that its memory holds its values."""
+    if tensor.layout is torch.strided and (tensor.is_conj() or tensor.is_neg()):
+        return tensor.resolve_conj().resolve_neg()
+    return tensor
+
+
+@contextmanager
+def on_torch_streams() -> Iterator[None]:
+    """Launches go to torch's current stream of each device."""
+    token = override.set(_current_stream)
+    try:
+        yield
+    finally:
+        override.reset(token)
+
+
+def _current_stream() -> int:
+    return int(torch.cuda.current_stream().cuda_stream)

@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class Kernel:
         self.entry(blocks, threads, int(parallel), (ctypes.c_void_p * len(values))(*values))
 
 
-@lru_cache(maxsize=None)
+@cache
 def folder() -> Path:
     """Where libraries lie for the life of this process, or of the one that handed it down in the environment."""
     if inherited := os.environ.get(FOLDER):
@@ -59,7 +59,7 @@ def folder() -> Path:
     return made
 
 
-@lru_cache(maxsize=None)
+@cache
 def pool() -> ThreadPoolExecutor:
     """As many compilers at a time as there are cores."""
     return ThreadPoolExecutor(os.cpu_count())
@@ -72,7 +72,7 @@ def compile_with(flags: Iterable[str], *arguments: str | Path) -> None:
         raise RuntimeError(f"g++ failed:\n{done.stderr[:8000]}")
 
 
-@lru_cache(maxsize=None)
+@cache
 def header(sanitize: str | None) -> Path:
     """shim.h, precompiled: half the time of a unit would go into the standard library's headers."""
     place = folder() / f"header-{sanitize}"

@@ -13,14 +13,16 @@ import tempfile
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import nvidia
 
 from gpuopt.compiler import nvrtc
 
-INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*(?:\.[A-Za-z0-9_]+)*)", re.MULTILINE)
+INSTRUCTION = re.compile(
+    r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*(?:\.[A-Za-z0-9_]+)*)", re.MULTILINE
+)
 USAGE = re.compile(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)")
 WIDE = re.compile(r"^(LDG|STG)\..*\b128\b")
 LOCAL = re.compile(r"^(LDL|STL)\b")
@@ -71,7 +73,7 @@ def disassemble(cubin: bytes) -> Machine:
     return Machine(Counter(INSTRUCTION.findall(text)), *map(int, usage.groups()))
 
 
-@lru_cache(maxsize=None)
+@cache
 def pool() -> ThreadPoolExecutor:
     """As many at a time as there are cores."""
     return ThreadPoolExecutor(os.cpu_count())

@@ -17,12 +17,12 @@ from unittest import mock
 os.environ.pop("LD_PRELOAD", None)  # for this process, not for the compilers it starts
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from gpuopt import rules  # noqa: E402
-from gpuopt.compiler import to_cuda  # noqa: E402
-from shim.arena import Arena, Case  # noqa: E402
-from shim.backend import Backend, installed  # noqa: E402
-from shim.build import prefetch  # noqa: E402
-from shim.variants import EVERYTHING, richest  # noqa: E402
+from gpuopt import rules
+from gpuopt.compiler import to_cuda
+from shim.arena import Arena, Case
+from shim.backend import Backend, installed
+from shim.build import prefetch
+from shim.variants import EVERYTHING, richest
 
 SIZES = [0, 1, 2, 3, 5, 8, 31, 33, 64, 257, 0, 1023, 2047, 2049, 4097, 9001, 2, 100]
 GROUPS = ({"lr": 0.01}, {"lr": 0.02}, {"lr": 0.03})
@@ -87,7 +87,8 @@ def places(seed: int, count: int) -> dict[str, list[int]]:
     """Offsets: all alike, so that packs are walked behind a head (seed 0), or each role its own."""
     states = {s.name for name in rules.NAMES for s in rules.get(name).states}
     return {
-        role: [(k * (1 + seed * r)) % 16 for k in range(count)] for r, role in enumerate(("p", "g", "mask", *sorted(states)))
+        role: [(k * (1 + seed * r)) % 16 for k in range(count)]
+        for r, role in enumerate(("p", "g", "mask", *sorted(states)))
     }
 
 

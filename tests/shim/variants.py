@@ -6,7 +6,7 @@ Read by the tests that must see every kernel (bits, sanitizers, cubins). A new r
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -24,7 +24,7 @@ def lively(name: str) -> dict[str, Any]:
     return {k: v for k, v in LIVELY.items() if k in defaults_of(rules.get(name))}
 
 
-@lru_cache(maxsize=None)
+@cache
 def _variants(name: str) -> tuple[Mapping[str, Any], ...]:
     flags = rules.get(name).tree.flags
     found: dict[object, Mapping[str, Any]] = {}

@@ -55,6 +55,9 @@ class ArraySession(Session):
         if self.xp is not np:
             self.xp.cuda.Device().synchronize()
 
+    def launches(self) -> int | None:
+        return int(self.optimizer.launches)
+
 
 class Own(Provider):
     """One backend of gpuopt."""

@@ -25,6 +25,7 @@ class Peer:
     devices: tuple[str, ...]
     classes: Mapping[str, str]
     state_format: str = "float32"
+    param_format: str = "native"
     dtypes: tuple[str, ...] = ("float32",)
     drop: tuple[str, ...] = ("amsgrad", "dampening", "nesterov", "maximize")
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -33,19 +34,20 @@ class Peer:
 GPU, BOTH = ("cuda",), ("cuda", "cpu")
 BNB8 = {"adamw": "AdamW8bit", "adam": "Adam8bit", "lion": "Lion8bit", "sgd": "SGD8bit"}
 BNB32 = {"adamw": "AdamW32bit", "adam": "Adam32bit", "lion": "Lion32bit"}
+FLASH = {"adamw": "FlashAdamW", "adam": "FlashAdam", "lion": "FlashLion", "sgd": "FlashSGD"}
+OPTIMI = {"adamw": "AdamW", "lion": "Lion"}  # its Adam and SGD decay in another way: not the same step
+TWO = ("float32", "bfloat16")
 PEERS = (
-    Peer("bitsandbytes 8-bit", "bitsandbytes", "bitsandbytes.optim", GPU, BNB8, "int8", ("float32", "bfloat16")),
-    Peer("bitsandbytes 32-bit", "bitsandbytes", "bitsandbytes.optim", GPU, BNB32, dtypes=("float32", "bfloat16")),
-    Peer(
-        "flashoptim", "flashoptim", "flashoptim", GPU, {"adamw": "FlashAdamW", "lion": "FlashLion", "sgd": "FlashSGD"},
-        "int8", ("float32", "bfloat16"),
-    ),
-    Peer("optimi", "torch-optimi", "optimi", BOTH, {"adamw": "AdamW", "adam": "Adam", "lion": "Lion", "sgd": "SGD"}),
+    Peer("bitsandbytes 8-bit", "bitsandbytes", "bitsandbytes.optim", GPU, BNB8, "int8", dtypes=TWO),
+    Peer("bitsandbytes 32-bit", "bitsandbytes", "bitsandbytes.optim", GPU, BNB32, dtypes=TWO),
+    Peer("flashoptim", "flashoptim", "flashoptim", GPU, FLASH, "int8", options={"master_weight_bits": None}),
+    Peer("flashoptim 24-bit", "flashoptim", "flashoptim", GPU, FLASH, "int8", "split8", ("bfloat16",)),
+    Peer("optimi", "torch-optimi", "optimi", BOTH, OPTIMI),
     Peer("torchao 8-bit", "torchao", "torchao.optim", GPU, {"adamw": "AdamW8bit", "adam": "Adam8bit"}, "int8"),
     Peer("apex", "apex", "apex.optimizers", GPU, {"adamw": "FusedAdam", "sgd": "FusedSGD"}),
     Peer("DeepSpeed FusedAdam", "deepspeed", "deepspeed.ops.adam", GPU, {"adamw": "FusedAdam"}),
     Peer("DeepSpeed CPUAdam", "deepspeed", "deepspeed.ops.adam", ("cpu",), {"adamw": "DeepSpeedCPUAdam"}),
-)  # fmt: skip
+)
 
 
 class TorchPeer(Provider):
@@ -70,8 +72,13 @@ class TorchPeer(Provider):
         peer = self.peer
         if case.optimizer not in peer.classes:
             return f"{peer.name} has no {case.optimizer} that is measured"
-        if case.dtype not in peer.dtypes or case.state_format != peer.state_format or case.param_format != "native":
-            return f"{peer.name} is measured with {'/'.join(peer.dtypes)} parameters and {peer.state_format} states"
+        if (
+            case.dtype not in peer.dtypes
+            or case.state_format != peer.state_format
+            or case.param_format != peer.param_format
+        ):
+            kept = f"{peer.param_format} {'/'.join(peer.dtypes)} parameters and {peer.state_format} states"
+            return f"{peer.name} is measured with {kept}"
         return None
 
     def start(self, case: Case) -> Session:

@@ -1,0 +1,57 @@
+"""What every test shares: the option `--require-gpu`, the one reason for which a test may be skipped, and `rng`.
+
+Loaded by pytest. Imports nothing of gpuopt, so that a broken package still gives readable failures.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+
+import numpy as np
+import pytest
+
+NEEDED = {"gpu": 1, "multigpu": 2}
+
+
+@cache
+def gpu_count() -> int:
+    """The GPUs that the driver sees; 0 without a driver."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return 0
+    return count.value
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--require-gpu", action="store_true", help="fail a test that needs a GPU where there is none")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    needed = max((count for mark, count in NEEDED.items() if item.get_closest_marker(mark)), default=0)
+    found = gpu_count() if needed else 0
+    if found < needed:
+        why = f"needs {needed} GPU{'s' if needed > 1 else ''}, found {found}"
+        if item.config.getoption("--require-gpu") and not found:
+            pytest.fail(why, pytrace=False)
+        pytest.skip(why)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> object:
+    """No other reason to skip: a test that skips itself fails, or a missing library would pass unseen."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and "GPU" not in str(report.longrepr):
+        report.outcome = "failed"
+        report.longrepr = f"skipped for another reason than a missing GPU: {report.longrepr}"
+    return report
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """The same random numbers in every run."""
+    return np.random.default_rng(0)

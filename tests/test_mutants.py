@@ -1,0 +1,91 @@
+"""The tests' test: the engine broken on purpose, one small change at a time, must fail a check of `mutant_checks.py`.
+
+Each mutant is a copy of the package in a temporary folder with one replacement, run in a process of its own. A pattern that
+is not found any more fails the test: then the code has moved on, and the mutant has to follow.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gpuopt
+from repository import ROOT
+
+PACKAGE = Path(gpuopt.__file__).parent
+CHECKS = Path(__file__).with_name("mutant_checks.py")
+EVERY_CHECK = re.findall(r"^def (\w+)\(\) -> None", CHECKS.read_text(), re.MULTILINE)
+
+# what is broken: file, what stands there (a regular expression), what stands there instead, the check that must notice
+MUTANTS = {
+    "Adam without bias correction": ("rules/adam.py", r"step_size=lr / \(1 - beta1\*\*step\)", "step_size=lr", "adam"),
+    "betas swapped": ("optim/hyper.py", r'f"beta\{k \+ 1\}"', 'f"beta{2 - k}"', "adam"),
+    "eps inside the root": ("rules/adam.py", r"sqrt\(d\) \* inv_sqrt_bias2 \+ eps", "sqrt(d + eps) * inv_sqrt_bias2", "adam"),
+    "steps not counted": ("", r"clock\.step \+= 1", "clock.step += 0", "adam"),
+    "Adagrad's rate a step late": ("rules/adagrad.py", r"\(step - 1\)", "step", "rates"),
+    "DGD's rate a step early": ("rules/dgd.py", r"\(step - 1\)", "step", "rates"),
+    "the first gradient damped": ("rules/sgd.py", r"1 if step == 1 else 1 - dampening", "1 - dampening", "rates"),
+    "schedule asked for the next step": ("optim/hyper.py", r"value\(step - 1\)", "value(step)", "rates"),
+    "one step count for all": ("optim/engine.py", r"slot\.clock\.step, slot\.grad is not None\)", "slot.clock.step, True)", "counts"),
+    "l1 without lr": ("rules/options.py", r"abs\(p\) - lr \* l1", "abs(p) - l1", "options"),
+    "maximize minimises": ("optim/hyper.py", r'-1\.0 if group\.get\("maximize"\)', '1.0 if group.get("maximize")', "options"),
+    "norm clipping enlarges": ("backends/host.py", r"minimum\((div\(.*?1e-6\)), 1\.0\)", r"(\1)", "options"),
+    "scale multiplies": ("backends/host.py", r"div\(1\.0, (first\(demand\.grad_scale\))\)", r"\1", "options"),
+    "NaN not noticed": ("backends/host.py", r"demand\.check_finite and", "False and", "skipping"),
+    "skipped step counted": ("backends/host.py", r"if skip:\n", "if skip:\n            clocks[0].step += 1\n", "skipping"),
+    "overlap not noticed": ("optim/slots.py", r"if begin < end and", "if False and", "refusals"),
+    "gradient in a parameter": ("optim/slots.py", r"np\.where\(hit, before, -1\)", "np.full(len(bounds), -1)", "refusals"),
+    "layouts confused": ("optim/engine.py", r"and not same_order\(view, slot\.view\)", "and False", "layouts"),
+    "last element of a tile": ("compiler/to_numba.py", r"first \+ tile_size, numel\)", "first + tile_size - 1, numel)", "tiles"),
+    "last element of a tensor": ("compiler/to_numba.py", r"first \+ tile_size, numel\)", "first + tile_size, numel - 1)", "tiles"),
+    "head forgotten": ("compiler/to_numba.py", r"begin = first if index > 0 else 0", "begin = first", "tiles"),
+    "last tile not cut": ("launch/plan.py", r"-\(-numels // size\)", "numels // size", "tiles"),
+    "address of before": ("launch/plan.py", r"column\[changed\] = addresses\[changed\]", "pass", "tiles"),
+    "tail not summed": ("compiler/to_numba.py", r"(range\(full \* .*?), count\)", r"\1, count - 1)", "sums"),
+}  # fmt: skip
+
+
+def run(folder: Path, *checks: str) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, str(CHECKS), *checks]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120)
+
+
+def copy_package(folder: Path) -> Path:
+    shutil.copytree(PACKAGE, folder / "gpuopt", ignore=shutil.ignore_patterns("__pycache__"))
+    kernels = PACKAGE / "kernels" if (PACKAGE / "kernels").is_dir() else ROOT / "kernels"
+    shutil.copytree(kernels, folder / "kernels", dirs_exist_ok=True)
+    return folder / "gpuopt"
+
+
+def test_the_package_as_it_is_passes_every_check(tmp_path: Path) -> None:
+    copy_package(tmp_path)
+    done = run(tmp_path, *EVERY_CHECK)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_check_has_a_mutant_and_the_copy_is_what_runs(tmp_path: Path) -> None:
+    assert {check for *_, check in MUTANTS.values()} == set(EVERY_CHECK)
+    (copy_package(tmp_path) / "__init__.py").write_text("raise SystemExit(77)")
+    assert run(tmp_path).returncode == 77
+
+
+@pytest.mark.parametrize("what", MUTANTS)
+def test_mutant_is_killed(what: str, tmp_path: Path) -> None:
+    name, pattern, replacement, check = MUTANTS[what]
+    package = copy_package(tmp_path)
+    found = 0
+    for path in [package / name] if name else sorted(package.rglob("*.py")):
+        text, count = re.subn(pattern, replacement, path.read_text())
+        path.write_text(text)
+        found += count
+    assert found, f"{pattern} is not in {name or 'the package'} any more"
+    done = run(tmp_path, check)
+    assert done.returncode == 1, f"survived: {check} passed, or did not run ({done.stderr[-300:]})"
+    assert "SyntaxError" not in done.stderr and "NameError" not in done.stderr, done.stderr

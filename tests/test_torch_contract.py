@@ -1,0 +1,216 @@
+"""What torch's users rely on besides the numbers: names, refusals, closures, hooks, threads, compiled models.
+
+Schedulers and AMP are in test_torch_tools, states and checkpoints in test_torch_state, layouts in test_torch_memory.
+"""
+
+from __future__ import annotations
+
+import inspect
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import gpuopt.torch
+from gpuopt.errors import InputError
+from torch_samples import bits, create, everything, furthest, gradients, parameters, title, train
+
+NAMES = gpuopt.torch.optimizers()
+SHARED = [title(name) for name in NAMES if hasattr(torch.optim, title(name))]
+ULPS = 16 * torch.finfo(torch.float32).eps  # values of order 1, a handful of steps, rounded in another order
+
+
+# ---------------------------------------------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_signature_has_torchs_arguments(name: str) -> None:
+    theirs = inspect.signature(getattr(torch.optim, name)).parameters
+    ours = inspect.signature(getattr(gpuopt.torch, name)).parameters
+    for key, parameter in theirs.items():
+        assert (ours[key].kind, ours[key].default) == (parameter.kind, parameter.default), key
+    positional = [k for k, p in theirs.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert [k for k, p in ours.items() if p.kind is p.POSITIONAL_OR_KEYWORD] == positional
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_create_makes_the_class_of_that_name(name: str) -> None:
+    opt = create(name, parameters())
+    assert type(opt) is getattr(gpuopt.torch, title(name)) and isinstance(opt, torch.optim.Optimizer)
+    assert title(name) in dir(gpuopt.torch)
+
+
+def test_unknown_names_and_arguments_are_refused() -> None:
+    assert type(gpuopt.torch.create("AdamW", parameters())) is gpuopt.torch.AdamW
+    with pytest.raises(InputError, match="unknown optimizer 'adamz'"):
+        gpuopt.torch.create("adamz", parameters())
+    with pytest.raises(AttributeError, match="AdamZ"):
+        _ = gpuopt.torch.AdamZ
+    with pytest.raises(TypeError, match="AdamW has no argument 'beta3'"):
+        gpuopt.torch.AdamW(parameters(), beta3=0.9)
+    with pytest.raises(TypeError, match="GD needs lr"):
+        gpuopt.torch.GD(parameters())
+    with pytest.raises(TypeError, match="by position"):
+        gpuopt.torch.AdamW(parameters(), 1e-3, (0.9, 0.99), 1e-8, 0.0, False, 1.0)
+
+
+@pytest.mark.parametrize(("name", "key"), [("Adam", "decoupled_weight_decay"), ("AdamW", "differentiable")])
+def test_another_algorithm_is_refused(name: str, key: str) -> None:
+    cls = getattr(gpuopt.torch, name)
+    with pytest.raises(InputError, match=f"{key} = True"):
+        cls(parameters(), **{key: True})
+    opt = cls(parameters())
+    before = everything(opt)
+    saved = opt.state_dict()
+    saved["param_groups"][0][key] = True
+    with pytest.raises(InputError, match=f"{key} = True"):
+        opt.load_state_dict(saved)
+    assert everything(opt) == before
+
+
+def test_named_parameters() -> None:
+    model = nn.Linear(3, 2)
+    opt, theirs = gpuopt.torch.AdamW(model.named_parameters()), torch.optim.AdamW(model.named_parameters())
+    assert opt.state_dict()["param_groups"] == theirs.state_dict()["param_groups"]
+    model.weight.grad = torch.ones(2, 3).to_sparse()
+    with pytest.raises(TypeError, match="gradient of weight"):
+        opt.step()
+
+
+# ---------------------------------------------------------------------------------------------------- the step itself
+
+NO_OPS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "weight_decay": {"weight_decay": 0.1},
+    "momentum": {"momentum": 0.9},
+    "maximize": {"maximize": True},
+    "l1": {"l1": 0.1},
+    "clip_value": {"clip_value": 0.5},
+    "max_grad_norm": {"max_grad_norm": 1.0},
+    "skip_nonfinite": {"skip_nonfinite": True},
+    "capturable": {"capturable": True},
+    "bfloat16 states": {"state_format": "bfloat16"},
+    "numba": {"backend": "numba"},
+}
+
+
+@pytest.mark.parametrize("option", NO_OPS)
+@pytest.mark.parametrize("name", NAMES)
+def test_zero_gradients_with_lr_zero_change_no_parameter(name: str, option: str) -> None:
+    """Tools for distributed checkpoints make such a step to have the states allocated."""
+    known = inspect.signature(getattr(gpuopt.torch, title(name))).parameters
+    given = {k: v for k, v in NO_OPS[option].items() if k in known}
+    params = parameters()
+    opt = create(name, params, **{"backend": "numpy", **given})
+    before = bits(params)
+    for group in opt.param_groups:
+        group["lr"] = 0.0
+    for p in params:
+        p.grad = torch.zeros_like(p)
+    opt.step()
+    assert bits(params) == before
+    train(opt, params, range(1, 2))
+    assert bits(params) == before, "lr = 0 moves nothing whatever the gradient"
+
+
+def test_closure_runs_once_with_gradients_enabled() -> None:
+    params, called = parameters(), []
+    opt = gpuopt.torch.SGD(params, lr=0.1)
+
+    def closure() -> torch.Tensor:
+        called.append(torch.is_grad_enabled())
+        opt.zero_grad()
+        loss = sum((p * p).sum() for p in params)
+        loss.backward()
+        return loss
+
+    with torch.no_grad():
+        loss = opt.step(closure)
+    assert called == [True] and loss.item() > 0
+    assert all(torch.allclose(p, 0.8 * q) for p, q in zip(params, parameters(), strict=True))
+
+
+def test_step_hooks_run_around_the_update() -> None:
+    params = parameters()
+    opt, seen = gpuopt.torch.SGD(params, lr=0.1), []
+    pre = opt.register_step_pre_hook(lambda *_: seen.append(("pre", bits(params))))
+    post = opt.register_step_post_hook(lambda *_: seen.append(("post", bits(params))))
+    before = bits(params)
+    train(opt, params, range(1))
+    assert seen == [("pre", before), ("post", bits(params))] and bits(params) != before
+    pre.remove()
+    post.remove()
+    train(opt, params, range(1))
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+def test_zero_grad(to_none: bool) -> None:
+    params = parameters()
+    opt = gpuopt.torch.AdamW(params)
+    train(opt, params, range(2))
+    opt.zero_grad(set_to_none=to_none)
+    assert all(p.grad is None if to_none else not p.grad.any() for p in params)
+    before = everything(opt)
+    opt.step()
+    assert (everything(opt) == before) is to_none, "a gradient of zeros is a step, a missing one is not"
+
+
+def test_gradients_are_never_modified() -> None:
+    options = dict(max_grad_norm=0.1, clip_value=0.05, maximize=True, l1=0.01, weight_decay=0.1)
+    params = parameters()
+    opt = gpuopt.torch.AdamW(params, **options)
+    for number in range(3):
+        given = gradients(params, number)
+        for p, g in zip(params, given, strict=True):
+            p.grad = g
+        before = bits(given)
+        opt.step()
+        assert bits(given) == before and all(p.grad is g for p, g in zip(params, given, strict=True))
+
+
+def test_gradient_accumulation_as_torch() -> None:
+    def accumulated(cls: Any) -> Any:
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        opt = cls(model.parameters(), lr=0.1)
+        for _ in range(3):
+            opt.zero_grad()
+            for part in range(4):
+                (model(torch.full((2, 3), 0.1 * part)).square().sum() / 4).backward()
+            opt.step()
+        return list(model.parameters())
+
+    assert furthest(accumulated(gpuopt.torch.SGD), accumulated(torch.optim.SGD)) <= ULPS
+
+
+def test_two_optimizers_in_two_threads() -> None:
+    def run(_: int) -> Any:
+        params = parameters([(130, 127), (5,)])
+        train(gpuopt.torch.AdamW(params), params, range(20))
+        return bits(params)
+
+    alone = run(0)
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(run, range(4))) == [alone] * 4
+
+
+@pytest.mark.filterwarnings("ignore:.*record function.*")
+def test_compiled_models_and_compiled_steps() -> None:
+    """The step is no graph of torch's: a compiled function that calls it runs it as it is."""
+
+    def run(compiled: bool) -> Any:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+        opt = gpuopt.torch.AdamW(model.parameters())
+        forward = torch.compile(model, backend="aot_eager") if compiled else model
+        step = torch.compile(lambda: opt.step(), backend="eager") if compiled else opt.step
+        for _ in range(3):
+            opt.zero_grad()
+            forward(torch.ones(2, 3)).sum().backward()
+            step()
+        return bits(list(model.parameters()))
+
+    assert run(True) == run(False)
