@@ -37,7 +37,7 @@ class View:
 @dataclass(frozen=True)
 class Kind:
     """An array library. matches(array); describe(array) -> View; zeros(array, dtype) -> array like it, filled with 0;
-    relayout(array, like, out) -> copy of `array` in the memory order of `like`; clone(array) -> copy.
+    relayout(array, like, out) -> copy of `array` in the memory order of `like`; clone(array) -> copy; assign(array, values).
     """
 
     name: str
@@ -46,6 +46,7 @@ class Kind:
     zeros: Callable[[Any, str], Any]
     relayout: Callable[[Any, Any, Any], Any]
     clone: Callable[[Any], Any]
+    assign: Callable[[Any, Any], None]
 
 
 def lowest(address: int, shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> int:
@@ -172,6 +173,19 @@ def _interface_relayout(array: Any, like: Any, out: Any) -> Any:
     raise InputError("the gradient's memory layout differs from its parameter's; make both contiguous")
 
 
+def _assign(array: Any, values: Any) -> None:
+    array[...] = values
+
+
+def _interface_assign(array: Any, values: Any) -> None:
+    import numba.cuda
+
+    cuda: Any = numba.cuda
+    host = values if isinstance(values, np.ndarray) else cuda.as_cuda_array(values).copy_to_host()
+    target = cuda.as_cuda_array(array)
+    target.copy_to_device(np.ascontiguousarray(host, target.dtype))
+
+
 def _interface_clone(array: Any) -> Any:
     import numba.cuda
 
@@ -191,6 +205,7 @@ KINDS: tuple[Kind, ...] = (
         _array_zeros(lambda: np),
         _array_relayout(lambda: np),
         lambda a: a.copy(),
+        _assign,
     ),
     Kind(
         "cupy",
@@ -199,6 +214,7 @@ KINDS: tuple[Kind, ...] = (
         _array_zeros(_cupy),
         _array_relayout(_cupy),
         lambda a: a.copy(),
+        _assign,
     ),
     Kind(
         "cuda-array-interface",
@@ -207,6 +223,7 @@ KINDS: tuple[Kind, ...] = (
         _interface_zeros,
         _interface_relayout,
         _interface_clone,
+        _interface_assign,
     ),
 )
 _by_type: dict[type, Kind] = {}

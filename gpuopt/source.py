@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from gpuopt import rules
-from gpuopt.compiler import to_cuda, to_numba
+from gpuopt.compiler import to_cuda, to_numba, to_numba_cuda
 from gpuopt.compiler.host import row_inputs
 from gpuopt.compiler.lower import Program, Role, Signature, program_for
 from gpuopt.errors import InputError
@@ -15,8 +16,23 @@ from gpuopt.optim.hyper import defaults_of
 from gpuopt.optim.settings import Settings
 from gpuopt.rules.language import Rule
 
-TEXTS = {"cuda": to_cuda.update_source, "cupy": to_cuda.update_source, "numba": to_numba.cpu_source}
-PARTS = ("update", "sums", "prepare")
+CUDA = {
+    "update": to_cuda.update_source,
+    "sums": lambda made: to_cuda.sums_source(made.roles[1].storage, made.compute),
+    "prepare": lambda made: to_cuda.prepare_source(made, row_inputs(made)),
+}
+NUMBA_CUDA = {
+    "update": to_numba_cuda.cuda_source,
+    "sums": lambda made: to_numba_cuda.sums_source(made.roles[1].storage, made.compute),
+    "prepare": lambda made: to_numba_cuda.prepare_source(made, row_inputs(made)),
+}
+TEXTS: dict[str, dict[str, Callable[[Program], str]]] = {
+    "numpy": {"update": lambda made: inspect.getsource(made.signature.rule.function)},
+    "numba": {"update": to_numba.cpu_source},
+    "cuda": CUDA,
+    "cupy": CUDA,
+    "numba-cuda": NUMBA_CUDA,
+}
 
 
 def program(
@@ -26,6 +42,10 @@ def program(
     rule = rules.get(rule) if isinstance(rule, str) else rule
     if param_dtype not in PARAMETER_DTYPES:
         raise InputError(f"param_dtype = {param_dtype!r}: expected one of {', '.join(PARAMETER_DTYPES)}")
+    grad_dtype = grad_dtype or param_dtype
+    allowed = [d for d in PARAMETER_DTYPES if STORAGES[d].compute == STORAGES[param_dtype].compute]
+    if grad_dtype not in allowed:
+        raise InputError(f"grad_dtype = {grad_dtype!r}: expected one of {', '.join(allowed)} for {param_dtype}")
     fields = {k: (1.0 if v is inspect.Parameter.empty else v) for k, v in defaults_of(rule).items()}
     wide = {"state_format", "max_grad_norm", "grad_scale", "skip_nonfinite"}
     unknown = set(options) - set(fields) - wide
@@ -39,8 +59,10 @@ def program(
         "@masked": mask,
     }
     compute = STORAGES[param_dtype].compute
-    formats = Settings(options.get("state_format", "float32")).formats(rule)
-    roles = [Role("p", param_dtype, True), Role("g", grad_dtype or param_dtype, False)]
+    settings = Settings(options.get("state_format", "float32"))
+    settings.check(rule)
+    formats = settings.formats(rule)
+    roles = [Role("p", param_dtype, True), Role("g", grad_dtype, False)]
     roles += [Role(s.name, state_storage(formats[s.name], compute), not s.readonly) for s in rule.active_states(flags)]
     roles += [Role("@mask", "bool", False)] if mask else []
     return program_for(Signature(rule, tuple(sorted(flags.items())), tuple(roles), compute))
@@ -50,23 +72,13 @@ def kernel_source(rule: str | Rule, *, backend: str = "cuda", part: str = "updat
     """The complete translation unit of a kernel.
 
     rule: a name or a rule of your own. backend: "cuda" (or "cupy"): CUDA C++ that NVRTC and nvcc compile as it is;
-    "numba", "numba-cuda": typed Python; "numpy": the rule's own source. part: "update", or for CUDA "sums" (the global norm) and
-    "prepare" (decisions on the device). options: `param_dtype`, `grad_dtype`, `mask=True`, and those of the optimizer.
+    "numba", "numba-cuda": typed Python; "numpy": the rule's own source. part: "update", or on GPUs "sums" (the global
+    norm) and "prepare" (decisions on the device). options: `param_dtype`, `grad_dtype`, `mask=True`, and those of the optimizer.
     Raises InputError for a name or option that does not exist.
     """
-    made = program(rule, **options)
-    if backend == "numpy":
-        return inspect.getsource(made.signature.rule.function)
-    if backend == "numba-cuda":
-        from gpuopt.compiler.to_numba_cuda import cuda_source
-
-        return cuda_source(made)
     if backend not in TEXTS:
-        raise InputError(f"backend = {backend!r}: expected one of numpy, numba-cuda, {', '.join(TEXTS)}")
-    if part not in PARTS or (part != "update" and backend == "numba"):
-        raise InputError(f"part = {part!r}: expected one of {', '.join(PARTS)} (only 'update' for numba)")
-    if part == "sums":
-        return to_cuda.sums_source(made.roles[1].storage, made.compute)
-    if part == "prepare":
-        return to_cuda.prepare_source(made, row_inputs(made))
-    return TEXTS[backend](made)
+        raise InputError(f"backend = {backend!r}: expected one of {', '.join(TEXTS)}")
+    if part not in TEXTS[backend]:
+        parts = {name: list(texts) for name, texts in TEXTS.items() if name in (backend, "cuda")}
+        raise InputError(f"part = {part!r} of {backend}: expected one of {parts}")
+    return TEXTS[backend][part](program(rule, **options))

@@ -58,7 +58,7 @@ def with_options(name: str, dtype: str, switches: tuple[str, ...], **more: Any) 
     chosen: dict[str, Any] = {k: v for s in switches for k, v in SWITCHES[s].items()}
     mask = chosen.pop("mask", False)
     wide = {k: chosen.pop(k) for k in ("grad_scale",) if k in chosen}
-    common = {"offsets": offsets(len(FEW), 1), "mask": mask, "options": wide, **split(dtype), **more}
+    common = {"offsets": offsets(len(FEW), 1), "mask": mask, "options": wide, "odd": 0.2, **split(dtype), **more}
     return Case(name, richest(name) | chosen, sizes=FEW, **common)
 
 

@@ -151,6 +151,20 @@ def test_large_finite_gradients_are_no_reason_to_skip(backend: str) -> None:
 
 
 @BACKENDS
+@pytest.mark.parametrize("skip_nonfinite", [False, True])
+def test_found_inf_skips_like_a_bad_gradient(skip_nonfinite: bool, backend: str) -> None:
+    """The flag a gradient scaler sets; zero lets the step pass."""
+    optimizer, _ = make(backend, skip_nonfinite=skip_nonfinite, grad_scale=2.0)
+    optimizer.step(gradients(0, SHAPES, np.float32))
+    for flag, skipped in ((np.zeros(1, np.float32), 0), (np.ones(1, np.float32), 1), (np.float32(0), 1), (None, 1)):
+        before = everything(optimizer)
+        optimizer.settings.found_inf = flag
+        optimizer.step(gradients(1, SHAPES, np.float32))
+        assert (everything(optimizer) == before) == (flag is not None and bool(flag != 0))
+        assert optimizer.skipped == skipped
+
+
+@BACKENDS
 @pytest.mark.parametrize("shapes", [[(0,)], [(0, 3), (2, 0)]], ids=str)
 def test_nothing_at_all_is_finite(shapes: list[tuple[int, ...]], backend: str) -> None:
     params = [np.zeros(s) for s in shapes]

@@ -29,12 +29,15 @@ class HostBackend:
     def update(self, launch: Launch, multiplier: float) -> None:
         raise NotImplementedError
 
+    def rehearse(self, launch: Launch, multiplier: float) -> None:
+        """Whatever `update` could raise, before the first write; nothing where it runs compiled code."""
+
     def step(self, launches: Sequence[Launch], demand: Demand, clocks: Sequence[Clock]) -> bool:
         """Decide, advance the clocks, update. Everything that can fail comes before the first write."""
         multiplier, skip = self.decide(launches, demand)
         if skip:
             return False
-        for launch, rows in zip(launches, advance(clocks, launches, multiplier), strict=True):
+        for launch, rows in zip(launches, advance(clocks, launches, multiplier, self.rehearse), strict=True):
             launch.private["rows"] = rows
         for launch in launches:
             self.update(launch, multiplier)

@@ -35,10 +35,8 @@ class Backend(HostBackend):
         """Run the options before the rule, the rule, and the options behind it, on each block of each tensor."""
         program = launch.plan.program
         compute = numpy_dtype(program.compute)
+        scalars = self.scalars(launch, multiplier)
         for record in launch.plan.table:
-            clock = launch.clocks[int(record[t.ROW])]
-            scalars = {**clock.environment(clock.step), "grad_multiplier": multiplier}
-            prepared = prepared_values(program.signature.rule, clock.step, scalars)
             count = int(record[t.NUMEL])
             flats = {
                 r.name: memory(int(record[t.ADDRESS + k]), numpy_dtype(r.storage), count)
@@ -48,10 +46,25 @@ class Backend(HostBackend):
                 block = {name: values[begin : begin + BLOCK] for name, values in flats.items()}
                 with compute_dtype(compute), np.errstate(all="ignore"):
                     x = {name: values.astype(compute) for name, values in block.items()}
-                    self.apply(launch, x, scalars, prepared)
+                    self.apply(launch, x, *scalars[int(record[t.ROW])])
                     for role in program.roles:
                         if role.written:
                             block[role.name][...] = np.asarray(x[role.name], compute).astype(block[role.name].dtype)
+
+    def scalars(self, launch: Launch, multiplier: float) -> list[tuple[dict[str, float], dict[str, float]]]:
+        """Hyperparameters and what `prepare` derives from them, for each clock."""
+        rule, made = launch.plan.program.signature.rule, []
+        for clock in launch.clocks:
+            values = {**clock.environment(clock.step), "grad_multiplier": multiplier}
+            made.append((values, prepared_values(rule, clock.step, values)))
+        return made
+
+    def rehearse(self, launch: Launch, multiplier: float) -> None:
+        """The rule on no elements: what it raises for these scalars, a division by zero say, it raises here."""
+        compute = numpy_dtype(launch.plan.program.compute)
+        for values in self.scalars(launch, multiplier):
+            with compute_dtype(compute), np.errstate(all="ignore"):
+                self.apply(launch, {r.name: np.empty(0, compute) for r in launch.plan.program.roles}, *values)
 
     def apply(self, launch: Launch, x: dict[str, Any], scalars: dict[str, float], prepared: dict[str, float]) -> None:
         """The functions themselves, on arrays; `x` maps roles to values and is updated."""

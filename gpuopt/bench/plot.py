@@ -68,7 +68,7 @@ def time_per_parameter(axes: Any, group: list[Row]) -> None:
     if known:
         last = max(known, key=lambda r: r.parameters)
         floor = (last.bytes or 0) / last.parameters / (last.copy_gbps or 1)
-        axes.axhline(floor, color="black", linestyle="--", linewidth=1, label=f"copy, {last.copy_gbps:.3g} GB/s")
+        axes.axhline(floor, color="black", linestyle="--", linewidth=1, label=f"its bytes at {last.copy_gbps:.3g} GB/s")
     axes.set(xlabel="parameters in one tensor", ylabel=f"ns per parameter, {MAIN} float32")
     axes.legend(fontsize="x-small")
 

@@ -20,7 +20,8 @@ class Row:
     p20, p50, p80, min: percentiles and least of the samples; on a busy machine only the least says something.
     status: "ok"; "wrong" (the result differs from float64: no time is given); "failed" (an exception, in `note`).
     error: relative error of the parameters against float64. bytes: the least that must move. share: of the bandwidth of a
-    large copy measured in turn with it. extra_bytes: memory of a step beyond its arrays. load: of the machine, per core.
+    large copy (on a CPU: a pass in place) measured in turn with it. extra_bytes: memory of a step
+    beyond its arrays. load: of the machine, per core.
     """
 
     run: str
@@ -124,6 +125,7 @@ def _row(record: dict[str, str]) -> Row:
 
 
 def newest(rows: list[Row], device: str, suite: str) -> list[Row]:
-    """The good rows of the latest run on a device that holds this suite."""
+    """The good rows of a suite on a device: of each case those of the last run that measured it, so that they compare."""
     found = [r for r in rows if r.device == device and r.suite == suite and r.status == "ok" and r.p50_us]
-    return [r for r in found if r.run == found[-1].run]
+    last = {r.subject[1:]: r.run for r in found}
+    return [r for r in found if r.run == last[r.subject[1:]]]

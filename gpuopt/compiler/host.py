@@ -7,7 +7,7 @@ sides give the same bits; the table of operators here has its twin in `to_cuda`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from typing import Any
 
@@ -90,13 +90,26 @@ def _lines(statements: list[tuple[str, Expr]]) -> list[str]:
     return [f"{safe(name)} = {print_expr(expr)}" for name, expr in statements]
 
 
-def is_integer(expr: Expr) -> bool:
-    """Whether an exponent is built of the step count and whole literals only."""
+def is_integer(expr: Expr, whole: Collection[str] = ()) -> bool:
+    """Whether a value is a whole number whatever the hyperparameters: built of the step count, whole literals and the
+    variables in `whole`.
+    """
     if expr.op == "name":
-        return expr.args[0] == "step"
+        return expr.args[0] == "step" or expr.args[0] in whole
     if expr.op == "const":
         return isinstance(expr.args[0], int)
-    return expr.op in ("add", "sub", "mul", "neg") and all(is_integer(child) for child in expr.children())
+    children = list(expr.children())[expr.op == "where" :]
+    made_of = ("add", "sub", "mul", "neg", "abs", "minimum", "maximum", "where")
+    return expr.op in made_of and all(is_integer(child, whole) for child in children)
+
+
+def whole_variables(statements: list[tuple[str, Expr]]) -> set[str]:
+    """The variables of `prepare` that only ever hold whole numbers."""
+    whole: set[str] = set()
+    for name, expr in statements:
+        if is_integer(expr, whole) and all(is_integer(e, whole) for n, e in statements if n == name):
+            whole.add(name)
+    return whole
 
 
 def row_inputs(program: Program) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
-from gpuopt.compiler.tree import CALLS, SCALAR_CALLS, Assign, Expr, FunctionTree, If, Statement
+from gpuopt.compiler.tree import CALLS, COMPARISONS, SCALAR_CALLS, Assign, Expr, FunctionTree, If, Statement
 from gpuopt.errors import RuleSyntaxError
 
 _BINARY = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div"}
@@ -80,7 +80,10 @@ class _Parser:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             return None  # a docstring
         if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
-            return Assign(node.targets[0].id, self.expr(node.value), node.lineno + self.offset, self.file)
+            name = node.targets[0].id
+            if name in self.flags:
+                self.fail(node, f"flag `{name}` is a compile-time constant and cannot be assigned")
+            return Assign(name, self.number(node.value), node.lineno + self.offset, self.file)
         if isinstance(node, ast.If):
             return If(self.test(node.test), self.block(node.body), self.block(node.orelse))
         if isinstance(node, ast.AugAssign):
@@ -108,6 +111,20 @@ class _Parser:
 
     # ------------------------------------------------------------------------------------------- expressions
 
+    def number(self, node: ast.expr) -> Expr:
+        """An expression with a value; in a rule a comparison is only the first argument of where()."""
+        made = self.expr(node)
+        if made.op in COMPARISONS and not self.scalar:
+            self.fail(node, "a comparison has no value in arithmetic: use it as the first argument of where()")
+        return made
+
+    def condition(self, node: ast.expr) -> Expr:
+        """The first argument of where(): a comparison."""
+        made = self.expr(node)
+        if made.op not in COMPARISONS and not self.scalar:
+            self.fail(node, "the first argument of where() must be a comparison, such as `g > 0`")
+        return made
+
     def expr(self, node: ast.expr) -> Expr:
         if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)) and not isinstance(node.value, bool):
             return Expr("const", (node.value,))
@@ -116,13 +133,13 @@ class _Parser:
                 self.fail(node, f"flag `{node.id}` is a compile-time constant and has no value in arithmetic")
             return Expr("name", (node.id,))
         if isinstance(node, ast.BinOp) and type(node.op) in _BINARY:
-            return Expr(_BINARY[type(node.op)], (self.expr(node.left), self.expr(node.right)))
+            return Expr(_BINARY[type(node.op)], (self.number(node.left), self.number(node.right)))
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow) and self.scalar:
             return Expr("pow", (self.expr(node.left), self.expr(node.right)))
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-            return Expr("neg", (self.expr(node.operand),))
+            return Expr("neg", (self.number(node.operand),))
         if isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in _COMPARE:
-            return Expr(_COMPARE[type(node.ops[0])], (self.expr(node.left), self.expr(node.comparators[0])))
+            return Expr(_COMPARE[type(node.ops[0])], (self.number(node.left), self.number(node.comparators[0])))
         if isinstance(node, ast.IfExp) and self.scalar:
             return Expr("where", (self.expr(node.test), self.expr(node.body), self.expr(node.orelse)))
         if isinstance(node, ast.Call):
@@ -137,16 +154,22 @@ class _Parser:
         if len(node.args) != self.calls[name]:
             self.fail(node, f"`{name}` takes {self.calls[name]} argument(s), not {len(node.args)}")
         self.check_primitive(node, name)
-        return Expr(name, tuple(self.expr(a) for a in node.args))
+        first = self.condition if name == "where" else self.number
+        return Expr(name, (first(node.args[0]), *(self.number(a) for a in node.args[1:])))
 
     def check_primitive(self, node: ast.Call, name: str) -> None:
         """NumPy's `where` or `math.sqrt` under the same name would run on NumPy and give other bits."""
         from gpuopt.rules.language import PRIMITIVES
 
-        if self.scalar or name not in PRIMITIVES or not isinstance(node.func, ast.Name):
+        if self.scalar or name not in PRIMITIVES:
             return
         closure = inspect.getclosurevars(self.function)
-        found = {**vars(builtins), **self.function.__globals__, **closure.nonlocals}.get(name)
+        scope = {**vars(builtins), **self.function.__globals__, **closure.nonlocals}
+        if isinstance(node.func, ast.Attribute):
+            owner = scope.get(node.func.value.id) if isinstance(node.func.value, ast.Name) else None
+            found = getattr(owner, name, None)
+        else:
+            found = scope.get(name)
         if found is not PRIMITIVES[name]:
             self.fail(node, f"`{name}` here is {found!r}; import it from gpuopt instead: `from gpuopt import {name}`")
 
@@ -186,12 +209,20 @@ def parse_function(function: Callable[..., Any]) -> FunctionTree:
     return tree
 
 
-def parse_rule(function: Callable[..., Any], states: tuple[str, ...]) -> FunctionTree:
-    """The checked tree of a rule that must return `p` and `states`. Raises RuleSyntaxError naming file and line."""
+def parse_rule(function: Callable[..., Any], states: tuple[str, ...], known: tuple[str, ...]) -> FunctionTree:
+    """The checked tree of a rule that takes the states `known` and must return `p` and `states`.
+
+    Raises RuleSyntaxError naming file and line.
+    """
     parser = _Parser(function, scalar=False)
     tree = parser.parse()
     if tree.positional[:2] != ("p", "g"):
         parser.fail(parser.node, "the first two arguments of a rule are `p, g` (parameter, gradient)")
+    extra = [name for name in tree.positional[2:] if name not in known]
+    if extra:
+        parser.fail(
+            parser.node, f"`{extra[0]}` is no state of this rule: name it in @rule(state=...), or make it keyword-only"
+        )
     missing = [s for s in states if s not in tree.positional]
     if missing:
         parser.fail(parser.node, f"state {missing[0]!r} is not an argument of `{tree.name}`")

@@ -6,11 +6,12 @@ Nothing here knows how the unit is compiled or launched.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from gpuopt.compiler.host import is_integer, prepare_statements
+from gpuopt.compiler.host import is_integer, prepare_statements, whole_variables
 from gpuopt.compiler.lower import Program
 from gpuopt.compiler.names import safe
 from gpuopt.compiler.tree import Assign, Expr
@@ -171,16 +172,16 @@ gpuopt_sums(const int64* table, int64 columns, int role, const int64* chunks, in
     )
 
 
-def print_double(expr: Expr) -> str:
+def print_double(expr: Expr, whole: Collection[str] = ()) -> str:
     """C++ text in float64, with integer powers by repeated squaring."""
     if expr.op == "name":
         return "double(step)" if expr.args[0] == "step" else safe(str(expr.args[0]))
     if expr.op == "const":
         return repr(float(expr.args[0]))  # type: ignore[arg-type]
-    if expr.op == "pow" and is_integer(list(expr.children())[1]):
+    if expr.op == "pow" and is_integer(list(expr.children())[1], whole):
         base, exponent = expr.children()
-        return f"integer_power({print_double(base)}, int64({print_double(exponent)}))"
-    return _DOUBLE[expr.op].format(*(print_double(child) for child in expr.children()))
+        return f"integer_power({print_double(base, whole)}, int64({print_double(exponent, whole)}))"
+    return _DOUBLE[expr.op].format(*(print_double(child, whole) for child in expr.children()))
 
 
 def prepare_source(program: Program, inputs: tuple[str, ...]) -> str:
@@ -194,9 +195,9 @@ def prepare_source(program: Program, inputs: tuple[str, ...]) -> str:
         raise InputError(f"the prepare function of {rule.name} uses Python that cannot run on the device, as a step "
                          "that may be skipped or captured needs; keep to + - * / ** sqrt minimum maximum exp log")  # fmt: skip
     lines = [f"    double {safe(n)} = hyper[{k}];" for k, n in enumerate(inputs) if n != "@grad_multiplier"]
-    declared = set(inputs)
+    declared, whole = set(inputs), whole_variables(statements)
     for name, expr in statements:
-        lines.append(f"    {'' if name in declared else 'double '}{safe(name)} = {print_double(expr)};")
+        lines.append(f"    {'' if name in declared else 'double '}{safe(name)} = {print_double(expr, whole)};")
         declared.add(name)
     lines += [f"    out[{k}] = C({print_double(e)});" for k, e in enumerate(program.row)]
     return (

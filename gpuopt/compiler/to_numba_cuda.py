@@ -6,7 +6,9 @@ element of a pack, because Numba compiles no separate device function without a 
 
 from __future__ import annotations
 
-from gpuopt.compiler.host import is_integer, prepare_statements
+from collections.abc import Collection
+
+from gpuopt.compiler.host import is_integer, prepare_statements, whole_variables
 from gpuopt.compiler.lower import Program, Role
 from gpuopt.compiler.names import safe
 from gpuopt.compiler.to_numba import TEXT, print_expr, scalar_names, sizes, statements, tile_bounds
@@ -168,16 +170,16 @@ def _tree(names: list[str]) -> list[str]:
 _DOUBLE = TEXT | {"pow": "pow({}, {})", "exp": "exp({})", "log": "log({})"}
 
 
-def _double(expr: Expr) -> str:
+def _double(expr: Expr, whole: Collection[str] = ()) -> str:
     """Typed Python in float64, integer powers by repeated squaring: the twin of to_cuda.print_double."""
     if expr.op == "name":
         return "D(step)" if expr.args[0] == "step" else safe(str(expr.args[0]))
     if expr.op == "const":
         return f"D({float(expr.args[0])!r})"  # type: ignore[arg-type]
-    if expr.op == "pow" and is_integer(list(expr.children())[1]):
+    if expr.op == "pow" and is_integer(list(expr.children())[1], whole):
         base, exponent = expr.children()
-        return f"ipow({_double(base)}, int64({_double(exponent)}))"
-    return _DOUBLE[expr.op].format(*(_double(child) for child in expr.children()))
+        return f"ipow({_double(base, whole)}, int64({_double(exponent, whole)}))"
+    return _DOUBLE[expr.op].format(*(_double(child, whole) for child in expr.children()))
 
 
 def prepare_source(program: Program, inputs: tuple[str, ...]) -> str:
@@ -186,7 +188,8 @@ def prepare_source(program: Program, inputs: tuple[str, ...]) -> str:
     statements_of = prepare_statements(program.signature.rule)
     if statements_of is None:
         raise InputError(f"the prepare function of {program.name} uses Python that cannot run on the device")
-    body = [f"{safe(name)} = {_double(expr)}" for name, expr in statements_of]
+    whole = whole_variables(statements_of)
+    body = [f"{safe(name)} = {_double(expr, whole)}" for name, expr in statements_of]
     stores = [f"store_row(rows, r * {len(program.row)} + {k}, {_double(e)})" for k, e in enumerate(program.row)]
     lines = [
         "def prepare(chunk_count, max_norm, grad_scale_value, grad_scale, found_inf, check_finite, row_count, partials,",

@@ -88,12 +88,20 @@ class Launch:
         return result
 
 
-def advance(clocks: Sequence[Clock], launches: Sequence[Launch], grad_multiplier: float) -> list[NDArray[Any]]:
+def advance(
+    clocks: Sequence[Clock],
+    launches: Sequence[Launch],
+    grad_multiplier: float,
+    rehearse: Callable[[Launch, float], None] = lambda launch, multiplier: None,
+) -> list[NDArray[Any]]:
     """Count the step and return the rows of every launch; counts stay as they were if a formula raises."""
     for clock in clocks:
         clock.step += 1
     try:
-        return [launch.rows(grad_multiplier) for launch in launches]
+        rows = [launch.rows(grad_multiplier) for launch in launches]
+        for launch in launches:
+            rehearse(launch, grad_multiplier)
+        return rows
     except BaseException:
         for clock in clocks:
             clock.step -= 1

@@ -20,7 +20,7 @@ from gpuopt.errors import InputError
 from gpuopt.formats.dtypes import STORAGES, state_storage
 from gpuopt.launch.launcher import Backend, Clock, Demand, Launch
 from gpuopt.launch.plan import Plan
-from gpuopt.optim.hyper import environment
+from gpuopt.optim.hyper import check_value, defaults_of, environment
 from gpuopt.optim.settings import Settings
 from gpuopt.optim.slots import UNSEEN, Slot, Written, check_overlap, fitted, gradient_view, parameter_view, same_order
 from gpuopt.rules.language import Rule
@@ -39,6 +39,7 @@ class Engine:
         self._key: object = None
         self._copied = False  # whether a gradient is copied at every step
         self._written = Written([])
+        self._checked: list[tuple[Any, ...]] = []
         self.planned = 0  # grows with every new plan of launches
 
     def choice(self, slot: Slot) -> tuple[str, str]:
@@ -68,20 +69,32 @@ class Engine:
 
     def step(self, leaves: Sequence[Any]) -> None:
         """One step with these gradients, one for each slot or None. Raises before anything is written."""
+        self.check_groups()
         changes = self._collect(leaves)
+        key = (self._flags(), self.settings.key())
+        known = key == self._key and not any(reshapes(change) for change in changes)
+        self._key = None  # until everything below has succeeded
         if changes:
-            structural = any(reshapes(change) for change in changes)
-            if structural:
-                self._key = None
             self._commit(changes)
             self._written.moving = None
-        key = (self._flags(), self.settings.key())
-        if key != self._key:
+        if not known:
             self._rebuild()
-            self._key = key
         elif changes:
             self._refresh()
+        self._key = key
         self.run()
+
+    def check_groups(self) -> None:
+        """Raise InputError for a hyperparameter that was set to something it cannot be; looks at what changed only."""
+        known = defaults_of(self.rule)
+        for index, group in enumerate(self.groups):
+            values = tuple(group.get(name) for name in known)
+            if index < len(self._checked) and all(a is b for a, b in zip(values, self._checked[index], strict=True)):
+                continue
+            for name, value in zip(known, values, strict=True):
+                if name in group:
+                    check_value(name, value, self.rule, known[name], f"param_groups[{index}]")
+            self._checked[index : index + 1] = [values]
 
     def settled(self) -> bool:
         """Whether the launches fit the groups and options as they are, and no gradient has to be copied."""

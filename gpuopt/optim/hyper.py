@@ -13,21 +13,16 @@ from typing import Any
 from gpuopt.errors import InputError
 from gpuopt.rules.language import Rule
 
-# name -> (lowest, highest, whether the highest is allowed)
-RANGES: dict[str, tuple[float, float, bool]] = {
-    "lr": (0, math.inf, False),
-    "betas": (0, 1, False),
-    "eps": (0, math.inf, False),
-    "weight_decay": (0, math.inf, False),
-    "momentum": (0, math.inf, False),
-    "dampening": (-math.inf, math.inf, False),
-    "alpha": (0, 1, True),
-    "lr_decay": (0, math.inf, False),
-    "initial_accumulator_value": (0, math.inf, False),
-    "l1": (0, math.inf, False),
-    "clip_value": (0, math.inf, True),
-    "max_grad_norm": (0, math.inf, True),
-    "grad_scale": (0, math.inf, False),
+# name -> the allowed range; one that is not here takes any finite number
+RANGES = {
+    **dict.fromkeys(
+        ("lr", "eps", "weight_decay", "momentum", "lr_decay", "initial_accumulator_value", "l1"), "[0, inf)"
+    ),
+    "betas": "[0, 1)",
+    "alpha": "[0, 1]",
+    "clip_value": "[0, inf]",
+    "max_grad_norm": "[0, inf]",
+    "grad_scale": "(0, inf)",
 }
 # Options that every group has besides the rule's own hyperparameters.
 GROUP_OPTIONS: dict[str, Any] = {"maximize": False, "l1": 0.0, "clip_value": None}
@@ -50,22 +45,40 @@ def defaults_of(rule: Rule) -> dict[str, Any]:
     return found | {k: v for k, v in GROUP_OPTIONS.items() if k not in found}
 
 
-def interval(name: str) -> str:
-    """The allowed range in words."""
-    low, high, closed = RANGES[name]
-    return f"[{low:g}, {high:g}{']' if closed else ')'}"
+def within(number: float, interval: str) -> bool:
+    """Whether a number lies in an interval such as "[0, 1)"; NaN lies in none."""
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    above = number >= low if interval[0] == "[" else number > low
+    return above and (number <= high if interval[-1] == "]" else number < high)
 
 
-def check_number(name: str, value: Any, label: str = "") -> None:
-    """Raise InputError unless `value` is a number within the range of `name`."""
-    low, high, closed = RANGES.get(name, (-math.inf, math.inf, True))
+def check_number(name: str, value: Any, label: str = "") -> float:
+    """The value as a float. Raises InputError naming it unless it is a number within the range of `name`."""
+    interval = RANGES.get(name, "(-inf, inf)")
     where = f"{label}: " if label else ""
-    if isinstance(value, bool) or (not isinstance(value, (int, float)) and not hasattr(value, "__float__")):
-        raise InputError(f"{where}{name} = {value!r}: expected a number")
-    number = float(value)
-    if not (low <= number and (number < high or (closed and number <= high))):
-        expected = interval(name) if name in RANGES else "a finite number"
-        raise InputError(f"{where}{name} = {value!r}: expected a number in {expected}")
+    try:
+        number = math.nan if isinstance(value, (bool, str, bytes)) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not within(number, interval):
+        raise InputError(f"{where}{name} = {value!r}: expected a number in {interval}")
+    return number
+
+
+def check_value(name: str, value: Any, rule: Rule, default: Any, label: str) -> None:
+    """Raise InputError unless this hyperparameter can take this value."""
+    choices = rule.tree.flags.get(name, (False, True) if isinstance(default, bool) else ())
+    if choices:
+        if not any(type(value) is type(c) and value == c for c in choices):
+            raise InputError(f"{label}: {name} = {value!r}: expected one of {choices}")
+    elif name == "betas":
+        count = len(beta_names(rule))
+        if not isinstance(value, (tuple, list)) or len(value) != count:
+            raise InputError(f"{label}: betas = {value!r}: expected {count} numbers in [0, 1)")
+        for beta in value:
+            check_number("betas", beta, label)
+    elif not (name == "lr" and callable(value)) and not (name == "clip_value" and value is None):
+        check_number(name, value, label)
 
 
 def check_group(group: Mapping[str, Any], rule: Rule, label: str) -> None:
@@ -78,16 +91,7 @@ def check_group(group: Mapping[str, Any], rule: Rule, label: str) -> None:
             raise InputError(f"{label}: unknown option {name!r} of {rule.title}; it takes {', '.join(known)}")
         if value is inspect.Parameter.empty:
             raise InputError(f"{label}: {rule.title} needs {name}")
-        if name in rule.tree.flags or isinstance(known[name], bool):
-            if value not in rule.tree.flags.get(name, (False, True)):
-                raise InputError(f"{label}: {name} = {value!r}: expected one of {rule.tree.flags.get(name)}")
-        elif name == "betas":
-            if not isinstance(value, (tuple, list)) or len(value) != len(beta_names(rule)):
-                raise InputError(f"{label}: betas = {value!r}: expected {len(beta_names(rule))} numbers in [0, 1)")
-            for beta in value:
-                check_number("betas", beta, label)
-        elif not (name == "lr" and callable(value)) and not (name == "clip_value" and value is None):
-            check_number(name, value, label)
+        check_value(name, value, rule, known[name], label)
 
 
 def environment(group: Mapping[str, Any], step: int) -> dict[str, float]:
@@ -97,7 +101,7 @@ def environment(group: Mapping[str, Any], step: int) -> dict[str, float]:
         if name == "betas":
             values |= {f"beta{k + 1}": float(b) for k, b in enumerate(value)}
         elif name == "lr":
-            values["lr"] = float(value(step - 1) if callable(value) else value)
+            values["lr"] = check_number("lr", value(step - 1)) if callable(value) else float(value)
         elif isinstance(value, (int, float)) or hasattr(value, "__float__"):
             values[name] = float(value)
     clip = group.get("clip_value")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -42,8 +43,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not hasattr(value, "shape"):
                 check_number(name, value)
-        if self.grad_scale is not None and not hasattr(self.grad_scale, "shape") and float(self.grad_scale) == 0:
-            raise InputError("grad_scale = 0: expected a number in (0, inf)")
+            elif value is not None and math.prod(value.shape) != 1:
+                raise InputError(f"{name}: an array of shape {tuple(value.shape)}: expected a number or one element")
 
     def formats(self, rule: Rule) -> dict[str, str]:
         """State name -> format; a mapping may use the rule's variable or the state's key, the rest are float32."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from gpuopt import arrays
 from gpuopt.errors import InputError
+from gpuopt.formats.dtypes import PARAMETER_DTYPES
 from gpuopt.optim.hyper import check_group
 from gpuopt.optim.slots import Slot
 from gpuopt.rules.language import Rule
@@ -40,40 +41,73 @@ def load(
     saved: Mapping[str, Any],
     allocate: Callable[[Slot, Mapping[str, object]], dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    """Check everything, then fill the slots; returns the hyperparameters of each group. Raises InputError."""
-    if saved.get("rule") != rule.name or saved.get("version") != VERSION:
-        found = f"{saved.get('rule')!r} version {saved.get('version')!r}"
-        raise InputError(f"state_dict: found rule {found}: expected {rule.name!r} version {VERSION}")
+    """Check and allocate everything, then fill the slots; returns the hyperparameters of each group. Raises InputError."""
+    check_form(rule, saved)
     sizes = [len(g["params"]) for g in saved["param_groups"]]
     expected = [len(g["params"]) for g in groups]
     if sizes != expected:
         raise InputError(f"state_dict: groups of {sizes} tensors: expected {expected}")
-    values = [{k: v for k, v in g.items() if k != "params" and v is not None} for g in saved["param_groups"]]
-    for index, (value, group) in enumerate(zip(values, groups, strict=True)):
-        check_group({**group, **value}, rule, f"state_dict param_groups[{index}]")
-    plans = [(slot, *_checked(rule, slot, saved["state"].get(index, {}))) for index, slot in enumerate(slots)]
-    for slot, step, states in plans:
+    unknown = set(saved["state"]) - set(range(len(slots)))
+    if unknown:
+        raise InputError(f"state_dict: state of tensor {min(unknown, key=str)!r}: expected 0 to {len(slots) - 1}")
+    values = []
+    for index, (found, group) in enumerate(zip(saved["param_groups"], groups, strict=True)):
+        # a schedule is saved as None and stays the caller's
+        values.append({k: v for k, v in found.items() if k != "params" and (k, v) != ("lr", None)})
+        check_group({**group, **values[-1]}, rule, f"state_dict param_groups[{index}]")
+    made = []
+    for index, slot in enumerate(slots):
         flags = rule.flags({**groups[slot.group], **values[slot.group]})
-        slot.states = allocate(slot, flags) | states if states else {}
+        made.append((slot, *restored(rule, slot, saved["state"].get(index), flags, allocate)))
+    for slot, step, states in made:
+        slot.states = states
         slot.clock = type(slot.clock)(slot.group, step, slot.clock.environment)
     return values
 
 
-def _checked(rule: Rule, slot: Slot, entry: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
-    """The step count and the states of one tensor, as new arrays in its memory order."""
+def check_form(rule: Rule, saved: Any) -> None:
+    """Raise InputError for what is no state dict of this rule."""
+    if not isinstance(saved, Mapping):
+        raise InputError(f"state_dict: found {type(saved).__name__}: expected what state_dict() returned")
+    if saved.get("rule") != rule.name or saved.get("version") != VERSION:
+        found = f"{saved.get('rule')!r} version {saved.get('version')!r}"
+        raise InputError(f"state_dict: found rule {found}: expected {rule.name!r} version {VERSION}")
+    for key in ("param_groups", "state"):
+        if key not in saved:
+            raise InputError(f"state_dict: {key} is missing: expected what state_dict() returned")
+
+
+def restored(
+    rule: Rule,
+    slot: Slot,
+    entry: Mapping[str, Any] | None,
+    flags: Mapping[str, object],
+    allocate: Callable[[Slot, Mapping[str, object]], dict[str, Any]],
+) -> tuple[int, dict[str, Any]]:
+    """The step count of one tensor and its states, new arrays in the memory order and the formats of this optimizer."""
+    if entry is None:
+        return 0, {}
     names = {s.key: s.name for s in rule.states}
-    kind = arrays.kind_of(slot.array, slot.label)
-    states = {}
-    for key, value in entry.items():
-        if key == "step":
-            continue
+    step = entry.get("step")
+    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+        raise InputError(f"step of {slot.label}: {step!r}: expected a whole number, 0 or more")
+    states = {key: value for key, value in entry.items() if key != "step"}
+    for key in states:
         if key not in names:
             raise InputError(f"state_dict of {slot.label}: unknown state {key!r}: expected {', '.join(names)}")
-        view = arrays.describe(value, f"{key} of {slot.label}")
+        view = arrays.describe(states[key], f"{key} of {slot.label}")
         if view.shape != slot.view.shape:
             raise InputError(f"{key} of {slot.label}: shape {view.shape}: expected {slot.view.shape}")
-        states[names[key]] = kind.relayout(value, slot.array, None)
-    step = entry.get("step", 0)
-    if not isinstance(step, int) or step < 0:
-        raise InputError(f"step of {slot.label}: {step!r}: expected a whole number, 0 or more")
-    return step, states
+        if view.dtype not in PARAMETER_DTYPES:
+            raise InputError(f"{key} of {slot.label}: dtype {view.dtype}: expected a floating type")
+    missing = [s.key for s in rule.active_states(flags) if s.key not in states] if states else []
+    if missing:
+        raise InputError(f"state_dict of {slot.label}: {missing[0]} is missing")
+    if not states:
+        return step, {}
+    empty = Slot(slot.label, slot.array, slot.view, slot.group, slot.clock)
+    made = allocate(empty, flags)
+    for key, value in states.items():
+        if names[key] in made:
+            arrays.kind_of(slot.array, slot.label).assign(made[names[key]], value)
+    return step, made

@@ -10,12 +10,12 @@ def adam(
 ):  # fmt: skip
     """Adam, Kingma & Ba 2015; amsgrad, Reddi, Kale & Kumar 2018.
 
-    g <- g + weight_decay p;  m <- m + (1 - beta1)(g - m);  v <- v + (1 - beta2)(g^2 - v);  amsgrad: w <- max(w, v);
+    g <- g + weight_decay p;  m <- m + (1 - beta1)(g - m);  v <- beta2 v + (1 - beta2) g^2;  amsgrad: w <- max(w, v);
     p <- p - lr / (1 - beta1^t) m / (sqrt(v) / sqrt(1 - beta2^t) + eps).
     """
     g = g + weight_decay * p
     m = m + (g - m) * (1 - beta1)
-    v = v + (g * g - v) * (1 - beta2)
+    v = beta2 * v + (1 - beta2) * (g * g)
     d = v
     if amsgrad:
         w = maximum(w, v)

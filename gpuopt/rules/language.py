@@ -135,7 +135,8 @@ class Rule:
         """The checked syntax tree. Raises RuleSyntaxError naming file and line."""
         from gpuopt.compiler.parse import parse_rule
 
-        return parse_rule(self.function, tuple(s.name for s in self.states if not s.readonly))
+        written = tuple(s.name for s in self.states if not s.readonly)
+        return parse_rule(self.function, written, tuple(s.name for s in self.states))
 
     @cached_property
     def prepare_tree(self) -> FunctionTree | None:

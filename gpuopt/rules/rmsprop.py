@@ -21,7 +21,7 @@ def rmsprop(
     x = g / (sqrt(q) + eps);  momentum: b <- momentum b + x, p <- p - lr b.
     """
     g = g + weight_decay * p
-    v = v + (g * g - v) * (1 - alpha)
+    v = alpha * v + (1 - alpha) * (g * g)
     q = v
     if centered:
         a = a + (g - a) * (1 - alpha)

@@ -40,6 +40,7 @@ class TorchOptimizer(torch.optim.Optimizer):
     def __init__(self, params: Any, defaults: dict[str, Any], options: dict[str, Any], backend: str | None) -> None:
         self._options, self._asked = dict(options), backend
         self._mask = dict(self._options.pop("mask", None) or {})
+        self._keys = tuple(defaults)
         self._reset()
         self._settings().check(self.rule)
         super().__init__(params, defaults)
@@ -187,12 +188,6 @@ class TorchOptimizer(torch.optim.Optimizer):
         engine = self._made_engine()
         for slot in engine.slots:
             slot.states |= engine.missing_states(slot, self.rule.flags(self.param_groups[slot.group]))
-        self._publish_all(engine)
-
-    def _publish_all(self, engine: Engine) -> None:
-        for slot in engine.slots:
-            if slot.array not in self.state:
-                self.state[slot.array] = {}
         self._publish(engine)
 
     @torch._disable_dynamo  # type: ignore[attr-defined]
@@ -223,14 +218,14 @@ class TorchOptimizer(torch.optim.Optimizer):
     # ------------------------------------------------------------------------------------------- state dict
 
     def _save_steps(self) -> None:
-        """Bring step counts into the step tensors, from the GPU too."""
-        if self._engine is not None:
-            self._engine.synchronize()
+        """Bring step counts into the step tensors, from the GPU too; one that was set from outside stays as it is."""
+        with on_torch_streams():
+            for engine in (*self._single.values(), *([self._engine] if self._engine else [])):
+                engine.synchronize()
         for shown in self._steps:
             if not shown.changed():
                 shown.show()
         for p, engine in self._single.items():
-            engine.synchronize()
             if "step" in self.state[p]:
                 self.state[p]["step"].fill_(engine.slots[0].clock.step)
 
@@ -280,16 +275,16 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         self._save_steps()
-        return {**super().__getstate__(), "gpuopt": (self._options, self._asked, self._mask)}
+        return {**super().__getstate__(), "gpuopt": (self._options, self._asked, self._mask, self._keys)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
         if "gpuopt" in state:
-            self._options, self._asked, self._mask = state.pop("gpuopt")
+            self._options, self._asked, self._mask, self._keys = state.pop("gpuopt")
         super().__setstate__(state)
         for group in self.param_groups:
-            for key, value in self.defaults.items():
-                group.setdefault(key, value)
+            for key in self._keys:
+                group.setdefault(key, self.defaults[key])
         self._reset()
 
     @property

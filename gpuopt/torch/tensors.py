@@ -60,7 +60,12 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
 
 
-TENSORS = Kind("torch", _is_tensor, describe, zeros, relayout, lambda t: t.clone())
+def assign(tensor: torch.Tensor, values: torch.Tensor) -> None:
+    """Copy values into a tensor."""
+    tensor.copy_(values)
+
+
+TENSORS = Kind("torch", _is_tensor, describe, zeros, relayout, torch.clone, assign)
 arrays.register(TENSORS)
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 import gpuopt
 from gpuopt import rules
 from gpuopt.compiler.lower import Program
+from gpuopt.compiler.names import OPTION
 from gpuopt.formats.dtypes import numpy_dtype
 from gpuopt.launch.launcher import Launch
 from gpuopt.optim.optimizer import Optimizer
@@ -81,8 +82,10 @@ def values(rng: np.random.Generator, dtype: str, size: int, odd: float) -> NDArr
         result = (rng.standard_normal(size) * 10.0 ** rng.integers(-3, 2, size)).astype(target)
         which = np.flatnonzero(rng.random(size) < odd)
         least = 2.0 ** {"float64": -1074, "float32": -149, "float16": -24, "bfloat16": -133}[dtype]
-        known = [0.0, -0.0, np.nan, np.inf, -np.inf, least, -37 * least, 3e38, -65504.0, 1e-8, 1.0]
-        result[which] = rng.choice(np.array(known), which.size).astype(target)
+        known = np.array([0.0, -0.0, np.nan, np.inf, -np.inf, least, -37 * least, 3e38, -65504.0, 1e-8, 1.0, 0.0])
+        known = known.astype(target)
+        known.view(f"u{target.itemsize}")[-1] = 2 ** (8 * target.itemsize - 1) - 1  # NaN, all its bits set
+        result[which] = rng.choice(known, which.size)
         which = which[::3]
         result[which] = np.frombuffer(rng.bytes(which.size * target.itemsize), target)
     return result
@@ -128,17 +131,18 @@ class Case:
 
     @cached_property
     def start(self) -> dict[str, Arena]:
-        """What every run begins with."""
+        """What every run begins with: role -> arrays, the mask's without the mark of an option."""
         made = {}
         for k, role in enumerate(self.program.roles):
-            arena = Arena(role.storage, self.sizes, self.offsets.get(role.name, [0] * len(self.sizes)))
+            name = role.name.removeprefix(OPTION)
+            arena = Arena(role.storage, self.sizes, self.offsets.get(name, [0] * len(self.sizes)))
             for i, array in enumerate(arena.arrays):
                 rng = np.random.default_rng([self.seed, k, i])
                 array[...] = values(rng, role.storage, array.size, self.odd)
-                if role.name not in ("p", "g", "mask"):  # mostly positive: roots are taken of many a state
+                if role.storage != "bool" and role.name not in ("p", "g"):  # mostly positive: roots are taken of many a state
                     with np.errstate(all="ignore"):
                         np.negative(array, where=(array < 0) & (rng.random(array.size) < 0.9), out=array)
-            made[role.name] = arena
+            made[name] = arena
         return made
 
     def optimizer(self, arenas: Mapping[str, Arena], backend: str) -> Optimizer:
