@@ -61,6 +61,8 @@ def canonical(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ..
 
 def is_dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     """Whether the elements fill their memory without gaps or overlaps, in any order of axes."""
+    if 0 in shape:
+        return True
     expected = 1
     axes = sorted((abs(s), n) for n, s in zip(shape, strides, strict=True) if n > 1)
     for stride, n in axes:

@@ -267,3 +267,15 @@ def test_a_bad_gradient_anywhere_changes_nothing(shim: Backend, backend: str, ba
     assert made.skipped == 4
     assert counts(made) == [2] * len(MIXED)
     assert_same(case.run("numpy")[0], arenas)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba", "shim", "shim-device"])
+def test_gradients_whose_squares_overflow_are_finite(shim: Backend, backend: str) -> None:
+    """The check for bad gradients neither skips the step nor spoils it, though their norm is infinite in float32."""
+    plain, checked = (np.ones(9, np.float32) for _ in range(2))
+    grad = np.full(9, 1e25, np.float32)
+    for params, more in ((plain, {}), (checked, {"skip_nonfinite": True})):
+        opt = gpuopt.GD(params, lr=1e-25, maximize=True, backend=backend, **more)
+        opt.step(grad)
+        assert opt.skipped == 0
+    assert same(plain, checked) and np.allclose(plain, 2)

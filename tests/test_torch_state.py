@@ -143,6 +143,9 @@ def test_add_param_group_in_the_middle_of_training() -> None:
         opt = cls(params, lr=0.01)
         train(opt, params, range(2))
         opt.add_param_group({"params": more, "lr": 0.1, "weight_decay": 0.3})
+        if cls is gpuopt.torch.AdamW:
+            opt.init_state()
+            assert opt.state[more[0]]["step"].item() == 0
         train(opt, params + more, range(2, 5))
         return params + more, opt
 

@@ -146,15 +146,15 @@ def amp_steps(opt: Any, params: Any, steps: range, unscale: bool = False) -> tor
     return scaler
 
 
+@pytest.mark.parametrize("name", ["AdamW", "SGD"])  # AdamW alone would hardly notice a gradient of another scale
 @pytest.mark.parametrize("unscale", [False, True])
-def test_grad_scaler_as_torch(unscale: bool) -> None:
-    assert gpuopt.torch.AdamW._step_supports_amp_scaling
+def test_grad_scaler_as_torch(unscale: bool, name: str) -> None:
     found, expected = parameters(), parameters()
-    opt = gpuopt.torch.AdamW(found)
-    amp_steps(opt, found, range(3), unscale)
-    amp_steps(torch.optim.AdamW(expected), expected, range(3), unscale)
+    ours, theirs = getattr(gpuopt.torch, name), getattr(torch.optim, name)
+    assert ours._step_supports_amp_scaling
+    amp_steps(ours(found, lr=0.1), found, range(3), unscale)
+    amp_steps(theirs(expected, lr=0.1), expected, range(3), unscale)
     assert furthest(found, expected) <= ULPS
-    assert opt.state_dict()["state"][0]["step"] == 3
 
 
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])

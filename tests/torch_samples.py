@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -17,7 +18,9 @@ Params = list[torch.nn.Parameter]
 def parameters(shapes: Sequence[tuple[int, ...]] = SHAPES, dtype: Any = torch.float32, device: str = "cpu") -> Params:
     """Values of order 1, the same at each call."""
     values = torch.Generator().manual_seed(5)
-    return [torch.nn.Parameter(torch.randn(s, generator=values, dtype=torch.float64).to(device, dtype)) for s in shapes]
+    return [
+        torch.nn.Parameter(torch.randn(s, generator=values, dtype=torch.float64).to(dtype).to(device)) for s in shapes
+    ]
 
 
 def gradients(params: Iterable[torch.Tensor], step: int) -> list[torch.Tensor]:
@@ -26,7 +29,8 @@ def gradients(params: Iterable[torch.Tensor], step: int) -> list[torch.Tensor]:
     made = []
     for p in params:
         wide = torch.complex128 if p.is_complex() else torch.float64
-        made.append(torch.empty_like(p, requires_grad=False).copy_(torch.randn(p.shape, generator=values, dtype=wide)))
+        drawn = torch.randn(p.shape, generator=values, dtype=wide).to(p.dtype)  # rounded on the CPU for every device
+        made.append(torch.empty_like(p, requires_grad=False).copy_(drawn))
     return made
 
 
@@ -70,8 +74,6 @@ def everything(opt: Any) -> Any:
 
 def copied(state_dict: dict[str, Any]) -> dict[str, Any]:
     """A state dict that shares no tensor: torch's load_state_dict keeps what needs no cast."""
-    import copy
-
     return copy.deepcopy(state_dict)
 
 

@@ -7,6 +7,7 @@ with ranges of equal cost. Numba's `parallel=True` on each rule would cost secon
 from __future__ import annotations
 
 import linecache
+import threading
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -69,6 +70,9 @@ def compile_text(source: str, name: str, values: dict[str, Any], arguments: int)
     return address
 
 
+_region = (
+    threading.Lock()
+)  # one parallel region at a time: it has all cores anyway, and Numba's workqueue layer dies of two
 _alive: list[Any] = []  # compiled functions, whose addresses are in use
 
 
@@ -148,8 +152,9 @@ class Backend(HostBackend):
             private["walk"] = walk_address(plan.program)
             private["walk_bounds"] = self.bounds(plan, plan.tiles, TILE)
         bounds, rows = private["walk_bounds"], private["rows"]
-        driver = drivers(len(bounds) > 2)[0]
-        driver(private["walk"], plan.table.ctypes.data, plan.tiles.ctypes.data, bounds, TILE, rows.ctypes.data)
+        with _region:
+            driver = drivers(len(bounds) > 2)[0]
+            driver(private["walk"], plan.table.ctypes.data, plan.tiles.ctypes.data, bounds, TILE, rows.ctypes.data)
 
     def sums(self, launch: Launch) -> NDArray[Any]:
         """Partial sums of every chunk: [chunks, 2]."""
@@ -161,9 +166,10 @@ class Backend(HostBackend):
             private["sums_bounds"] = self.bounds(plan, plan.chunks, t.CHUNK)
             private["partials"] = np.empty((len(plan.chunks), 2))
         bounds, partials = private["sums_bounds"], private["partials"]
-        driver = drivers(len(bounds) > 2)[1]
         table, chunks = plan.table.ctypes.data, plan.chunks.ctypes.data
-        driver(private["sums"], table, plan.table.shape[1], role, chunks, bounds, partials.ctypes.data)
+        with _region:
+            driver = drivers(len(bounds) > 2)[1]
+            driver(private["sums"], table, plan.table.shape[1], role, chunks, bounds, partials.ctypes.data)
         result: NDArray[Any] = partials
         return result
 

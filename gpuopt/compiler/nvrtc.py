@@ -6,6 +6,7 @@ compile step always appends -ftz=true, so it is not used.)
 
 from __future__ import annotations
 
+import threading
 from functools import lru_cache
 from typing import Any
 
@@ -35,11 +36,15 @@ def version() -> str:
     return f"{major}.{minor}"
 
 
+_importing = threading.Lock()  # two threads that import cuda.core at once can meet it half made
+
+
 def _program_types() -> tuple[Any, Any]:
-    try:
-        from cuda.core import Program, ProgramOptions
-    except ImportError:
-        from cuda.core.experimental import Program, ProgramOptions  # cuda-core before 0.5
+    with _importing:
+        try:
+            from cuda.core import Program, ProgramOptions
+        except ImportError:
+            from cuda.core.experimental import Program, ProgramOptions  # cuda-core before 0.5
     return Program, ProgramOptions
 
 

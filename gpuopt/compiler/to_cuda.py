@@ -99,10 +99,11 @@ def rows_capacity(program: Program) -> int:
 
 def blocks_per_sm(program: Program) -> int:
     """4 blocks of 256 threads leave 64 registers each. float64 needs two registers a value, and more than 13 arrays and
-    scalars together spill at 64, so there 3 blocks, 80 registers; 768 threads still keep 48 KB a multiprocessor in flight.
+    scalars together spill at 64, so there one block less each:
+    80 registers, 128 for both. Even 512 threads keep 32 KB a multiprocessor in flight.
     """
     heavy = len(program.roles) + len(program.row) > 13
-    return 3 if program.compute == "float64" or heavy else 4
+    return 4 - heavy - (program.compute == "float64")
 
 
 def update_struct(program: Program) -> str:

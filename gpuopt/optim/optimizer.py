@@ -139,6 +139,25 @@ class Optimizer:
 
     # ------------------------------------------------------------------------------------------- state
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: arrays, groups and states; launches are planned anew."""
+        kept = ("rule", "settings", "defaults", "param_groups", "_structures", "_grouped", "_flat")
+        slots = self._engine.slots
+        tensors = [(s.label, s.array, s.group, s.mask) for s in slots]
+        extra = {"asked": self._engine.asked, "tensors": tensors, "saved": self.state_dict(), "skipped": self.skipped}
+        return {name: self.__dict__[name] for name in kept} | {"engine": extra}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        extra = state.pop("engine")
+        self.__dict__.update(state)
+        self._engine = Engine(self.rule, self.settings, self.param_groups, extra["asked"])
+        clocks = [self._engine.clock(index, 0) for index in range(len(self.param_groups))]
+        self._engine.add(
+            [Slot(label, a, parameter_view(a, label), g, clocks[g], mask) for label, a, g, mask in extra["tensors"]]
+        )
+        self._engine.skipped = extra["skipped"]
+        self.load_state_dict(extra["saved"])
+
     @property
     def launches(self) -> int:
         """Kernel launches that update parameters in a step as it was last planned: one for each set of equal dtypes."""

@@ -21,6 +21,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -127,6 +128,12 @@ class Rule:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
 
+    def __deepcopy__(self, _: Any) -> Rule:
+        return self
+
+    def __reduce__(self) -> Any:
+        return _find_rule, (self.function.__module__, self.name)
+
     def __repr__(self) -> str:
         return f"<gpuopt rule {self.name}>"
 
@@ -190,6 +197,13 @@ class Rule:
     def active_states(self, flags: Mapping[str, Any]) -> tuple[State, ...]:
         """The states that exist under these flags, in the order of the function's arguments."""
         return tuple(s for s in self.states if s.when is None or flags[s.when])
+
+
+def _find_rule(module: str, name: str) -> Rule:
+    """A pickled rule: the one of that name in its module, as Python pickles functions."""
+    found = getattr(import_module(module), name)
+    assert isinstance(found, Rule)
+    return found
 
 
 def rule(

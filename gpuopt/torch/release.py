@@ -22,8 +22,6 @@ def release_gradients(model: torch.nn.Module, opt: TorchOptimizer) -> Callable[[
         raise InputError(
             "gradient release cannot go with max_grad_norm, skip_nonfinite or capturable: they need every gradient at once"
         )
-    opt._save_steps()
-    opt._reset()
     known = {p for group in opt.param_groups for p in group["params"]}
 
     def stepped(p: torch.Tensor) -> None:
