@@ -32,7 +32,7 @@ MUTANTS = {
     "DGD's rate a step early": ("rules/dgd.py", r"\(step - 1\)", "step", "rates"),
     "the first gradient damped": ("rules/sgd.py", r"1 if step == 1 else 1 - dampening", "1 - dampening", "rates"),
     "schedule asked for the next step": ("optim/hyper.py", r"value\(step - 1\)", "value(step)", "rates"),
-    "one step count for all": ("optim/engine.py", r"step, slot\.grad is not None\)", "step, True)", "counts"),
+    "one step count for all": ("optim/engine.py", r"(key = \(slot\.group, slot\.clock\.step), .*\)", r"\1, True)", "counts"),
     "l1 without lr": ("rules/options.py", r"abs\(p\) - lr \* l1", "abs(p) - l1", "options"),
     "maximize minimises": ("optim/hyper.py", r'-1\.0 if group\.get\("maximize"\)', '1.0 if group.get("maximize")', "options"),
     "norm clipping enlarges": ("backends/host.py", r"minimum\((div\(.*?1e-6\)), 1\.0\)", r"(\1)", "options"),

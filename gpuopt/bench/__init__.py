@@ -31,7 +31,9 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--quick", action="store_true", help="small sizes and few samples: under a minute")
     top.add_argument("--minutes", type=float, help="stop after so many minutes; the most valuable cases come first")
-    top.add_argument("--only", help="peers whose names contain one of these texts, a,b,c; gpuopt's own always run")
+    top.add_argument(
+        "--only", help="providers whose names contain one of these texts, a,b,c; gpuopt's fastest backend always runs"
+    )
     top.add_argument("--case", default="", help="cases whose names contain this text, such as gpt2")
     top.add_argument(
         "--out", default=DEFAULT_OUT, metavar="DIR", help=f"folder of the CSV and the plots ({DEFAULT_OUT})"

@@ -60,7 +60,7 @@ class Run:
         print(f"{machine.device_name(self.device)}; {machine.versions()}; load {meters.quiet():.2f} a core", flush=True)
         found, absent = providers.usable(self.device)
         wanted = (self.options.only or "").lower().split(",")
-        found = [p for p in found if p.own or any(text in p.name.lower() for text in wanted)]
+        found = [p for p in found if p.rank == 0 or any(text in p.name.lower() for text in wanted)]
         if self.options.quick:
             found = [p for p in found if p.name != "torch compiled"]
         for name, why in absent.items():
