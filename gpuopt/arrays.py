@@ -33,6 +33,11 @@ class View:
     def numel(self) -> int:
         return prod(self.shape)
 
+    @property
+    def span(self) -> int:
+        """Elements from the lowest to the highest, gaps included."""
+        return 1 + sum((n - 1) * abs(s) for n, s in zip(self.shape, self.strides, strict=True)) if self.numel else 0
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -94,6 +99,14 @@ def _strides(array: Any) -> tuple[int, ...]:
 def _numpy_view(array: Any) -> View:
     data = array.__array_interface__["data"]
     strides = _strides(array)
+    if not array.dtype.isnative:
+        raise DtypeError(
+            f"dtype {array.dtype.str}: expected this machine's byte order; use .astype({array.dtype.name!r})"
+        )
+    if data[0] % array.dtype.alignment:
+        raise InputError(
+            f"address {data[0]:#x}: expected a multiple of {array.dtype.itemsize}; make a copy with .copy()"
+        )
     if any(s % array.dtype.itemsize for s in array.strides):
         raise InputError(f"strides {array.strides} are not multiples of the item size {array.dtype.itemsize}")
     address = lowest(data[0], array.shape, strides, array.dtype.itemsize)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -128,6 +130,27 @@ def test_a_gradient_changed_in_place_is_read_anew(backend: str) -> None:
         g[...] = 10
         optimizer.step(g)
         assert p.tolist() == [[-11.0] * 3] * 2
+
+
+@BACKENDS
+@pytest.mark.parametrize("which", ["parameter", "gradient"])
+def test_an_array_that_was_resized_in_place_is_refused(which: str, backend: str) -> None:
+    """`resize(refcheck=False)` moves an array under everybody's feet; its old memory must be neither written nor read.
+
+    In a process of its own, since a step that does not notice corrupts the heap.
+    """
+    script = (
+        "import numpy as np, gpuopt\n"
+        "p, g = np.zeros(8), np.ones(8)\n"
+        f"optimizer = gpuopt.GD([p], lr=1.0, backend={backend!r})\n"
+        "optimizer.step([g])\n"
+        f"{'p' if which == 'parameter' else 'g'}.resize((100_000,), refcheck=False)\n"
+        "try: optimizer.step([g])\n"
+        "except gpuopt.InputError as error: print(p[0], error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    expected = "params[0]" if which == "parameter" else "gradient of params[0]"
+    assert done.stdout.startswith(f"-1.0 {expected}: shape (100000,): expected (8,)"), done.stdout + done.stderr
 
 
 @BACKENDS

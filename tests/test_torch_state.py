@@ -163,6 +163,18 @@ def test_a_group_that_cannot_be_used_changes_nothing() -> None:
     assert everything(opt) == before
 
 
+@pytest.mark.parametrize("steps", [0, 3])
+def test_a_rate_that_cannot_be_is_refused_at_any_step(steps: int) -> None:
+    params = parameters()
+    opt = gpuopt.torch.AdamW(params)
+    train(opt, params, range(steps))
+    opt.param_groups[0]["lr"] = float("nan")
+    before = bits([list(params), opt.state_dict()["state"]])
+    with pytest.raises(InputError, match=r"param_groups\[0\]: lr = nan"):
+        train(opt, params, range(1))
+    assert bits([list(params), opt.state_dict()["state"]]) == before
+
+
 def test_an_empty_group_and_frozen_parameters_are_no_trouble() -> None:
     params = parameters()
     opt = gpuopt.torch.AdamW([{"params": []}, {"params": params}])

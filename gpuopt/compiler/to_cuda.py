@@ -159,7 +159,7 @@ struct Sums {{
   typedef {_CTYPE[compute]} C;
   typedef {STORAGES[storage].ctype} T;
   static constexpr int SUMS = {len(adds)};
-  static __device__ __forceinline__ void measure(C {safe('g')}, C* out) {{
+  static __device__ __forceinline__ void measure(C {safe("g")}, C* out) {{
 """
         + "\n".join(adds)
         + """

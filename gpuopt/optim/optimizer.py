@@ -61,6 +61,8 @@ class Optimizer:
         self._structures: list[Any] = []
         self._grouped = trees.is_group_list(params)
         groups = params if self._grouped else [{"params": params}]
+        if self._grouped and mask is not None and (not isinstance(mask, (list, tuple)) or len(mask) != len(groups)):
+            raise InputError(f"mask: expected a list with one entry for each of {len(groups)} groups")
         masks = list(mask) if self._grouped and mask is not None else [mask] * len(groups)
         for group, group_mask in zip(groups, masks, strict=True):
             self.add_param_group(group, mask=group_mask)

@@ -85,13 +85,13 @@ def checked_mask(mask: Any, slot: Slot) -> Any:
 
 def extent(view: View) -> tuple[int, int]:
     """First and last address plus one."""
-    return view.address, view.address + view.numel * STORAGES[view.dtype].itemsize
+    return view.address, view.address + view.span * STORAGES[view.dtype].itemsize
 
 
 def check_overlap(slots: Sequence[Slot]) -> None:
     """Raise InputError if two parameters share memory: two threads would write the same element."""
-    spans = sorted((*extent(s.view), s.view.device, s.label) for s in slots if s.view.numel)
-    for (_, end, device, first), (begin, _, other, second) in pairwise(spans):
+    spans = sorted((s.view.device, *extent(s.view), s.label) for s in slots if s.view.numel)
+    for (device, _, end, first), (other, begin, _, second) in pairwise(spans):
         if begin < end and device == other:
             raise InputError(
                 f"{second} overlaps {first} in memory: expected every parameter once, in memory of its own"

@@ -136,6 +136,7 @@ class TorchOptimizer(torch.optim.Optimizer):
             self._reset()
         engine = self._made_engine()
         engine.settings, engine.groups = self._settings(), self.param_groups
+        engine.check_groups()
         look, seen = look_at(engine.slots), self._seen
         self._seen = None  # what follows may fail
         if seen is not None and look.as_stored and look.layout == seen.layout and engine.settled():

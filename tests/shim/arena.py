@@ -139,7 +139,7 @@ class Case:
             for i, array in enumerate(arena.arrays):
                 rng = np.random.default_rng([self.seed, k, i])
                 array[...] = values(rng, role.storage, array.size, self.odd)
-                if role.storage != "bool" and role.name not in ("p", "g"):  # mostly positive: roots are taken of many a state
+                if role.storage != "bool" and k > 1:  # mostly positive: roots are taken of many a state
                     with np.errstate(all="ignore"):
                         np.negative(array, where=(array < 0) & (rng.random(array.size) < 0.9), out=array)
             made[name] = arena

@@ -1,5 +1,5 @@
 // What lets g++ compile the CUDA C of this repository as it is, with `-include shim.h`, and run it on a CPU.
-// Used by tests/shim/build.py only. Knows CUDA's words, not the kernels.
+// Used by tests/shim/build.py only. Knows CUDA's words, not the kernels. Needs g++ 12 (std::barrier, _Float16).
 //
 // A launch runs its blocks one after another. The threads of a block run one after another too, unless the kernel calls
 // __syncthreads(): then each is a std::thread, so that ThreadSanitizer sees what a missing barrier would do.
@@ -81,7 +81,8 @@ template <class... A> void shim_launch(void (*kernel)(A...), unsigned blocks, un
   shim_barrier = nullptr;
 }
 
-#define SHIM_ENTRY(kernel)                                                                              \
+// Stands behind the unit: the one function that Python calls.
+#define SHIM_ENTRY(kernel)                                                                   \
   extern "C" void shim_entry(unsigned blocks, unsigned threads, int parallel, void** args) { \
-    shim_launch(kernel, blocks, threads, parallel != 0, args);                                             \
+    shim_launch(kernel, blocks, threads, parallel != 0, args);                               \
   }
