@@ -21,7 +21,7 @@ from gpuopt.optim import factory
 from repository import ROOT
 
 RUN = ("20260101T000000-test", "2026-01-01")
-TINY = measure.Effort(0.0, 0.0, 1, 1, 1)
+TINY = measure.Effort(0.0, 0.0, 1, 0.0, 1)
 CASE = suites.Case("many", "3 x 100", ((100,),) * 3)
 
 
@@ -197,6 +197,16 @@ def test_absent_providers_are_skipped_with_a_reason(
     printed = capsys.readouterr().out
     assert "apex: skipped, apex does not run on a CPU" in printed
     assert {r.provider for r in rows.read(tmp_path / rows.NAME)} <= {"gpuopt numba", "gpuopt numpy"}
+
+
+def test_rounds_that_other_processes_disturbed_do_not_count() -> None:
+    entrant = measure.Entrant(own.Own("cpu", "numpy"), row())
+    entrant.samples = [(0, 1.0), (1, 9.0), (2, 2.0), (3, 8.0)]
+    assert measure.kept(entrant, [0.0, 0.9, 0.01, 0.5]) == ([1.0, 2.0], pytest.approx(0.005))
+    assert measure.kept(entrant, [0.3, 0.9, 0.4, 0.6])[0] == [1.0, 2.0]
+    patient = measure.Effort(seconds=1.0, least_rounds=2, patience=5.0)
+    assert not measure.enough([0.9, 0.9, 0.0], 4.0, patient)
+    assert measure.enough([0.9, 0.0, 0.0], 4.0, patient) and measure.enough([0.9, 0.9], 7.0, patient)
 
 
 def test_a_missing_module_is_a_reason() -> None:

@@ -55,7 +55,7 @@ class Backend(HostBackend):
         """Hyperparameters and what `prepare` derives from them, for each clock."""
         rule, made = launch.plan.program.signature.rule, []
         for clock in launch.clocks:
-            values = {**clock.environment(clock.step), "grad_multiplier": multiplier}
+            values = {**clock.values(), "grad_multiplier": multiplier}
             made.append((values, prepared_values(rule, clock.step, values)))
         return made
 

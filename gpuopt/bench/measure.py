@@ -24,31 +24,33 @@ SAMPLES_A_TURN = 3
 LONG_START = 5.0  # seconds
 SETTLE = 0.005  # seconds for the threads of the one before to go to sleep
 COPIES = 8  # of them in a case at most
+QUIET = 0.08  # share of the machine that other processes may take in a round that counts
 
 
 @dataclass(frozen=True)
 class Effort:
-    """seconds: for the samples of a case, over all providers; sample: the least one takes; rounds: least and most;
-    copies: of the arrays at most.
+    """seconds: for the samples of a case, over all providers; sample, round: the least these take; copies: of the
+    arrays at most; patience: seconds more to wait for rounds that other processes leave alone.
     """
 
     seconds: float = 4.0
     sample: float = 0.004
     least_rounds: int = 3
-    most_rounds: int = 40
+    round: float = 0.25
     copies: int = 8
+    patience: float = 0.0
 
 
 @dataclass
 class Entrant:
-    """A provider in a case: its sessions, and the seconds of each sample, per step."""
+    """A provider in a case: its sessions, and for each sample its round and its seconds per step."""
 
     provider: Provider
     row: Row
     sessions: list[Session] = field(default_factory=list)
     repeats: int = 1
     estimate: float = 0.0
-    samples: list[float] = field(default_factory=list)
+    samples: list[tuple[int, float]] = field(default_factory=list)
 
     def turns(self, count: int) -> float:
         """Seconds per step over `count` rotations of the sessions."""
@@ -90,9 +92,9 @@ def measure(
         if entrant is not None:
             entrants.append(entrant)
             left -= provider.bytes_needed(case) * rotation
-    copies = rounds(entrants, copy, effort)
+    copies, others = rounds(entrants, copy, effort)
     for entrant in entrants:
-        finish(entrant, case, device, copies)
+        finish(entrant, case, device, copies, others)
     entrants.clear()
     gc.collect()
     return rows
@@ -134,43 +136,71 @@ def enter(case: Case, provider: Provider, row: Row, rotation: int, say: Callable
     return None
 
 
-def rounds(entrants: list[Entrant], copy: meters.Copy, effort: Effort) -> list[float]:
-    """Sample every provider in turn until the time is spent; the copy bandwidths measured in between."""
+def rounds(entrants: list[Entrant], copy: meters.Copy, effort: Effort) -> tuple[list[float], list[float]]:
+    """Sample every provider in turn until the time is spent; the copy bandwidths measured in between, and for each round
+    the share of the machine that other processes took.
+    """
     copies: list[float] = []
+    others: list[float] = []
     for entrant in entrants:
         rotation = entrant.estimate * len(entrant.sessions)
         entrant.repeats = max(1, min(200, math.ceil(effort.sample / max(rotation, 1e-9))))
-    start = time.perf_counter()
-    for index in range(effort.most_rounds if entrants else 0):
-        spent = time.perf_counter() - start
-        if index >= effort.least_rounds and spent > effort.seconds:
-            break
-        for entrant in entrants:
-            slow = entrant.estimate * len(entrant.sessions) * entrant.repeats > effort.seconds / 8
-            if slow and index >= effort.least_rounds:
-                continue  # a slow one has had its samples; the others go on
-            time.sleep(SETTLE)
-            if not slow:
-                entrant.turns(1)
-            for _ in range(1 if slow else SAMPLES_A_TURN):
-                entrant.samples.append(entrant.turns(entrant.repeats))
+    start, watch = time.perf_counter(), meters.Others()
+    while entrants and not enough(others, time.perf_counter() - start, effort):
+        watch.share()
+        begin = time.perf_counter()
+        while True:
+            for entrant in entrants:
+                turn(entrant, len(others), effort)
+            if time.perf_counter() - begin >= effort.round:
+                break
+        others.append(watch.share())
         if len(copies) < COPIES:
             time.sleep(SETTLE)
             copies.append(copy.run())
-    return copies
+    return copies, others
 
 
-def finish(entrant: Entrant, case: Case, device: str, copies: list[float]) -> None:
+def enough(others: list[float], spent: float, effort: Effort) -> bool:
+    """Whether the rounds so far will do."""
+    if len(others) < effort.least_rounds:
+        return False
+    calm = sum(share < QUIET for share in others) >= effort.least_rounds
+    return spent > effort.seconds + (0 if calm else effort.patience)
+
+
+def turn(entrant: Entrant, index: int, effort: Effort) -> None:
+    """The samples of one provider in one round; one that is slow has had its own after the first rounds."""
+    slow = entrant.estimate * len(entrant.sessions) * entrant.repeats > effort.seconds / 8
+    if slow and index >= effort.least_rounds and not effort.patience:
+        return
+    time.sleep(SETTLE)
+    if not slow:
+        entrant.turns(1)
+    for _ in range(1 if slow else SAMPLES_A_TURN):
+        entrant.samples.append((index, entrant.turns(entrant.repeats)))
+
+
+def kept(entrant: Entrant, others: list[float]) -> tuple[list[float], float]:
+    """The samples of the rounds that others left alone, or of the quieter half where there are none; and their share."""
+    limit = max(QUIET, float(np.median(others)))
+    if min(others) < QUIET:
+        limit = QUIET
+    chosen = [(index, seconds) for index, seconds in entrant.samples if others[index] <= limit] or entrant.samples
+    return [seconds for _, seconds in chosen], float(np.mean([others[index] for index, _ in chosen]))
+
+
+def finish(entrant: Entrant, case: Case, device: str, copies: list[float], others: list[float]) -> None:
     """Turn samples into percentiles, then count what a step needs beside its time."""
     row, session = entrant.row, entrant.sessions[0]
-    p20, p50, p80 = np.percentile(entrant.samples, (20, 50, 80)).tolist()
-    row.samples, row.min_us = len(entrant.samples), 1e6 * min(entrant.samples)
+    samples, row.load = kept(entrant, others)
+    p20, p50, p80 = np.percentile(samples, (20, 50, 80)).tolist()
+    row.samples, row.min_us = len(samples), 1e6 * min(samples)
     row.p20_us, row.p50_us, row.p80_us = 1e6 * p20, 1e6 * p50, 1e6 * p80
     row.bytes = case.bytes_moved
     row.gbps = row.bytes / p50 / 1e9
     row.copy_gbps = max(copies) / 1e9  # a ceiling: what disturbed a copy must not flatter a share
     row.share = row.gbps / row.copy_gbps
-    row.load = meters.quiet()
     repeats = 15 if p50 < 0.1 else 2
     row.host_us = 1e6 * meters.host_seconds(session.step, session.wait, repeats)
 

@@ -146,6 +146,23 @@ def host_seconds(step: Callable[[], None], wait: Callable[[], None], repeats: in
     return float(np.median(times))
 
 
-def quiet() -> float:
-    """The load of the machine over the last minute, per core: above 1, times are those of a busy machine."""
-    return os.getloadavg()[0] / machine.threads() if hasattr(os, "getloadavg") else 0.0
+class Others:
+    """How much of the machine other processes used since the last question: 0 none of it, 1 all cores."""
+
+    def __init__(self) -> None:
+        self.last = self._now()
+
+    def _now(self) -> tuple[float, float, float]:
+        own = os.times()
+        try:
+            fields = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        except OSError:
+            fields = [0] * 8
+        busy = sum(fields) - fields[3] - fields[4]  # without idle and waiting for disks
+        return time.perf_counter(), busy / os.sysconf("SC_CLK_TCK"), own.user + own.system
+
+    def share(self) -> float:
+        """The share since the last call; clock ticks make it uncertain by a tenth over a tenth of a second."""
+        before, self.last = self.last, self._now()
+        wall, busy, own = (b - a for a, b in zip(before, self.last, strict=True))
+        return max(0.0, busy - own) / max(wall, 1e-9) / (os.cpu_count() or 1)

@@ -20,8 +20,8 @@ class Row:
     p20, p50, p80, min: percentiles and least of the samples; on a busy machine only the least says something.
     status: "ok"; "wrong" (the result differs from float64: no time is given); "failed" (an exception, in `note`).
     error: relative error of the parameters against float64. bytes: the least that must move. share: of the bandwidth of a
-    large copy (on a CPU: a pass in place) measured in turn with it. extra_bytes: memory of a step
-    beyond its arrays. load: of the machine, per core.
+    large copy (on a CPU: a pass in place) measured in turn with it. extra_bytes: memory of a step beyond its arrays. load:
+    share of the machine that other processes took during the samples that count.
     """
 
     run: str

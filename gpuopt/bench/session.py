@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gpuopt.bench import machine, measure, meters, providers, rows, start, suites
 
-FULL, QUICK = measure.Effort(), measure.Effort(0.2, 0.001, 2, 6, 2)
+FULL, QUICK = measure.Effort(), measure.Effort(0.2, 0.001, 2, 0.02, 2)
 QUICK_COPY = 1 << 26
 
 
@@ -21,7 +22,7 @@ class Run:
     ) -> None:
         self.options, self.device, self.identity, self.path, self.deadline = options, device, identity, path, deadline
         self.suites = options.suite or [*suites.SUITES, *suites.PROCESS_SUITES]
-        self.effort = QUICK if options.quick else FULL
+        self.effort = replace(QUICK if options.quick else FULL, patience=options.patience)
         self.bar: Any = None
 
     def say(self, text: str) -> None:
@@ -57,7 +58,7 @@ class Run:
 
     def providers(self) -> list[providers.Provider]:
         """Those that can run here; the reasons of the others are printed."""
-        print(f"{machine.device_name(self.device)}; {machine.versions()}; load {meters.quiet():.2f} a core", flush=True)
+        print(f"{machine.device_name(self.device)}; {machine.versions()}", flush=True)
         found, absent = providers.usable(self.device)
         wanted = (self.options.only or "").lower().split(",")
         found = [p for p in found if p.rank == 0 or any(text in p.name.lower() for text in wanted)]

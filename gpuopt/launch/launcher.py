@@ -27,6 +27,13 @@ class Clock:
     group: int
     step: int
     environment: Callable[[int], Mapping[str, float]]
+    memo: Mapping[str, float] | None = None  # of the step that is being made: a schedule is asked once
+
+    def values(self) -> Mapping[str, float]:
+        """The hyperparameters of the step that was just counted."""
+        if self.memo is None:
+            self.memo = self.environment(self.step)
+        return self.memo
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ class Launch:
         result = np.empty((len(self.clocks), len(program.row)), program.compute)
         with np.errstate(over="ignore"):
             for k, clock in enumerate(self.clocks):
-                values = {**clock.environment(clock.step), "grad_multiplier": grad_multiplier}
+                values = {**clock.values(), "grad_multiplier": grad_multiplier}
                 result[k] = function(clock.step, *[values[name.removeprefix(OPTION)] for name in self.inputs])
         return result
 
@@ -96,7 +103,7 @@ def advance(
 ) -> list[NDArray[Any]]:
     """Count the step and return the rows of every launch; counts stay as they were if a formula raises."""
     for clock in clocks:
-        clock.step += 1
+        clock.step, clock.memo = clock.step + 1, None
     try:
         rows = [launch.rows(grad_multiplier) for launch in launches]
         for launch in launches:

@@ -36,17 +36,19 @@ class Look:
         else:
             which, rest = tuple(g is not None for g in self.gradients), iter(found)
             self.addresses = [next(rest) if there else 0 for there in which]
-        dtypes = [g.dtype for g in present]
+        dtypes, sizes = [g.dtype for g in present], [p.nbytes for p in params]
         self.layout: tuple[Any, ...] = (
             list(map(ADDRESS, params)),
-            [p.nbytes for p in params],
+            sizes,
             order(params),
             which,
             dtypes,
             order(present),
         )
-        # Torch may leave a conjugation or a negation to whoever reads the gradient: such a one is resolved at every step.
-        self.as_stored = COMPLEX.isdisjoint(dtypes) and not any(map(NEGATED, present))
+        # Torch may leave a conjugation or a negation to whoever reads the gradient: such a one is resolved at every step. A
+        # negation is pending in the imaginary part of a conjugate, whose strides are even: dense only where it is one number.
+        single = [g for g, size in zip(self.gradients, sizes, strict=True) if size <= 8 and g is not None]
+        self.as_stored = COMPLEX.isdisjoint(dtypes) and not any(map(NEGATED, single))
 
 
 def order(tensors: Sequence[torch.Tensor]) -> tuple[list[bool], list[Any]]:
@@ -55,10 +57,10 @@ def order(tensors: Sequence[torch.Tensor]) -> tuple[list[bool], list[Any]]:
     return flat, [] if all(flat) else [(t.shape, t.stride()) for t, f in zip(tensors, flat, strict=True) if not f]
 
 
-def look_at(slots: Sequence[Slot]) -> Look:
-    """A Look at the parameters of an engine. Raises DtypeError naming a gradient that is sparse."""
+def look_at(params: Sequence[torch.Tensor], slots: Sequence[Slot]) -> Look:
+    """A Look at the parameters, one of each slot. Raises DtypeError naming a gradient that is sparse."""
     try:
-        return Look([slot.array for slot in slots])
+        return Look(params)
     except RuntimeError:
         for slot in slots:
             if slot.array.grad is not None:

@@ -7,6 +7,7 @@ first step that needs it. Knows no kernel; the engine knows no torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import chain
 from operator import is_
 from typing import Any
 
@@ -137,7 +138,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         engine = self._made_engine()
         engine.settings, engine.groups = self._settings(), self.param_groups
         engine.check_groups()
-        look, seen = look_at(engine.slots), self._seen
+        look, seen = look_at(params, engine.slots), self._seen
         self._seen = None  # what follows may fail
         if seen is not None and look.as_stored and look.layout == seen.layout and engine.settled():
             if look.addresses != seen.addresses:
@@ -166,7 +167,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         )
 
     def _all_states(self) -> list[Any]:
-        return [value for state in self.state.values() for value in state.values()]
+        return list(chain.from_iterable(map(dict.values, self.state.values())))
 
     def _publish(self, engine: Engine) -> None:
         """Show new states in `self.state`, in torch's order; tensors that share a clock share its step tensor."""
