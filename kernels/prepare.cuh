@@ -38,7 +38,8 @@ __device__ __forceinline__ void prepare(const Decision& d, const double* partial
   __syncthreads();
   const double inverse = 1.0 / (d.grad_scale ? double(*d.grad_scale) : d.grad_scale_value);
   const double norm = square_root(squares[0]) * inverse;
-  const double multiplier = minimum(d.max_norm / (norm + 1e-6), 1.0) * inverse;
+  const bool bounded = d.max_norm - d.max_norm == 0;  // without a bound, squares that overflow do not matter
+  const double multiplier = bounded ? minimum(d.max_norm / (norm + 1e-6), 1.0) * inverse : inverse;
   const bool skipping = (d.found_inf && *d.found_inf != 0) || (d.check_finite && !(broken[0] == 0));
   if (lane == 0) {
     *skip = skipping;

@@ -54,7 +54,8 @@ class HostBackend:
             squares, broken = join(np.concatenate(partials)) if partials else (0.0, 0.0)
             norm = float(np.sqrt(squares)) * inverse
         bound = np.inf if demand.max_norm is None else demand.max_norm
-        multiplier = float(minimum(div(bound, norm + 1e-6), 1.0)) * inverse
+        # Without a bound the norm plays no part: squares may overflow where the gradients themselves are finite.
+        multiplier = float(minimum(div(bound, norm + 1e-6), 1.0)) * inverse if np.isfinite(bound) else inverse
         return multiplier, skip or (demand.check_finite and bool(broken != 0))
 
     def synchronize(self, launches: Sequence[Launch]) -> int:

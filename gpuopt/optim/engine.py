@@ -270,10 +270,10 @@ def reshapes(change: Change) -> bool:
 
 def make_launch(signature: Signature, slots: Sequence[Slot]) -> Launch:
     """The launch of tensors that share a signature; empty tensors have no place in it."""
-    slots = [s for s in slots if s.view.numel] or list(slots[:0])
+    every = {id(s.clock): s.clock for s in slots}  # an empty tensor's count advances with the launch
+    slots = [s for s in slots if s.view.numel]
     program = program_for(signature)
-    clocks = list(dict.fromkeys(id(s.clock) for s in slots))
-    by_id = {id(s.clock): s.clock for s in slots}
+    clocks = list(every)
     of = []
     for s in slots:
         of.append({"p": s.array, "g": s.grad, "@mask": s.mask, **s.states})
@@ -283,7 +283,7 @@ def make_launch(signature: Signature, slots: Sequence[Slot]) -> Launch:
     plan = Plan(program, [s.view.numel for s in slots], [clocks.index(id(s.clock)) for s in slots], addresses)
     return Launch(
         plan,
-        [by_id[c] for c in clocks],
+        list(every.values()),
         of,
         dict(signature.flags),
         {"slots": slots, "indices": np.array([s.index for s in slots], np.intp)},
