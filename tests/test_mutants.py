@@ -27,7 +27,7 @@ MUTANTS = {
     "Adam without bias correction": ("rules/adam.py", r"step_size=lr / \(1 - beta1\*\*step\)", "step_size=lr", "adam"),
     "betas swapped": ("optim/hyper.py", r'f"beta\{k \+ 1\}"', 'f"beta{2 - k}"', "adam"),
     "eps inside the root": ("rules/adam.py", r"sqrt\(d\) \* inv_sqrt_bias2 \+ eps", "sqrt(d + eps) * inv_sqrt_bias2", "adam"),
-    "steps not counted": ("", r"clock\.step \+= 1", "clock.step += 0", "adam"),
+    "steps not counted": ("launch/launcher.py", r"= clock\.step \+ 1", "= clock.step", "adam"),
     "Adagrad's rate a step late": ("rules/adagrad.py", r"\(step - 1\)", "step", "rates"),
     "DGD's rate a step early": ("rules/dgd.py", r"\(step - 1\)", "step", "rates"),
     "the first gradient damped": ("rules/sgd.py", r"1 if step == 1 else 1 - dampening", "1 - dampening", "rates"),

@@ -35,7 +35,9 @@ def titles() -> dict[str, Any]:
     return {t: getattr(gpuopt.torch, t) for t in gpuopt.torch.__all__ if t.lower() in NAMES}
 
 
-@pytest.mark.parametrize("info", [i for i in optim_db if i.optim_cls.__name__ in titles()], ids=str)
+@pytest.mark.parametrize(
+    "info", [i for i in optim_db if i.optim_cls.__name__ in titles()], ids=lambda info: info.optim_cls.__name__
+)
 def test_as_torch_on_cuda_in_every_configuration(info: Any) -> None:
     for given in info.optim_inputs_func(device="cuda"):
         found, expected = cuda_parameters(), cuda_parameters()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,7 @@ class Engine:
             slot.index = index
         self.slots += slots
         self._written = Written(self.slots)
+        self._sizes = [slot.array.nbytes for slot in self.slots]
         self.forget()
 
     def forget(self) -> None:
@@ -144,8 +146,13 @@ class Engine:
     def _collect(self, leaves: Sequence[Any]) -> list[Change]:
         """Check every gradient that is not the one seen last time; nothing is changed yet."""
         changes: list[Change] = []
+        if [slot.array.nbytes for slot in self.slots] != self._sizes:  # an array can only move by a resize in place
+            for slot in self.slots:
+                now = arrays.describe(slot.array, slot.label).shape
+                if prod(now) != slot.view.numel:
+                    raise InputError(f"{slot.label}: shape {now}: expected {slot.view.shape}, its shape until now")
         for slot, grad in zip(self.slots, leaves, strict=True):
-            if grad is slot.seen:
+            if grad is slot.seen and (grad is None or grad.nbytes == slot.grad_bytes):
                 continue
             view = None if grad is None else gradient_view(grad, slot, f"gradient of {slot.label}")
             changes.append((slot, grad, view))
@@ -166,6 +173,7 @@ class Engine:
             ready.append((slot, use, seen, view))
         for slot, use, seen, view in ready:
             slot.grad, slot.seen, slot.grad_view = use, seen, view
+            slot.grad_bytes = 0 if use is None else use.nbytes
             slot.copy = use if seen is UNSEEN else None
         self._copied = any(slot.copy is not None for slot in self.slots)
 
