@@ -61,7 +61,9 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("--set", action="append", default=[], type=option, metavar="NAME=VALUE", help="an option of it")
     show.set_defaults(command=run_show)
 
-    bench = commands.add_parser("bench", help="measure; arguments go to the benchmarks", add_help=False)
+    bench = commands.add_parser(
+        "bench", help="measure; arguments go to the benchmarks", add_help=False, prefix_chars="\0"
+    )
     bench.add_argument("arguments", nargs=argparse.REMAINDER)
     bench.set_defaults(command=run_bench)
     return top
