@@ -145,16 +145,19 @@ class Backend(HostBackend):
 
     def update(self, launch: Launch, multiplier: float) -> None:
         """One call of the driver for every tensor of the launch."""
-        plan, private = launch.plan, launch.private
-        if not plan.tile_size:
-            plan.cut_tiles(TILE)
+        private = launch.private
         if "walk" not in private:
-            private["walk"] = walk_address(plan.program)
-            private["walk_bounds"] = self.bounds(plan, plan.tiles, TILE)
-        bounds, rows = private["walk_bounds"], private["rows"]
+            private["walk"] = self.prepared_walk(launch.plan)
+        driver, arguments = private["walk"]
         with _region:
-            driver = drivers(len(bounds) > 2)[0]
-            driver(private["walk"], plan.table.ctypes.data, plan.tiles.ctypes.data, bounds, TILE, rows.ctypes.data)
+            driver(*arguments, private["rows"].ctypes.data)
+
+    def prepared_walk(self, plan: Plan) -> tuple[Callable[..., None], tuple[Any, ...]]:
+        """The driver and all its arguments but the rows: they hold as long as the plan."""
+        plan.cut_tiles(TILE)
+        bounds = self.bounds(plan, plan.tiles, TILE)
+        addresses = plan.table.ctypes.data, plan.tiles.ctypes.data
+        return drivers(len(bounds) > 2)[0], (walk_address(plan.program), *addresses, bounds, TILE)
 
     def sums(self, launch: Launch) -> NDArray[Any]:
         """Partial sums of every chunk: [chunks, 2]."""

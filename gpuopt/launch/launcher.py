@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -67,23 +68,24 @@ class Launch:
     flags: Mapping[str, object] = field(default_factory=dict)
     private: dict[str, Any] = field(default_factory=dict)  # what a backend keeps with it: device tables, kernels
 
-    @property
+    @cached_property
     def inputs(self) -> tuple[str, ...]:
         """The hyperparameters its rows are computed from."""
-        if "inputs" not in self.private:
-            self.private["inputs"] = row_inputs(self.plan.program)
-        names: tuple[str, ...] = self.private["inputs"]
-        return names
+        return row_inputs(self.plan.program)
+
+    @cached_property
+    def row(self) -> Callable[..., tuple[float, ...]]:
+        """The function of one row; kept, since looking it up would hash the whole program at every step."""
+        return row_function(self.plan.program, self.inputs)
 
     def rows(self, grad_multiplier: float) -> NDArray[Any]:
         """The rows of scalars in the compute type, after the clocks have advanced: [clocks, scalars]."""
         program = self.plan.program
-        function = row_function(program, self.inputs)
         result = np.empty((len(self.clocks), len(program.row)), program.compute)
         with np.errstate(over="ignore"):
             for k, clock in enumerate(self.clocks):
                 values = {**clock.values(), "grad_multiplier": grad_multiplier}
-                result[k] = function(clock.step, *[values[name.removeprefix(OPTION)] for name in self.inputs])
+                result[k] = self.row(clock.step, *[values[name.removeprefix(OPTION)] for name in self.inputs])
         return result
 
     def hyper(self) -> NDArray[np.float64]:

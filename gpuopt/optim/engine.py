@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
+from operator import attrgetter, is_not
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from gpuopt.optim.slots import UNSEEN, Slot, Written, check_overlap, fitted, gra
 from gpuopt.rules.language import Rule
 
 Change = tuple[Slot, Any, View | None]  # a slot, its new gradient, and that gradient's View
+NBYTES = attrgetter("nbytes")  # mapped over lists: what is asked for every tensor at every step takes no Python loop
 
 
 class Engine:
@@ -38,6 +40,12 @@ class Engine:
         self.skipped = 0
         self._launches: list[tuple[Backend, list[Launch], list[Clock]]] = []
         self._key: object = None
+        self._known = defaults_of(rule)
+        self._seen: list[
+            Any
+        ] = []  # each slot's gradient of the last step, where seeing it again means that nothing changed
+        self._watched: list[Any] = []  # parameters and gradients whose memory is in use ...
+        self._sizes: list[int] = []  # ... and their bytes: NumPy can resize an array in place
         self._copied = False  # whether a gradient is copied at every step
         self._written = Written([])
         self._checked: list[tuple[Any, ...]] = []
@@ -58,14 +66,16 @@ class Engine:
             slot.index = index
         self.slots += slots
         self._written = Written(self.slots)
-        self._sizes = [slot.array.nbytes for slot in self.slots]
         self.forget()
 
     def forget(self) -> None:
         """Plan anew at the next step: states or step counts were replaced."""
         self._launches, self._key = [], None
-        for slot in self.slots:
-            slot.seen = UNSEEN
+        self._unsee()
+
+    def _unsee(self) -> None:
+        """Look at every gradient at the next step, whichever was given last time."""
+        self._seen, self._watched = [UNSEEN] * len(self.slots), []
 
     # ------------------------------------------------------------------------------------------- step
 
@@ -88,7 +98,7 @@ class Engine:
 
     def check_groups(self) -> None:
         """Raise InputError for a hyperparameter that was set to something it cannot be; looks at what changed only."""
-        known = defaults_of(self.rule)
+        known = self._known
         for index, group in enumerate(self.groups):
             values = tuple(group.get(name) for name in known)
             if index < len(self._checked) and all(a is b for a, b in zip(values, self._checked[index], strict=True)):
@@ -110,13 +120,13 @@ class Engine:
             for slot, view in zip(self.slots, views, strict=True):
                 slot.view = view
             self._written, self._key = Written(self.slots), None
-        for slot in self.slots:
-            slot.seen = UNSEEN
+        self._unsee()
 
     def let_go(self) -> None:
         """Keep no gradient alive: between steps its memory is the caller's. Copies in another memory order stay for use."""
+        self._unsee()
         for slot in self.slots:
-            slot.grad, slot.seen = slot.copy, UNSEEN
+            slot.grad = slot.copy
         for _, launches, _ in self._launches:
             for launch in launches:
                 for arrays_of in launch.arrays:
@@ -145,14 +155,15 @@ class Engine:
 
     def _collect(self, leaves: Sequence[Any]) -> list[Change]:
         """Check every gradient that is not the one seen last time; nothing is changed yet."""
+        resized = list(map(NBYTES, self._watched)) != self._sizes or not self._watched
+        if not resized and len(leaves) == len(self._seen) and not any(map(is_not, leaves, self._seen)):
+            return []
+        if resized:  # an array can only move by a resize in place
+            self._unsee()
+            self._check_sizes()
         changes: list[Change] = []
-        if [slot.array.nbytes for slot in self.slots] != self._sizes:  # an array can only move by a resize in place
-            for slot in self.slots:
-                now = arrays.describe(slot.array, slot.label).shape
-                if prod(now) != slot.view.numel:
-                    raise InputError(f"{slot.label}: shape {now}: expected {slot.view.shape}, its shape until now")
-        for slot, grad in zip(self.slots, leaves, strict=True):
-            if grad is slot.seen and (grad is None or grad.nbytes == slot.grad_bytes):
+        for slot, grad, seen in zip(self.slots, leaves, self._seen, strict=True):
+            if grad is seen:
                 continue
             view = None if grad is None else gradient_view(grad, slot, f"gradient of {slot.label}")
             changes.append((slot, grad, view))
@@ -160,6 +171,12 @@ class Engine:
         if read:
             self._written.check([r[0] for r in read], [r[1] for r in read])
         return changes
+
+    def _check_sizes(self) -> None:
+        for slot in self.slots:
+            now = arrays.describe(slot.array, slot.label).shape
+            if prod(now) != slot.view.numel:
+                raise InputError(f"{slot.label}: shape {now}: expected {slot.view.shape}, its shape until now")
 
     def _commit(self, changes: Sequence[Change]) -> None:
         """Remember the gradients; one in another memory order is copied into its parameter's, at every step."""
@@ -172,10 +189,11 @@ class Engine:
                 view = kind.describe(use)
             ready.append((slot, use, seen, view))
         for slot, use, seen, view in ready:
-            slot.grad, slot.seen, slot.grad_view = use, seen, view
-            slot.grad_bytes = 0 if use is None else use.nbytes
+            slot.grad, self._seen[slot.index], slot.grad_view = use, seen, view
             slot.copy = use if seen is UNSEEN else None
         self._copied = any(slot.copy is not None for slot in self.slots)
+        self._watched = [slot.array for slot in self.slots] + [s.grad for s in self.slots if s.grad is not None]
+        self._sizes = list(map(NBYTES, self._watched))
 
     def _flags(self) -> tuple[tuple[tuple[str, object], ...], ...]:
         """The compile-time constants of every group. Options are switched on for all groups if any needs them."""

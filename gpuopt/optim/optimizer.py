@@ -6,7 +6,7 @@ Made by `gpuopt.AdamW(...)` and its kin (optim.factory), subclassed by nothing. 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gpuopt.errors import InputError
@@ -126,10 +126,10 @@ class Optimizer:
         """
         self._engine.step(self._leaves(grads))
 
-    def _leaves(self, grads: Any) -> list[Any]:
+    def _leaves(self, grads: Any) -> Sequence[Any]:
         if len(self._structures) == 1 and not self._grouped:
             if self._flat and isinstance(grads, (list, tuple)) and len(grads) == len(self._engine.slots):
-                return list(grads)
+                return grads
             return list(trees.mirror(self._structures[0], grads, "grads", "params"))
         if not isinstance(grads, (list, tuple)) or len(grads) != len(self._structures):
             raise InputError(f"grads: expected a list with one entry for each of {len(self._structures)} groups")

@@ -32,10 +32,8 @@ class Slot:
     states: dict[str, Any] = field(default_factory=dict)
     grad: Any = None  # the array that the kernel reads: the caller's, or a copy in the parameter's memory order
     grad_view: View | None = None
-    seen: Any = UNSEEN  # the caller's array, if seeing it again means that nothing has changed
     copy: Any = None  # the copy, to be used again
     index: int = 0  # its place in the engine
-    grad_bytes: int = 0  # of the gradient when it was last looked at: NumPy can resize an array in place
 
 
 def parameter_view(array: Any, label: str) -> View:
