@@ -7,8 +7,9 @@ dense layout works; two arrays are walked together only when their strides agree
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -20,7 +21,11 @@ from gpuopt.errors import DtypeError, InputError
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One array. strides are in elements; address is of the lowest element; device is "cpu" or "cuda:N"."""
+    """One array. strides are in elements; address is of the lowest element; device is "cpu" or "cuda:N".
+
+    pin: what keeps the address true as long as the View is kept. NumPy refuses to resize an array in place, even with
+    `refcheck=False`, while there is a weak reference to it.
+    """
 
     address: int
     shape: tuple[int, ...]
@@ -28,6 +33,7 @@ class View:
     dtype: str
     device: str
     writable: bool = True
+    pin: object = field(default=None, compare=False, repr=False)
 
     @property
     def numel(self) -> int:
@@ -110,7 +116,7 @@ def _numpy_view(array: Any) -> View:
     if any(s % array.dtype.itemsize for s in array.strides):
         raise InputError(f"strides {array.strides} are not multiples of the item size {array.dtype.itemsize}")
     address = lowest(data[0], array.shape, strides, array.dtype.itemsize)
-    return View(address, array.shape, strides, array.dtype.name, "cpu", not data[1])
+    return View(address, array.shape, strides, array.dtype.name, "cpu", not data[1], weakref.ref(array))
 
 
 def _in_order_of(xp: Any, like: Any, dtype: Any) -> Any:
