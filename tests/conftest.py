@@ -1,11 +1,13 @@
-"""What every test shares: the option `--require-gpu`, the one reason for which a test may be skipped, and `rng`.
+"""What every test shares: the option `--require-gpu`, the one reason for which a test may be skipped, and what
+several files ask for: `rng`, `looks`.
 
-Loaded by pytest. Imports nothing of gpuopt, so that a broken package still gives readable failures.
+Loaded by pytest. Imports nothing of gpuopt at its top, so that a broken package still gives readable failures.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib
 from functools import cache
 
 import numpy as np
@@ -55,3 +57,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> object:
 def rng() -> np.random.Generator:
     """The same random numbers in every run."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture(params=["getters", "compiled"])
+def looks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways in which `gpuopt.torch` looks at tensors, each used from the first step on and for any number of them."""
+    native = importlib.import_module("gpuopt.torch.native")
+    monkeypatch.setattr(native, "AFTER", 1)
+    monkeypatch.setattr(native, "FROM", 1 if request.param == "compiled" else 1 << 60)
+    way: str = request.param
+    return way

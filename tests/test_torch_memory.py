@@ -16,6 +16,8 @@ import gpuopt.torch
 from gpuopt.errors import DtypeError, InputError
 from torch_samples import bits, copied, everything, furthest, gradients, parameters, train
 
+pytestmark = pytest.mark.usefixtures("looks")
+
 ULPS = 16 * torch.finfo(torch.float32).eps
 IMAGE = (2, 3, 4, 5)
 

@@ -14,6 +14,8 @@ import gpuopt.torch
 from gpuopt.errors import InputError
 from torch_samples import bits, copied, create, everything, furthest, gradients, parameters, train
 
+pytestmark = pytest.mark.usefixtures("looks")
+
 NAMES = gpuopt.torch.optimizers()
 ULPS = 16 * torch.finfo(torch.float32).eps
 
@@ -232,6 +234,18 @@ def replace_one(opt: Any, params: Any) -> None:
     opt.state[params[0]]["exp_avg"] = torch.full((4, 3), 0.5)
 
 
+def update_one(opt: Any, params: Any) -> None:
+    opt.state[params[0]].update(exp_avg=torch.full((4, 3), 0.5))
+
+
+def move_all(opt: Any, params: Any) -> None:
+    """As tools do that keep states elsewhere between steps."""
+    for state in opt.state.values():
+        for key in ("exp_avg", "exp_avg_sq"):
+            left, state[key].data = state[key].data, state[key].data.clone()
+            left.fill_(1e6)
+
+
 def replace_entry(opt: Any, params: Any) -> None:
     opt.state[params[0]] = {}
 
@@ -241,7 +255,7 @@ def rewrite_step(opt: Any, params: Any) -> None:
         opt.state[p]["step"].fill_(1.0)
 
 
-@pytest.mark.parametrize("change", [reset_all, replace_one, replace_entry, rewrite_step])
+@pytest.mark.parametrize("change", [reset_all, replace_one, update_one, move_all, replace_entry, rewrite_step])
 def test_states_changed_from_outside_are_used_as_torch_does(change: Any) -> None:
     found, expected = parameters(), parameters()
     for cls, params in ((gpuopt.torch.AdamW, found), (torch.optim.AdamW, expected)):

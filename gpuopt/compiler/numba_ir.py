@@ -114,6 +114,25 @@ def store(intrinsic: Any, storage: str, compute: str, scope: int, scopes: int, s
     return result
 
 
+def prefetch(intrinsic: Any) -> Callable[..., Any]:
+    """`f(address)`: have the cache line there fetched; nothing happens if there is no memory."""
+
+    @intrinsic
+    def prefetch_line(typingctx: Any, address: Any) -> Any:
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            i32, pointer = ir.IntType(32), ir.PointerType(ir.IntType(8))
+            kind = ir.FunctionType(ir.VoidType(), [pointer, i32, i32, i32])
+            function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+            read, keep, data = (ir.Constant(i32, k) for k in (0, 3, 1))
+            builder.call(function, [builder.inttoptr(args[0], pointer), read, keep, data])
+            return context.get_dummy_value()
+
+        return types.void(types.int64), codegen
+
+    result: Callable[..., Any] = prefetch_line
+    return result
+
+
 def _call(name: str) -> Callable[..., ir.Value]:
     """Emit a call of an LLVM or NVVM intrinsic of the operands' type; `{}` in the name is f or d."""
 

@@ -108,8 +108,10 @@ class Engine:
         """Whether the launches fit the groups and options as they are, and no gradient has to be copied."""
         return not self._copied and self._key == (self._flags(), self.settings.key())
 
-    def touch(self) -> None:
-        """Look at every array anew: parameters or gradients may have moved."""
+    def touch(self, states_moved: bool = False) -> None:
+        """Look at every array anew: parameters or gradients may have moved, and, if so said, states."""
+        if states_moved:
+            self._key = None
         views = [parameter_view(slot.array, slot.label) for slot in self.slots]
         if views != [slot.view for slot in self.slots]:
             check_overlap([replace(slot, view=view) for slot, view in zip(self.slots, views, strict=True)])

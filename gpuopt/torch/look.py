@@ -1,15 +1,18 @@
 """What a step looks at before it trusts the plan of the step before: where parameters and gradients lie, and how.
 
 Called once a step for every tensor, so each line here costs every user: the built-in methods are mapped over lists, with no
-Python between them. Knows no rule.
+Python between them; `native` does the same in compiled code. Knows no rule.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from gpuopt import arrays
 from gpuopt.optim.slots import Slot
@@ -18,37 +21,41 @@ ADDRESS, CONTIGUOUS, NEGATED = torch.Tensor.data_ptr, torch.Tensor.is_contiguous
 COMPLEX = {torch.complex64, torch.complex128}
 
 
+@dataclass(frozen=True, slots=True)
 class Look:
-    """One look at the tensors of a step. Raises RuntimeError for a gradient without an address, a sparse one.
+    """What was seen of the tensors of a step.
 
-    layout: everything that a plan of launches depends on but the addresses of gradients; addresses: those, 0 where there is no
-    gradient. A reused address shows in `layout` if the size, the dtype or the memory order is another: bytes and memory
-    order of parameters (torch itself keeps a gradient's shape its parameter's), dtype and memory order of gradients.
+    layout: everything that a plan of launches depends on but the addresses of gradients, to be compared with `==`: where
+    parameters lie, their sizes and memory orders, dtypes and memory orders of gradients (torch itself keeps a gradient's shape
+    its parameter's). addresses: of gradients, 0 where there is none. states: addresses of the state tensors, as bytes.
+    as_stored: whether the memory of all gradients holds their values as they are.
     """
 
-    def __init__(self, params: Sequence[torch.Tensor]) -> None:
-        self.gradients = [p.grad for p in params]
-        present = [g for g in self.gradients if g is not None]
-        found = list(map(ADDRESS, present))
-        which: tuple[bool, ...] = ()  # all of them
-        if len(present) == len(params):
-            self.addresses = found
-        else:
-            which, rest = tuple(g is not None for g in self.gradients), iter(found)
-            self.addresses = [next(rest) if there else 0 for there in which]
-        dtypes, sizes = [g.dtype for g in present], [p.nbytes for p in params]
-        self.layout: tuple[Any, ...] = (
-            list(map(ADDRESS, params)),
-            sizes,
-            order(params),
-            which,
-            dtypes,
-            order(present),
-        )
-        # Torch may leave a conjugation or a negation to whoever reads the gradient: such a one is resolved at every step. A
-        # negation is pending in the imaginary part of a conjugate, whose strides are even: dense only where it is one number.
-        single = [g for g, size in zip(self.gradients, sizes, strict=True) if size <= 8 and g is not None]
-        self.as_stored = COMPLEX.isdisjoint(dtypes) and not any(map(NEGATED, single))
+    layout: Any
+    addresses: NDArray[np.int64]
+    states: bytes
+    as_stored: bool
+
+
+def places(tensors: Sequence[torch.Tensor]) -> bytes:
+    """Their addresses, to be compared."""
+    return np.array(list(map(ADDRESS, tensors)), np.int64).tobytes()
+
+
+def look(params: Sequence[torch.Tensor], states: Sequence[torch.Tensor]) -> Look:
+    """A Look at the tensors. Raises RuntimeError for a gradient without an address, a sparse one."""
+    gradients = [p.grad for p in params]
+    present = [g for g in gradients if g is not None]
+    found = iter(map(ADDRESS, present))
+    which = () if len(present) == len(params) else tuple(g is not None for g in gradients)
+    addresses = np.array([next(found) if g is not None else 0 for g in gradients], np.int64)
+    dtypes, sizes = [g.dtype for g in present], [p.nbytes for p in params]
+    layout = (list(map(ADDRESS, params)), sizes, order(params), which, dtypes, order(present))
+    # Torch may leave a conjugation or a negation to whoever reads the gradient: such a one is resolved at every step. A
+    # negation is pending in the imaginary part of a conjugate, whose strides are even: dense only where it is one number.
+    single = [g for g, size in zip(gradients, sizes, strict=True) if size <= 8 and g is not None]
+    stored = COMPLEX.isdisjoint(dtypes) and not any(map(NEGATED, single))
+    return Look(layout, addresses, places(states), stored)
 
 
 def order(tensors: Sequence[torch.Tensor]) -> tuple[list[bool], list[Any]]:
@@ -57,10 +64,10 @@ def order(tensors: Sequence[torch.Tensor]) -> tuple[list[bool], list[Any]]:
     return flat, [] if all(flat) else [(t.shape, t.stride()) for t, f in zip(tensors, flat, strict=True) if not f]
 
 
-def look_at(params: Sequence[torch.Tensor], slots: Sequence[Slot]) -> Look:
-    """A Look at the parameters, one of each slot. Raises DtypeError naming a gradient that is sparse."""
+def look_at(params: Sequence[torch.Tensor], states: Sequence[torch.Tensor], slots: Sequence[Slot]) -> Look:
+    """A Look; the parameters are one of each slot. Raises DtypeError naming a gradient that is sparse."""
     try:
-        return Look(params)
+        return look(params, states)
     except RuntimeError:
         for slot in slots:
             if slot.array.grad is not None:

@@ -7,7 +7,6 @@ first step that needs it. Knows no kernel; the engine knows no torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from itertools import chain
 from operator import is_
 from typing import Any
 
@@ -20,8 +19,9 @@ from gpuopt.optim.hyper import check_group, defaults_of
 from gpuopt.optim.settings import Settings
 from gpuopt.optim.slots import Slot, checked_mask, parameter_view
 from gpuopt.rules.language import Rule
-from gpuopt.torch.look import Look, look_at
-from gpuopt.torch.shown import StepTensor
+from gpuopt.torch import native
+from gpuopt.torch.look import Look, look_at, places
+from gpuopt.torch.shown import ShownState, StepTensor
 from gpuopt.torch.tensors import on_torch_streams, resolved
 
 # Keys of torch's groups that choose another algorithm: only torch's default of that class is what this class does.
@@ -64,8 +64,13 @@ class TorchOptimizer(torch.optim.Optimizer):
         self._steps: list[StepTensor] = []
         self._planned = 0
         self._seen: Look | None = None
-        self._values: list[Any] = []
+        self._looks = 0
+        self._dump: native.Dump | None = None
+        self._shown: list[Any] = []  # the entries of self.state that the engine knows, and what was done to them since
+        self._edits: list[str] = []
         self._params: list[torch.Tensor] = []
+        self._states: list[torch.Tensor] = []
+        self._places = b""
         self._single: dict[torch.Tensor, Engine] = {}
 
     # ------------------------------------------------------------------------------------------- groups and slots
@@ -99,7 +104,7 @@ class TorchOptimizer(torch.optim.Optimizer):
                     slots.append(self._slot(engine, label, p, index))
             engine.add(slots)
             self._engine, self._params = engine, [slot.array for slot in slots]
-            self._values = self._all_states()
+            self._watch()
         return self._engine
 
     def _slot(self, engine: Engine, label: str, p: torch.Tensor, index: int) -> Slot:
@@ -138,36 +143,44 @@ class TorchOptimizer(torch.optim.Optimizer):
         engine = self._made_engine()
         engine.settings, engine.groups = self._settings(), self.param_groups
         engine.check_groups()
-        look, seen = look_at(params, engine.slots), self._seen
+        look, seen = self._look(params, engine), self._seen
         self._seen = None  # what follows may fail
-        if seen is not None and look.as_stored and look.layout == seen.layout and engine.settled():
-            if look.addresses != seen.addresses:
-                engine.relocate(np.array(look.addresses, np.int64))
+        moved = look.states != self._places  # someone gave a state tensor other memory
+        if seen is not None and not moved and look.as_stored and look.layout == seen.layout and engine.settled():
+            if not np.array_equal(look.addresses, seen.addresses):
+                engine.relocate(look.addresses)
             engine.run()
         else:
-            engine.touch()
-            engine.step([None if g is None else resolved(g) for g in look.gradients])
+            engine.touch(moved)
+            engine.step([None if p.grad is None else resolved(p.grad) for p in params])
             engine.let_go()
-        look.gradients = []
-        self._seen = look if look.as_stored else None
         if engine.planned != self._planned:
             self._publish(engine)
+        elif look.as_stored:
+            self._seen = look
         for shown in self._steps:
             shown.show()
 
+    def _look(self, params: list[torch.Tensor], engine: Engine) -> Look:
+        """Python looks at first; where there are many tensors and steps go on, compiled code does."""
+        self._looks += 1
+        if self._looks < native.AFTER:
+            self._dump = None
+        elif self._looks == native.AFTER and len(params) >= native.FROM:
+            self._dump = native.Dump(params, self._states)
+        found = None if self._dump is None else self._dump.look(params)
+        return look_at(params, self._states, engine.slots) if found is None else found
+
     def _current(self, params: list[torch.Tensor]) -> bool:
         """Whether parameters and states are still the tensors that the engine works on, with the step counts it showed."""
-        values = self._all_states()
         return (
             len(params) == len(self._params)
             and all(map(is_, params, self._params))
-            and len(values) == len(self._values)
-            and all(map(is_, values, self._values))
+            and not self._edits
+            and len(self.state) == len(self._shown)
+            and all(map(is_, self.state.values(), self._shown))
             and not any(shown.changed() for shown in self._steps)
         )
-
-    def _all_states(self) -> list[Any]:
-        return list(chain.from_iterable(map(dict.values, self.state.values())))
 
     def _publish(self, engine: Engine) -> None:
         """Show new states in `self.state`, in torch's order; tensors that share a clock share its step tensor."""
@@ -183,7 +196,18 @@ class TorchOptimizer(torch.optim.Optimizer):
                 state["step"] = tensors[id(slot.clock)].tensor
             state.update({keys[name]: tensor for name, tensor in slot.states.items()})
         self._steps, self._planned = list(tensors.values()), engine.planned
-        self._values = self._all_states()
+        self._watch()
+
+    def _watch(self) -> None:
+        """Notice from now on what others do to `self.state`."""
+        edits: list[str] = []
+        for p, state in self.state.items():
+            self.state[p] = ShownState(state, edits)
+        self._shown, self._edits = list(self.state.values()), edits
+        slots = [] if self._engine is None else self._engine.slots
+        self._states = [tensor for slot in slots for tensor in slot.states.values()]
+        self._places = places(self._states)
+        self._looks = 0  # what is looked at has changed
 
     def init_state(self) -> None:
         """Allocate the state of every parameter now, with step 0, instead of at its first step."""

@@ -1,6 +1,8 @@
-"""A step count as torch shows it: a tensor in `self.state`. Called by the optimizer; knows no rule."""
+"""What `self.state` shows of an optimizer, and whether someone changed it. Called by the optimizer; knows no rule."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
@@ -25,3 +27,35 @@ class StepTensor:
     def changed(self) -> bool:
         """Whether someone else wrote another count into the tensor."""
         return bool(self.tensor.item() != self.shown)
+
+
+class ShownState(dict[str, Any]):
+    """One parameter's entry of `self.state`; appends to `edits` when someone puts something into it or takes it out.
+
+    Copies and pickles are plain dicts.
+    """
+
+    def __init__(self, state: dict[str, Any], edits: list[str]) -> None:
+        super().__init__(state)
+        self.edits = edits
+
+    def __reduce__(self) -> Any:
+        return dict, (dict(self),)
+
+    def __copy__(self) -> dict[str, Any]:
+        return dict(self)
+
+
+def _telling(name: str) -> Any:
+    change = getattr(dict, name)
+
+    def method(self: ShownState, *args: Any, **kwargs: Any) -> Any:
+        self.edits.append(name)
+        return change(self, *args, **kwargs)
+
+    method.__name__ = name
+    return method
+
+
+for _name in ("__setitem__", "__delitem__", "__ior__", "clear", "pop", "popitem", "setdefault", "update"):
+    setattr(ShownState, _name, _telling(_name))
