@@ -214,6 +214,30 @@ def _interface_clone(array: Any) -> Any:
     return cuda.to_device(cuda.as_cuda_array(array).copy_to_host())
 
 
+# ---------------------------------------------------------------------------------------------------- any DLPack
+
+DLPACK_CPU = 1
+
+
+def _dlpack(array: Any) -> Any:
+    """The same memory as an array of NumPy or CuPy."""
+    xp = np if array.__dlpack_device__()[0] == DLPACK_CPU else _cupy()
+    try:
+        return xp.from_dlpack(array)
+    except (BufferError, RuntimeError, TypeError) as error:
+        raise InputError(f"{type(array).__name__} gives no access to its memory through DLPack: {error}") from None
+
+
+def _through_dlpack(method: str) -> Callable[..., Any]:
+    """What the Kind of the NumPy or CuPy array does, for arrays that were made by another library."""
+
+    def call(*args: Any) -> Any:
+        seen = [_dlpack(a) if hasattr(a, "__dlpack__") else a for a in args]
+        return getattr(kind_of(seen[0], ""), method)(*seen)
+
+    return call
+
+
 def _module(array: Any) -> str:
     return type(array).__module__.partition(".")[0]
 
@@ -245,6 +269,11 @@ KINDS: tuple[Kind, ...] = (
         _interface_relayout,
         _interface_clone,
         _interface_assign,
+    ),
+    Kind(
+        "dlpack",
+        lambda a: hasattr(a, "__dlpack__") and hasattr(a, "__dlpack_device__"),
+        *map(_through_dlpack, ("describe", "zeros", "relayout", "clone", "assign")),
     ),
 )
 _by_type: dict[type, Kind] = {}

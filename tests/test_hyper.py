@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import gpuopt
 from samples import HOST_BACKENDS, bits, gradients, parameters, refused
@@ -79,6 +80,21 @@ def test_hyperparameter_out_of_range(title: str, option: str, value: Any, allowe
         optimizer.step(gradients(1, SHAPES))
     optimizer.param_groups[1][option] = before
     optimizer.step(gradients(1, SHAPES))
+
+
+@pytest.mark.parametrize("others", [{}, {"momentum": 0.9, "dampening": 0.1}])
+def test_nesterov_needs_a_momentum_and_no_dampening(others: dict[str, float]) -> None:
+    """As in torch; each of the values by itself is allowed."""
+    words = ("nesterov with momentum", "expected a momentum and no dampening")
+    with pytest.raises(ValueError, match="Nesterov"):
+        torch.optim.SGD([torch.ones(3)], nesterov=True, **others)
+    with pytest.raises(gpuopt.InputError, match=words[1]):
+        gpuopt.SGD(np.ones(3), nesterov=True, backend="numpy", **others)
+    optimizer = gpuopt.SGD(parameters(SHAPES), momentum=0.9, nesterov=True, backend="numpy")
+    optimizer.step(gradients(0, SHAPES))
+    optimizer.param_groups[0].update({"momentum": 0.0, **others})
+    with refused(optimizer, gpuopt.InputError, "param_groups[0]", *words):
+        optimizer.step(gradients(1, SHAPES))
 
 
 @pytest.mark.parametrize(("option", "value", "allowed"), SETTINGS, ids=str)

@@ -21,7 +21,7 @@ from gpuopt.errors import InputError
 from gpuopt.formats.dtypes import STORAGES, state_storage
 from gpuopt.launch.launcher import Backend, Clock, Demand, Launch
 from gpuopt.launch.plan import Plan
-from gpuopt.optim.hyper import check_value, defaults_of, environment
+from gpuopt.optim.hyper import check_together, check_value, defaults_of, environment
 from gpuopt.optim.settings import Settings
 from gpuopt.optim.slots import UNSEEN, Slot, Written, check_overlap, fitted, gradient_view, parameter_view, same_order
 from gpuopt.rules.language import Rule
@@ -102,6 +102,7 @@ class Engine:
             for name, value in zip(known, values, strict=True):
                 if name in group:
                     check_value(name, value, self.rule, known[name], f"param_groups[{index}]")
+            check_together(group, self.rule, f"param_groups[{index}]")
             self._checked[index : index + 1] = [values]
 
     def settled(self) -> bool:

@@ -92,6 +92,14 @@ def check_group(group: Mapping[str, Any], rule: Rule, label: str) -> None:
         if value is inspect.Parameter.empty:
             raise InputError(f"{label}: {rule.title} needs {name}")
         check_value(name, value, rule, known[name], label)
+    check_together({k: v for k, v in known.items() if v is not inspect.Parameter.empty} | dict(group), rule, label)
+
+
+def check_together(group: Mapping[str, Any], rule: Rule, label: str) -> None:
+    """Raise InputError if hyperparameters do not go with each other."""
+    complaint = rule.complaint(group)
+    if complaint:
+        raise InputError(f"{label}: {complaint}")
 
 
 def environment(group: Mapping[str, Any], step: int) -> dict[str, float]:

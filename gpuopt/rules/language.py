@@ -122,6 +122,7 @@ class Rule:
         self.name = function.__name__
         self.title = title or "".join(part.capitalize() for part in self.name.split("_"))
         self.prepare_function: Callable[..., dict[str, Any]] | None = None
+        self.require_function: Callable[..., str | None] | None = None
         self.__doc__ = function.__doc__
         _ = self.tree  # parse now, so that a mistake is reported where the rule is written
 
@@ -161,6 +162,19 @@ class Rule:
             self.__dict__.pop(cached, None)
         refuse_option_names(function, inspect.signature(function).parameters)
         return function
+
+    def require(self, function: Callable[..., str | None]) -> Callable[..., str | None]:
+        """Decorator: `function(*, hyperparameters)` says what hyperparameters that cannot go together should be, or None."""
+        self.require_function = function
+        return function
+
+    def complaint(self, hyper: Mapping[str, Any]) -> str | None:
+        """What is wrong with these hyperparameters together, each of which may be what it is."""
+        if self.require_function is None:
+            return None
+        return self.require_function(
+            **{name: hyper[name] for name in inspect.signature(self.require_function).parameters}
+        )
 
     @cached_property
     def hyperparameters(self) -> dict[str, Any]:

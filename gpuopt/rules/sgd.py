@@ -26,3 +26,10 @@ def sgd(
 @sgd.prepare
 def _(step, *, dampening):
     return dict(gain=1 if step == 1 else 1 - dampening)
+
+
+@sgd.require
+def _(*, nesterov, momentum, dampening):
+    if nesterov and (momentum <= 0 or dampening != 0):
+        return f"nesterov with momentum {momentum} and dampening {dampening}: expected a momentum and no dampening"
+    return None
