@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import pickle
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import torch
 import gpuopt.torch
 from gpuopt.torch import native
 from gpuopt.torch.look import Look, look, places
-from gpuopt.torch.shown import ShownState
+from gpuopt.torch.shown import ShownState, ShownStates
 from torch_samples import furthest, gradients, parameters, train
 
 ULPS = 16 * torch.finfo(torch.float32).eps
@@ -224,20 +225,48 @@ EDITS: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("edit", EDITS)
-def test_every_edit_of_a_state_is_told(edit: str) -> None:
-    told: list[str] = []
-    plain, shown = {"a": 1}, ShownState({"a": 1}, told)
-    assert EDITS[edit](plain) == EDITS[edit](shown)
-    assert plain == shown and len(told) == 1
+def test_every_edit_is_told(edit: str) -> None:
+    for cls in (ShownState, ShownStates):
+        told: list[str] = []
+        plain: dict[str, Any] = {"a": {}}
+        shown = cls({"a": {}}, told)
+        assert EDITS[edit](plain) == EDITS[edit](shown)
+        assert plain == shown and len(told) == 1
 
 
 def test_copies_and_pickles_of_states_are_plain() -> None:
     params = parameters()
     opt = gpuopt.torch.AdamW(params)
     train(opt, params, range(2))
-    state = opt.state[params[0]]
-    assert isinstance(state, ShownState)
-    for made in (copy.copy(state), copy.deepcopy(state), pickle.loads(pickle.dumps(state))):
-        assert type(made) is dict and list(made) == list(state)
+    for shown in (opt.state, opt.state[params[0]]):
+        assert isinstance(shown, ShownStates | ShownState)
+        for made in (copy.copy(shown), shown.copy(), copy.deepcopy(shown), pickle.loads(pickle.dumps(shown))):
+            assert type(made) in (dict, collections.defaultdict) and len(made) == len(shown)
     assert {type(s) for s in opt.state_dict()["state"].values()} == {dict}
-    assert {type(s) for s in copy.deepcopy(opt).state.values()} == {dict}
+
+
+def test_the_states_that_are_shown_stay_the_same_objects() -> None:
+    """Wrappers keep `opt.state`, and tools the entry of a parameter."""
+    params = parameters()
+    opt = gpuopt.torch.AdamW(params)
+    states, entry = opt.state, opt.state[params[0]]
+    train(opt, params, range(2))
+    params[1].grad = None  # launches are planned anew
+    opt.step()
+    assert opt.state is states and states[params[0]] is entry and entry["step"].item() == 3
+    assert copy.deepcopy(opt).state.edits is not states.edits
+
+
+def test_states_of_another_optimizer() -> None:
+    """Its entries tell the optimizer that they are given to."""
+    found, expected = parameters(), parameters()
+    for cls, params in ((gpuopt.torch.AdamW, found), (torch.optim.AdamW, expected)):
+        one, other = cls(params, lr=0.1), cls(params, lr=0.1)
+        train(one, params, range(2))
+        train(other, params, range(2, 3))
+        for p in params:
+            other.state[p] = one.state[p]
+        train(other, params, range(3, 4))
+        other.state[params[0]]["exp_avg"] = torch.ones(4, 3)
+        train(other, params, range(4, 5))
+    assert furthest(found, expected) <= ULPS

@@ -21,7 +21,7 @@ from gpuopt.optim.slots import Slot, checked_mask, parameter_view
 from gpuopt.rules.language import Rule
 from gpuopt.torch import native
 from gpuopt.torch.look import Look, look_at, places
-from gpuopt.torch.shown import ShownState, StepTensor
+from gpuopt.torch.shown import ShownStates, StepTensor
 from gpuopt.torch.tensors import on_torch_streams, resolved
 
 # Keys of torch's groups that choose another algorithm: only torch's default of that class is what this class does.
@@ -40,11 +40,13 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     def __init__(self, params: Any, defaults: dict[str, Any], options: dict[str, Any], backend: str | None) -> None:
         self._options, self._asked = dict(options), backend
+        self._edits: list[str] = []  # what was done to self.state since the engine last agreed with it
         self._mask = dict(self._options.pop("mask", None) or {})
         self._keys = tuple(defaults)
         self._reset()
         self._settings().check(self.rule)
         super().__init__(params, defaults)
+        self.state = ShownStates(self.state, self._edits)
         if self.rule.name in EAGER:
             self.init_state()
 
@@ -66,8 +68,6 @@ class TorchOptimizer(torch.optim.Optimizer):
         self._seen: Look | None = None
         self._looks = 0
         self._dump: native.Dump | None = None
-        self._shown: list[Any] = []  # the entries of self.state that the engine knows, and what was done to them since
-        self._edits: list[str] = []
         self._params: list[torch.Tensor] = []
         self._states: list[torch.Tensor] = []
         self._places = b""
@@ -176,9 +176,8 @@ class TorchOptimizer(torch.optim.Optimizer):
         return (
             len(params) == len(self._params)
             and all(map(is_, params, self._params))
+            and isinstance(self.state, ShownStates)
             and not self._edits
-            and len(self.state) == len(self._shown)
-            and all(map(is_, self.state.values(), self._shown))
             and not any(shown.changed() for shown in self._steps)
         )
 
@@ -200,10 +199,9 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     def _watch(self) -> None:
         """Notice from now on what others do to `self.state`."""
-        edits: list[str] = []
-        for p, state in self.state.items():
-            self.state[p] = ShownState(state, edits)
-        self._shown, self._edits = list(self.state.values()), edits
+        if not isinstance(self.state, ShownStates):
+            self.state = ShownStates(self.state, self._edits)
+        self.state.watch()
         slots = [] if self._engine is None else self._engine.slots
         self._states = [tensor for slot in slots for tensor in slot.states.values()]
         self._places = places(self._states)
@@ -311,6 +309,8 @@ class TorchOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             for key in self._keys:
                 group.setdefault(key, self.defaults[key])
+        self._edits = []
+        self.state = ShownStates(self.state, self._edits)
         self._reset()
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -46,16 +48,40 @@ class ShownState(dict[str, Any]):
         return dict(self)
 
 
-def _telling(name: str) -> Any:
-    change = getattr(dict, name)
+class ShownStates(defaultdict[Any, Any]):
+    """`self.state` of an optimizer, which tells of edits as its entries do. Copies and pickles are plain."""
 
-    def method(self: ShownState, *args: Any, **kwargs: Any) -> Any:
+    def __init__(self, states: Mapping[Any, dict[str, Any]], edits: list[str]) -> None:
+        super().__init__(lambda: ShownState({}, edits), {k: ShownState(v, edits) for k, v in states.items()})
+        self.edits = edits
+
+    def __reduce__(self) -> Any:
+        return defaultdict, (dict, dict(self))
+
+    def __copy__(self) -> defaultdict[Any, Any]:  # type: ignore[override]
+        return defaultdict(dict, self)
+
+    copy = __copy__  # type: ignore[assignment]
+
+    def watch(self) -> None:
+        """Let every entry tell of edits from now on; those until now are forgotten."""
+        for key, state in self.items():
+            if not isinstance(state, ShownState) or state.edits is not self.edits:
+                self[key] = ShownState(state, self.edits)
+        self.edits.clear()
+
+
+def _telling(cls: type, name: str) -> None:
+    change = getattr(cls, name)
+
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         self.edits.append(name)
         return change(self, *args, **kwargs)
 
     method.__name__ = name
-    return method
+    setattr(cls, name, method)
 
 
 for _name in ("__setitem__", "__delitem__", "__ior__", "clear", "pop", "popitem", "setdefault", "update"):
-    setattr(ShownState, _name, _telling(_name))
+    for _cls in (ShownState, ShownStates):
+        _telling(_cls, _name)
