@@ -18,6 +18,8 @@ from gpuopt.errors import GpuoptError
 
 DEFAULT_OUT = "benchmarks/results"
 
+QUICK_MINUTES = 0.6  # for the cases of a quick run; with imports and the suite `start` it stays under one
+
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
@@ -80,7 +82,8 @@ def run(options: argparse.Namespace, path: Path) -> list[rows.Row]:  # type: ign
     devices = options.device or (["cuda"] if machine.gpu_usable() else []) + ["cpu"]
     now = datetime.now(UTC)
     identity = (f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(2)}", f"{now:%Y-%m-%d}")
-    deadline = time.monotonic() + 60 * options.minutes if options.minutes else None
+    minutes = options.minutes or (QUICK_MINUTES if options.quick else None)
+    deadline = time.monotonic() + 60 * minutes if minutes else None
     made = []
     for device in devices:
         made += Run(options, device, identity, path, deadline).all()
