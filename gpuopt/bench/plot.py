@@ -120,14 +120,17 @@ def optimizer_bars(axes: Any, group: list[Row]) -> None:
 
 def accuracy(axes: Any, group: list[Row]) -> None:
     """Error against float64 over the bytes that a parameter keeps in memory, one point a format and provider."""
+    named: set[str] = set()
     for row in group:
         if row.error and row.bytes:
             own = row.provider.startswith("gpuopt")
             x = row.bytes / row.parameters
             axes.scatter(x, row.error, color="tab:blue" if own else "tab:orange", s=20 if own else 12)
-            if own:
-                text = f"{row.dtype}/{row.state_format}/{row.param_format}"
+            text = f"{row.dtype}/{row.state_format}/{row.param_format}"
+            if own and text not in named:
+                named.add(text)
                 axes.annotate(text, (x, row.error), fontsize=5, xytext=(2, 2), textcoords="offset points")
+    axes.margins(x=0.2)
     axes.set(xlabel="bytes moved per parameter", ylabel="relative error of the step against float64", yscale="log")
 
 
