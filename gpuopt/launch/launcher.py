@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from gpuopt.compiler.host import row_function, row_inputs
 from gpuopt.compiler.names import OPTION
 from gpuopt.launch.plan import Plan
+
+MULTIPLIER = "grad_multiplier"  # what every gradient is multiplied by: a number of the step, not of a group
 
 
 @dataclass
@@ -37,8 +39,7 @@ class Clock:
         return self.memo
 
 
-@dataclass(frozen=True)
-class Demand:
+class Demand(NamedTuple):
     """What this step asks for besides the update; all of it is the same for every launch of the step.
 
     max_norm: bound of the global gradient norm, None for no bound; grad_scale: a number, or a one-element float32 array on
@@ -74,6 +75,11 @@ class Launch:
         return row_inputs(self.plan.program)
 
     @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """The names of the same in an environment; the factor of the gradients, which is not in one, by itself."""
+        return tuple(name.removeprefix(OPTION) for name in self.inputs)
+
+    @cached_property
     def row(self) -> Callable[..., tuple[float, ...]]:
         """The function of one row; kept, since looking it up would hash the whole program at every step."""
         return row_function(self.plan.program, self.inputs)
@@ -84,16 +90,17 @@ class Launch:
         result = np.empty((len(self.clocks), len(program.row)), program.compute)
         with np.errstate(over="ignore"):
             for k, clock in enumerate(self.clocks):
-                values = {**clock.values(), "grad_multiplier": grad_multiplier}
-                result[k] = self.row(clock.step, *[values[name.removeprefix(OPTION)] for name in self.inputs])
+                values = clock.values()
+                taken = [grad_multiplier if key == MULTIPLIER else values[key] for key in self.keys]
+                result[k] = self.row(clock.step, *taken)
         return result
 
     def hyper(self) -> NDArray[np.float64]:
         """The inputs of every row, for rows that are computed on the device."""
         result = np.empty((len(self.clocks), len(self.inputs)))
         for k, clock in enumerate(self.clocks):
-            values = {**clock.environment(clock.step + 1), "grad_multiplier": 1.0}
-            result[k] = [values[name.removeprefix(OPTION)] for name in self.inputs]
+            values = clock.environment(clock.step + 1)
+            result[k] = [1.0 if key == MULTIPLIER else values[key] for key in self.keys]
         return result
 
 

@@ -21,9 +21,9 @@ from gpuopt.errors import InputError
 from gpuopt.formats.dtypes import STORAGES, state_storage
 from gpuopt.launch.launcher import Backend, Clock, Demand, Launch
 from gpuopt.launch.plan import Plan
-from gpuopt.optim.hyper import check_together, check_value, defaults_of, environment
 from gpuopt.optim.settings import Settings
 from gpuopt.optim.slots import UNSEEN, Slot, Written, check_overlap, fitted, gradient_view, parameter_view, same_order
+from gpuopt.optim.watch import Flags, Groups
 from gpuopt.rules.language import Rule
 
 Change = tuple[Slot, Any, View | None]  # a slot, its new gradient, and that gradient's View
@@ -33,18 +33,16 @@ class Engine:
     """Steps a rule over slots. `groups` are the dicts of hyperparameters, read at every step."""
 
     def __init__(self, rule: Rule, settings: Settings, groups: list[dict[str, Any]], backend: str | None) -> None:
-        self.rule, self.settings, self.groups, self.asked = rule, settings, groups, backend
+        self.rule, self.settings, self.groups, self.asked = rule, settings, Groups(rule, groups), backend
         self.slots: list[Slot] = []
         self.skipped = 0
         self._launches: list[tuple[Backend, list[Launch], list[Clock]]] = []
         self._key: object = None
-        self._known = defaults_of(rule)
         self._seen: list[
             Any
         ] = []  # each slot's gradient of the last step, where seeing it again means that nothing changed
         self._copied = False  # whether a gradient is copied at every step
         self._written = Written([])
-        self._checked: list[tuple[Any, ...]] = []
         self.planned = 0  # grows with every new plan of launches
 
     def choice(self, slot: Slot) -> tuple[str, str]:
@@ -53,7 +51,7 @@ class Engine:
 
     def clock(self, group: int, step: int) -> Clock:
         """A new step count for tensors of a group."""
-        return Clock(group, step, lambda t: environment(self.groups[group], t))
+        return Clock(group, step, lambda t: self.groups.environment(group, t))
 
     def add(self, slots: Sequence[Slot]) -> None:
         """Take more tensors. Raises InputError if two share memory."""
@@ -77,7 +75,7 @@ class Engine:
 
     def step(self, leaves: Sequence[Any]) -> None:
         """One step with these gradients, one for each slot or None. Raises before anything is written."""
-        self.check_groups()
+        self.groups.check()
         changes = self._collect(leaves)
         key = (self._flags(), self.settings.key())
         known = key == self._key and not any(reshapes(change) for change in changes)
@@ -91,19 +89,6 @@ class Engine:
             self._refresh()
         self._key = key
         self.run()
-
-    def check_groups(self) -> None:
-        """Raise InputError for a hyperparameter that was set to something it cannot be; looks at what changed only."""
-        known = self._known
-        for index, group in enumerate(self.groups):
-            values = tuple(group.get(name) for name in known)
-            if index < len(self._checked) and all(a is b for a, b in zip(values, self._checked[index], strict=True)):
-                continue
-            for name, value in zip(known, values, strict=True):
-                if name in group:
-                    check_value(name, value, self.rule, known[name], f"param_groups[{index}]")
-            check_together(group, self.rule, f"param_groups[{index}]")
-            self._checked[index : index + 1] = [values]
 
     def settled(self) -> bool:
         """Whether the launches fit the groups and options as they are, and no gradient has to be copied."""
@@ -144,7 +129,7 @@ class Engine:
         if demand.sums and len(self._launches) > 1:
             raise InputError("max_grad_norm and skip_nonfinite need all parameters on one device")
         on_gpu = any(backend.device != "cpu" for backend, _, _ in self._launches)
-        if demand.on_device and on_gpu and any(callable(g.get("lr")) for g in self.groups):
+        if demand.on_device and on_gpu and any(callable(g.get("lr")) for g in self.groups.dicts):
             raise InputError(
                 "lr is a function of the step count, which stays on the GPU where a step may be skipped or captured: "
                 "set group['lr'] to a number before each step instead"
@@ -182,16 +167,8 @@ class Engine:
             slot.copy = use if seen is UNSEEN else None
         self._copied = any(slot.copy is not None for slot in self.slots)
 
-    def _flags(self) -> tuple[tuple[tuple[str, object], ...], ...]:
-        """The compile-time constants of every group. Options are switched on for all groups if any needs them."""
-        groups, settings = self.groups, self.settings
-        scaled = settings.max_grad_norm is not None or settings.grad_scale is not None
-        shared = {
-            "@scaled": scaled or any(g.get("maximize") for g in groups),
-            "@clipped": any(g.get("clip_value") is not None for g in groups),
-            "@sparse": any(g.get("l1") for g in groups),
-        }
-        return tuple(tuple(sorted((self.rule.flags(g) | shared).items())) for g in groups)
+    def _flags(self) -> Flags:
+        return self.groups.flags(self.settings.max_grad_norm is not None or self.settings.grad_scale is not None)
 
     def _demand(self) -> Demand:
         s = self.settings
@@ -242,7 +219,7 @@ class Engine:
             if state.name not in slot.states:
                 dtype = state_storage(formats[state.name], STORAGES[slot.view.dtype].compute)
                 array = kind.zeros(slot.array, dtype)
-                init = state.init if isinstance(state.init, (int, float)) else self.groups[slot.group][state.init]
+                init = state.init if isinstance(state.init, (int, float)) else self.groups.dicts[slot.group][state.init]
                 if init:
                     array[...] = init
                 found[state.name] = array

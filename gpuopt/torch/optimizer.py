@@ -141,8 +141,8 @@ class TorchOptimizer(torch.optim.Optimizer):
             self._save_steps()
             self._reset()
         engine = self._made_engine()
-        engine.settings, engine.groups = self._settings(), self.param_groups
-        engine.check_groups()
+        engine.settings, engine.groups.dicts = self._settings(), self.param_groups
+        engine.groups.check()
         look, seen = self._look(params, engine), self._seen
         self._seen = None  # what follows may fail
         moved = look.states != self._places  # someone gave a state tensor other memory
@@ -229,7 +229,7 @@ class TorchOptimizer(torch.optim.Optimizer):
             engine.add([self._slot(engine, f"parameter of shape {tuple(p.shape)}", p, index)])
             self._single[p] = engine
         engine = self._single[p]
-        engine.settings, engine.groups = self._settings(), self.param_groups
+        engine.settings, engine.groups.dicts = self._settings(), self.param_groups
         with on_torch_streams():
             engine.touch()
             engine.step([None if p.grad is None else resolved(p.grad)])

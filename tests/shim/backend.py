@@ -116,10 +116,11 @@ def installed(sanitize: str | None = None) -> Iterator[Backend]:
     """Make both backends known to gpuopt; gives the first, whose `runtime` both use."""
     runtime, get = Runtime(sanitize), backends.get
     made = {"shim": Backend(runtime), "shim-device": OnDevice(runtime, 0)}
+    sys.modules["gpuopt.backends.shim"] = sys.modules[__name__]  # patch.dict would forget what is imported meanwhile
     with (
-        mock.patch.dict(sys.modules, {"gpuopt.backends.shim": sys.modules[__name__]}),
         mock.patch.dict(backends.MODULES, dict.fromkeys(made, "shim")),
         mock.patch.dict(backends.DEVICES, dict.fromkeys(made, "cpu")),
         mock.patch.object(backends, "get", lambda name, *rest: made[name] if name in made else get(name, *rest)),
     ):
         yield made["shim"]
+    del sys.modules["gpuopt.backends.shim"]

@@ -35,9 +35,18 @@ def _variants(name: str) -> tuple[Mapping[str, Any], ...]:
                 hyper[flag[4:]] = LIVELY[flag[4:]] if value else 0.0
             else:
                 hyper[flag] = value
-        made = program(name, **hyper)
-        found.setdefault((made.body, made.row), hyper)
+        allowed = possible(name, hyper)
+        if allowed is not None:
+            made = program(name, **allowed)
+            found.setdefault((made.body, made.row), allowed)
     return tuple(found.values())
+
+
+def possible(name: str, hyper: dict[str, Any]) -> dict[str, Any] | None:
+    """The same with one lively value fewer where the rule refuses them together; None where that does not help."""
+    rule = rules.get(name)
+    fewer = [{k: v for k, v in hyper.items() if k != left} for left in lively(name) if left in hyper]
+    return next((h for h in (hyper, *fewer) if not rule.complaint(defaults_of(rule) | h)), None)
 
 
 def variants(name: str) -> list[dict[str, Any]]:

@@ -1,0 +1,71 @@
+"""The groups of hyperparameters as the engine reads them at every step: checked, and turned into floats and flags, only when
+something in them changed.
+
+Used by `optim.engine`. Values are compared by identity, so what can change in itself (a schedule, a tensor, a list) is read anew
+at every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from operator import is_
+from types import NoneType
+from typing import Any
+
+from gpuopt.optim import hyper
+from gpuopt.rules.language import Rule
+
+PLAIN = {int, float, bool, str, NoneType}
+Flags = tuple[tuple[tuple[str, object], ...], ...]
+
+
+class Groups:
+    """dicts: the groups themselves, which belong to the caller and may be replaced."""
+
+    def __init__(self, rule: Rule, dicts: list[dict[str, Any]]) -> None:
+        self.rule, self.dicts = rule, dicts
+        self._known = hyper.defaults_of(rule)
+        self._values: list[tuple[Any, ...]] = []
+        self._environments: list[Mapping[str, float] | None] = []  # None where it has to be made at every step
+        self._flags: dict[bool, Flags] = {}
+
+    def check(self) -> None:
+        """Raise InputError for a hyperparameter that was set to something it cannot be; looks at what changed only."""
+        for index, group in enumerate(self.dicts):
+            values = tuple(map(group.get, self._known))
+            if index < len(self._values) and all(map(is_, values, self._values[index])):
+                continue
+            label = f"param_groups[{index}]"
+            for name, value in zip(self._known, values, strict=True):
+                if name in group:
+                    hyper.check_value(name, value, self.rule, self._known[name], label)
+            hyper.check_together(group, self.rule, label)
+            self._values[index : index + 1] = [values]
+            self._environments[index : index + 1] = [hyper.environment(group, 1) if plain(values) else None]
+            self._flags.clear()
+
+    def environment(self, index: int, step: int) -> Mapping[str, float]:
+        """The hyperparameters of a group as floats, for its step-th step."""
+        made = self._environments[index] if index < len(self._environments) else None
+        return hyper.environment(self.dicts[index], step) if made is None else made
+
+    def flags(self, scaled: bool) -> Flags:
+        """The compile-time constants of every group. Options are switched on for all groups if any needs them.
+
+        scaled: whether gradients are multiplied by something whatever the groups say.
+        """
+        if scaled in self._flags and None not in self._environments:
+            return self._flags[scaled]
+        shared = {
+            "@scaled": scaled or any(g.get("maximize") for g in self.dicts),
+            "@clipped": any(g.get("clip_value") is not None for g in self.dicts),
+            "@sparse": any(g.get("l1") for g in self.dicts),
+        }
+        made = tuple(tuple(sorted((self.rule.flags(g) | shared).items())) for g in self.dicts)
+        self._flags[scaled] = made
+        return made
+
+
+def plain(values: tuple[Any, ...]) -> bool:
+    """Whether none of these can change while it stays the same object."""
+    return all(type(v) in PLAIN or (type(v) is tuple and plain(v)) for v in values)
