@@ -27,8 +27,7 @@ def seen_by_getters(params: Params, states: list[torch.Tensor]) -> Callable[[], 
 
 
 def seen_by_compiled(params: Params, states: list[torch.Tensor]) -> Callable[[], Look | None]:
-    dump = native.Dump(params, states)
-    return lambda: dump.look(params)
+    return native.Dump(params, states).look
 
 
 WAYS = pytest.mark.parametrize("way", [seen_by_getters, seen_by_compiled])
@@ -184,7 +183,7 @@ REFUSED = {
 def test_compiled_code_leaves_to_python(case: str, capfd: pytest.CaptureFixture[str]) -> None:
     params = REFUSED[case]()
     dump = native.Dump(params, [])
-    assert dump.look(params) is None and not dump.usable
+    assert dump.look() is None and not dump.usable
     assert capfd.readouterr() == ("", "")
 
 

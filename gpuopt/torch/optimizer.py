@@ -168,7 +168,7 @@ class TorchOptimizer(torch.optim.Optimizer):
             self._dump = None
         elif self._looks == native.AFTER and len(params) >= native.FROM:
             self._dump = native.Dump(params, self._states)
-        found = None if self._dump is None else self._dump.look(params)
+        found = None if self._dump is None else self._dump.look()
         return look_at(params, self._states, engine.slots) if found is None else found
 
     def _current(self, params: list[torch.Tensor]) -> bool:
