@@ -116,6 +116,12 @@ def grad_turns(p: torch.nn.Parameter) -> None:
     p.grad = torch.ones(4, 3).t()
 
 
+def grad_halves(p: torch.nn.Parameter) -> None:
+    """torch allows it where it is told to."""
+    p.grad_dtype = None
+    p.grad = torch.ones(3, 4, dtype=torch.bfloat16)
+
+
 def grad_goes(p: torch.nn.Parameter) -> None:
     p.grad = None
 
@@ -127,7 +133,7 @@ def swapped(p: torch.nn.Parameter) -> None:
     torch.utils.swap_tensors(p, other)
 
 
-CHANGES = [data_moves, data_shrinks, data_turns, data_halves, grad_turns, grad_goes, swapped]
+CHANGES = [data_moves, data_shrinks, data_turns, data_halves, grad_turns, grad_halves, grad_goes, swapped]
 
 
 @WAYS
