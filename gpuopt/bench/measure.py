@@ -10,7 +10,7 @@ import gc
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -24,6 +24,7 @@ SAMPLES_A_TURN = 3
 LONG_START = 5.0  # seconds
 SETTLE = 0.005  # seconds for the threads of the one before to go to sleep
 COPIES = 8  # of them in a case at most
+WARM_SAMPLES = 25  # times as long, since the first steps of a sample meet a cache that the one before has filled
 QUIET = 0.08  # share of the machine that other processes may take in a round that counts
 
 
@@ -74,6 +75,8 @@ def measure(
 ) -> list[Row]:
     """A row for each provider that takes the case; reasons of the others go to `say`. run: (id, date)."""
     rows, entrants = [], []
+    if case.warm:
+        effort = replace(effort, sample=WARM_SAMPLES * effort.sample)
     left = float(machine.free_bytes(device))
     rotation = min(effort.copies, rotations(case, device))
     for provider in providers:
@@ -111,6 +114,8 @@ def blank(case: Case, provider: Provider, device: str, run: tuple[str, str]) -> 
 
 def rotations(case: Case, device: str) -> int:
     """How many copies of the arrays it takes to be twice the last cache level."""
+    if case.warm:
+        return 1
     wanted = math.ceil(2 * machine.cache_bytes(device) / max(1, case.bytes_held))
     return max(1, min(wanted, TENSORS // len(case.shapes)))
 

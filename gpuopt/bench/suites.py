@@ -38,6 +38,7 @@ class Case:
     param_format: str = "native"
     value: int = 5
     steps: int = 3  # that are compared with float64
+    warm: bool = False  # many steps in a row on the same arrays, which stay in the cache if they fit
 
     @property
     def parameters(self) -> int:
@@ -110,6 +111,12 @@ def many(device: str) -> Iterable[Case]:
             yield Case("many", f"{count} x {size}", ((size,),) * count, value=0 if key else 2 if size == 1_000 else 6)
 
 
+def warm(device: str) -> Iterable[Case]:
+    """Many small tensors, nothing done between steps."""
+    for count, size in ((1_000, 1_000), (10_000, 64)):
+        yield Case("warm", f"{count} x {size}", ((size,),) * count, value=2, warm=True)
+
+
 def models(device: str) -> Iterable[Case]:
     """The true shapes of models."""
     for name, model in shapes.MODELS.items():
@@ -151,6 +158,7 @@ def host(device: str) -> Iterable[Case]:
 SUITES: dict[str, Callable[[str], Iterable[Case]]] = {
     "large": large,
     "many": many,
+    "warm": warm,
     "models": models,
     "optimizers": optimizers,
     "formats": formats,

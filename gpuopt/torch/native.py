@@ -148,9 +148,6 @@ def _dump(names: dict[str, Any], grad: Any, codes: tuple[int, ...], load: Any, p
                 at += 1
         scratch[SAME] = same
         for k in range(len(states)):
-            if k + AHEAD < len(states):
-                prefetch(states[k + AHEAD])
-                prefetch(states[k + AHEAD] + 64)
             if data_ptr(states.ctypes.data + 8 * k, places.ctypes.data + 8 * k):
                 return -1
         return at
