@@ -22,6 +22,7 @@ from gpuopt.bench.suites import Case
 TENSORS = 20_000  # arrays of all copies together at most: making them takes longer than measuring
 SAMPLES_A_TURN = 3
 LONG_START = 5.0  # seconds
+FIRST_STEPS = 5
 SETTLE = 0.005  # seconds for the threads of the one before to go to sleep
 COPIES = 8  # of them in a case at most
 WARM_SAMPLES = 25  # times as long, since the first steps of a sample meet a cache that the one before has filled
@@ -52,6 +53,14 @@ class Entrant:
     repeats: int = 1
     estimate: float = 0.0
     samples: list[tuple[int, float]] = field(default_factory=list)
+
+    def settle(self) -> None:
+        """Step until what is compiled and planned in the first steps is done, or it takes too long; estimates a turn."""
+        begin, self.estimate = time.perf_counter(), math.inf
+        for _ in range(FIRST_STEPS):
+            self.estimate = min(self.estimate, self.turns(1))
+            if time.perf_counter() - begin > LONG_START:
+                break
 
     def turns(self, count: int) -> float:
         """Seconds per step over `count` rotations of the sessions."""
@@ -129,11 +138,8 @@ def enter(case: Case, provider: Provider, row: Row, rotation: int, say: Callable
             row.status, row.note = "wrong", f"error above {oracle.tolerance(case):.1e}: not timed"
         else:
             entrant = Entrant(provider, row, [session])
-            entrant.estimate = entrant.turns(1)
             entrant.sessions += [provider.start(case) for _ in range(rotation - 1)]
-            if rotation > 1:
-                entrant.turns(1)
-                entrant.estimate = entrant.turns(1)
+            entrant.settle()
             return entrant
     except Exception as error:  # a peer may raise anything; the run goes on
         row.status, row.note = "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"

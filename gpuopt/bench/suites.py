@@ -188,6 +188,6 @@ def shrunk(case: Case) -> Case:
     if case.parameters <= QUICK_LIMIT:
         return case
     return Case(
-        case.suite, f"1 x {QUICK_LIMIT}", ((QUICK_LIMIT,),), case.optimizer, case.dtype, **case.formats,
-        value=case.value, steps=case.steps,
+        case.suite, f"1 x {QUICK_LIMIT}", ((QUICK_LIMIT,),), case.optimizer, case.dtype, case.state_format,
+        case.param_format, case.value, case.steps,
     )  # fmt: skip
