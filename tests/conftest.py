@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import re
 from functools import cache
 
 import numpy as np
@@ -47,7 +48,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_runtest_makereport(item: pytest.Item) -> object:
     """No other reason to skip: a test that skips itself fails, or a missing library would pass unseen."""
     report = yield
-    if report.skipped and not hasattr(report, "wasxfail") and "GPU" not in str(report.longrepr):
+    if report.skipped and not hasattr(report, "wasxfail") and not re.search(r"needs \d+ GPU", str(report.longrepr)):
         report.outcome = "failed"
         report.longrepr = f"skipped for another reason than a missing GPU: {report.longrepr}"
     return report
