@@ -97,6 +97,42 @@ def test_nesterov_needs_a_momentum_and_no_dampening(others: dict[str, float]) ->
         optimizer.step(gradients(1, SHAPES))
 
 
+def test_a_rule_of_ones_own_may_refuse_a_combination() -> None:
+    @gpuopt.rule()
+    def careful(p, g, *, lr, gain):
+        p = p - lr * gain * g
+        return p
+
+    @careful.require
+    def _(*, lr, gain):
+        return f"lr * gain = {lr * gain}: expected at most 1" if lr * gain > 1 else None
+
+    group = {"params": np.ones(3), "lr": 0.5, "gain": 2.0}
+    optimizer = gpuopt.optimizer(careful, [group], backend="numpy")  # both are given in the group only
+    optimizer.step([np.ones(3)])
+    with pytest.raises(gpuopt.InputError, match=r"param_groups\[1\]: lr \* gain = 1.5: expected at most 1"):
+        optimizer.add_param_group(group | {"params": np.ones(3), "gain": 3.0})
+
+    careful.require(lambda *, gian: None)
+    with pytest.raises(TypeError, match="require of careful asks for 'gian': expected one of lr, gain"):
+        gpuopt.optimizer(careful, np.ones(3), lr=0.5, gain=1.0, backend="numpy")
+
+
+@BACKENDS
+def test_values_that_change_in_themselves_are_read_at_every_step(backend: str) -> None:
+    betas, rate = [0.9, 0.99], np.array(0.1)
+    found, expected = parameters(SHAPES), parameters(SHAPES)
+    ours = gpuopt.Adam(found, lr=rate, betas=betas, backend=backend)
+    usual = gpuopt.Adam(expected, lr=0.1, betas=(0.9, 0.99), backend=backend)
+    for step in range(4):
+        if step == 2:
+            betas[0], rate[...] = 0.5, 0.2
+            usual.param_groups[0].update(betas=(0.5, 0.99), lr=0.2)
+        for optimizer in (ours, usual):
+            optimizer.step(gradients(step, SHAPES))
+    assert bits(found) == bits(expected)
+
+
 @pytest.mark.parametrize(("option", "value", "allowed"), SETTINGS, ids=str)
 def test_option_of_the_whole_optimizer(option: str, value: Any, allowed: str) -> None:
     with pytest.raises(gpuopt.InputError) as caught:

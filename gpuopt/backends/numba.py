@@ -70,9 +70,8 @@ def compile_text(source: str, name: str, values: dict[str, Any], arguments: int)
     return address
 
 
-_region = (
-    threading.Lock()
-)  # one parallel region at a time: it has all cores anyway, and Numba's workqueue layer dies of two
+# One parallel region at a time: it has all cores anyway, and Numba's workqueue layer dies of two.
+_region = threading.Lock()
 _alive: list[Any] = []  # compiled functions, whose addresses are in use
 
 

@@ -22,11 +22,13 @@ from gpuopt.formats.dtypes import STORAGES, state_storage
 from gpuopt.launch.launcher import Backend, Clock, Demand, Launch
 from gpuopt.launch.plan import Plan
 from gpuopt.optim.settings import Settings
-from gpuopt.optim.slots import UNSEEN, Slot, Written, check_overlap, fitted, gradient_view, parameter_view, same_order
+from gpuopt.optim.slots import Slot, Written, check_overlap, fitted, gradient_view, parameter_view, same_order
 from gpuopt.optim.watch import Flags, Groups
 from gpuopt.rules.language import Rule
 
 Change = tuple[Slot, Any, View | None]  # a slot, its new gradient, and that gradient's View
+
+UNSEEN = object()  # no gradient
 
 
 class Engine:
@@ -38,9 +40,8 @@ class Engine:
         self.skipped = 0
         self._launches: list[tuple[Backend, list[Launch], list[Clock]]] = []
         self._key: object = None
-        self._seen: list[
-            Any
-        ] = []  # each slot's gradient of the last step, where seeing it again means that nothing changed
+        # Each slot's gradient of the last step, where seeing it again means that nothing changed, else UNSEEN.
+        self._seen: list[Any] = []
         self._copied = False  # whether a gradient is copied at every step
         self._written = Written([])
         self.planned = 0  # grows with every new plan of launches

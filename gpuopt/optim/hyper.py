@@ -96,7 +96,14 @@ def check_group(group: Mapping[str, Any], rule: Rule, label: str) -> None:
 
 
 def check_together(group: Mapping[str, Any], rule: Rule, label: str) -> None:
-    """Raise InputError if hyperparameters do not go with each other."""
+    """Raise InputError if hyperparameters do not go with each other; nothing is asked before all of them are given."""
+    if not rule.asked <= group.keys():
+        unknown = sorted(rule.asked - defaults_of(rule).keys())
+        if unknown:
+            raise TypeError(
+                f"require of {rule.name} asks for {unknown[0]!r}: expected one of {', '.join(defaults_of(rule))}"
+            )
+        return
     complaint = rule.complaint(group)
     if complaint:
         raise InputError(f"{label}: {complaint}")

@@ -16,8 +16,6 @@ from gpuopt.errors import DtypeError, InputError
 from gpuopt.formats.dtypes import PARAMETER_DTYPES, STORAGES
 from gpuopt.launch.launcher import Clock
 
-UNSEEN = object()
-
 
 @dataclass
 class Slot:

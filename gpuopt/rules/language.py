@@ -123,6 +123,9 @@ class Rule:
         self.title = title or "".join(part.capitalize() for part in self.name.split("_"))
         self.prepare_function: Callable[..., dict[str, Any]] | None = None
         self.require_function: Callable[..., str | None] | None = None
+        self.asked: frozenset[str] = (
+            frozenset()
+        )  # the hyperparameters it looks at, by the names the optimizer has for them
         self.__doc__ = function.__doc__
         _ = self.tree  # parse now, so that a mistake is reported where the rule is written
 
@@ -165,16 +168,13 @@ class Rule:
 
     def require(self, function: Callable[..., str | None]) -> Callable[..., str | None]:
         """Decorator: `function(*, hyperparameters)` says what hyperparameters that cannot go together should be, or None."""
-        self.require_function = function
+        self.require_function, self.asked = function, frozenset(inspect.signature(function).parameters)
         return function
 
     def complaint(self, hyper: Mapping[str, Any]) -> str | None:
         """What is wrong with these hyperparameters together, each of which may be what it is."""
-        if self.require_function is None:
-            return None
-        return self.require_function(
-            **{name: hyper[name] for name in inspect.signature(self.require_function).parameters}
-        )
+        function = self.require_function
+        return function(**{name: hyper[name] for name in self.asked}) if function else None
 
     @cached_property
     def hyperparameters(self) -> dict[str, Any]:

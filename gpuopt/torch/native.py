@@ -20,7 +20,7 @@ from gpuopt.arrays import memory
 from gpuopt.torch.look import Look
 
 FROM = 32  # tensors; with fewer the getters take less than 20 us
-AFTER = 3  # steps: to compile it takes a third of a second
+AFTER = 3  # steps: to compile it takes half a second
 PLAIN = {torch.Tensor, torch.nn.Parameter}  # subclasses may keep their data elsewhere
 DTYPES = ("float64", "float32", "float16", "bfloat16")  # of gradients; complex ones may have to be resolved
 FACTS = ("is_defined", "get_data_ptr", "get_dtype", "get_layout", "get_dim", "get_sizes", "get_strides")
