@@ -98,11 +98,11 @@ def rows_capacity(program: Program) -> int:
 
 
 def blocks_per_sm(program: Program) -> int:
-    """4 blocks of 256 threads leave 64 registers each. float64 needs two registers a value, and more than 13 arrays and
-    scalars together spill at 64, so there one block less each:
+    """4 blocks of 256 threads leave 64 registers each, which is enough for float32. float64 needs two registers a value, and
+    more than 13 arrays and scalars together spill at 64 in float64 and with 8 lanes, so there one block less each:
     80 registers, 128 for both. Even 512 threads keep 32 KB a multiprocessor in flight.
     """
-    heavy = len(program.roles) + len(program.row) > 13
+    heavy = len(program.roles) + len(program.row) > 13 and program.lanes != 4
     return 4 - heavy - (program.compute == "float64")
 
 
