@@ -45,6 +45,7 @@ def namespace(compute: str) -> dict[str, Any]:
     from gpuopt.compiler import numba_ir
 
     return numba_ir.arithmetic(intrinsic, "cpu") | {
+        "prefetch": numba_ir.prefetch(intrinsic),
         "C": np.dtype(compute).type,
         "np": np,
         "dtype": np.dtype(compute).type,

@@ -115,7 +115,7 @@ def store(intrinsic: Any, storage: str, compute: str, scope: int, scopes: int, s
 
 
 def prefetch(intrinsic: Any) -> Callable[..., Any]:
-    """`f(address)`: have the cache line there fetched; nothing happens if there is no memory."""
+    """`f(address)`: have the cache line there fetched into the second-level cache; nothing happens if there is no memory."""
 
     @intrinsic
     def prefetch_line(typingctx: Any, address: Any) -> Any:
@@ -123,7 +123,7 @@ def prefetch(intrinsic: Any) -> Callable[..., Any]:
             i32, pointer = ir.IntType(32), ir.PointerType(ir.IntType(8))
             kind = ir.FunctionType(ir.VoidType(), [pointer, i32, i32, i32])
             function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
-            read, keep, data = (ir.Constant(i32, k) for k in (0, 3, 1))
+            read, keep, data = (ir.Constant(i32, k) for k in (0, 2, 1))
             builder.call(function, [builder.inttoptr(args[0], pointer), read, keep, data])
             return context.get_dummy_value()
 
