@@ -105,8 +105,8 @@ def sums_address(storage: str, compute: str) -> int:
 
 
 @cache
-def drivers(parallel: bool) -> tuple[Callable[..., None], Callable[..., None]]:
-    """`walk` and `sums` over ranges: one parallel region for all tensors of a launch."""
+def drivers(parallel: bool) -> tuple[Callable[..., None], Callable[..., None], Callable[..., None]]:
+    """`walk` and `sums` over ranges, one parallel region for all tensors of a launch; and `walk` with Python's lock held."""
     from numba import njit, prange
     from numba.extending import intrinsic
 
@@ -114,17 +114,41 @@ def drivers(parallel: bool) -> tuple[Callable[..., None], Callable[..., None]]:
 
     call_walk = numba_ir.caller(intrinsic, 6)
     call_sums = numba_ir.caller(intrinsic, 7)
+    compiler: Any = njit(parallel=parallel)
 
+    @compiler
     def walk(function, table, tiles, bounds, tile_size, rows):  # type: ignore[no-untyped-def]
         for k in prange(len(bounds) - 1):
             call_walk(function, table, tiles, bounds[k], bounds[k + 1], tile_size, rows)
 
+    @compiler
     def sums(function, table, columns, role, chunks, bounds, partials):  # type: ignore[no-untyped-def]
         for k in prange(len(bounds) - 1):
             call_sums(function, table, columns, role, chunks, bounds[k], bounds[k + 1], partials)
 
-    compiler: Any = njit(parallel=parallel, nogil=True)
-    return compiler(walk), compiler(sums)
+    @njit(nogil=True)
+    def free_walk(function, table, tiles, bounds, tile_size, rows):  # type: ignore[no-untyped-def]
+        walk(function, table, tiles, bounds, tile_size, rows)
+
+    @njit(nogil=True)
+    def free_sums(function, table, columns, role, chunks, bounds, partials):  # type: ignore[no-untyped-def]
+        sums(function, table, columns, role, chunks, bounds, partials)
+
+    return free_walk, free_sums, walk
+
+
+def in_ranges(function: int, bounds: NDArray[np.int64], a: int, b: int, c: int, d: int) -> None:
+    """Call the compiled `function(a, b, lo, hi, c, d)` for each range, on all threads, with Python's lock held."""
+    with _region:
+        drivers(len(bounds) > 2)[2](function, a, b, bounds, c, d)
+
+
+def even_ranges(count: int, size: int) -> NDArray[np.int64]:
+    """Bounds of as many ranges of at least `size` as there are threads."""
+    from numba import get_num_threads
+
+    pieces = max(1, min(get_num_threads(), count // size))
+    return np.linspace(0, count, pieces + 1).astype(np.int64)
 
 
 def ranges(plan: Plan, words: NDArray[np.int64], size: int, threads: int) -> NDArray[np.int64]:

@@ -22,6 +22,7 @@ _IR = {
     "bool": ir.IntType(8),
     "int64": ir.IntType(64),
 }
+LINE = 64  # bytes of a cache line
 NUMBA_TYPES = {"float64": types.float64, "float32": types.float32}
 
 
@@ -114,22 +115,41 @@ def store(intrinsic: Any, storage: str, compute: str, scope: int, scopes: int, s
     return result
 
 
-def prefetch(intrinsic: Any) -> Callable[..., Any]:
-    """`f(address)`: have the cache line there fetched into the second-level cache; nothing happens if there is no memory."""
+def prefetch(intrinsic: Any, lines: int = 1) -> Callable[..., Any]:
+    """`f(address)`: have cache lines from there on fetched into the second-level cache; no harm where there is no memory."""
 
     @intrinsic
-    def prefetch_line(typingctx: Any, address: Any) -> Any:
+    def prefetch_lines(typingctx: Any, address: Any) -> Any:
         def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
             i32, pointer = ir.IntType(32), ir.PointerType(ir.IntType(8))
             kind = ir.FunctionType(ir.VoidType(), [pointer, i32, i32, i32])
             function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
             read, keep, data = (ir.Constant(i32, k) for k in (0, 2, 1))
-            builder.call(function, [builder.inttoptr(args[0], pointer), read, keep, data])
+            for line in range(lines):
+                at = builder.add(args[0], ir.Constant(args[0].type, LINE * line))
+                builder.call(function, [builder.inttoptr(at, pointer), read, keep, data])
             return context.get_dummy_value()
 
         return types.void(types.int64), codegen
 
-    result: Callable[..., Any] = prefetch_line
+    result: Callable[..., Any] = prefetch_lines
+    return result
+
+
+def replace(intrinsic: Any) -> Callable[..., Any]:
+    """`f(base, index, value)`: store a word; returns the bits in which it differs from what was there."""
+
+    @intrinsic
+    def replace_word(typingctx: Any, base: Any, index: Any, value: Any) -> Any:
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            pointer = _element_pointer(builder, args, "int64", 0)
+            before = builder.load(pointer, typ=_IR["int64"])
+            builder.store(args[2], pointer)
+            return builder.xor(before, args[2])
+
+        return types.int64(types.int64, types.int64, types.int64), codegen
+
+    result: Callable[..., Any] = replace_word
     return result
 
 

@@ -81,6 +81,11 @@ def tile_bounds(indent: str) -> list[str]:
     ]
 
 
+# Hardware fetches ahead within a page only: the walk asks for the first lines of the next tensor while it updates this one. It
+# saves a tenth of the time of 1,000 tensors of 1,000 elements from memory; asking for more costs as much where all is cached.
+NEXT_TENSOR = "        other = table + (load_word(tiles, min(tile + 1, hi - 1)) >> 32) * {record}"
+
+
 def sizes(program: Program) -> dict[str, int]:
     """Bytes of one table record and of one row of scalars."""
     return {
@@ -112,9 +117,7 @@ def cpu_source(program: Program) -> str:
     for k, r in enumerate(roles):
         size = STORAGES[r.storage].itemsize
         lines.append(f"        at_{k} = load_word(record, {t.ADDRESS + k}) + begin * {size}")
-    # Hardware fetches ahead within a page only: ask for the next tensor's first lines while this one is updated. It saves a
-    # tenth of the time of 1,000 tensors of 1,000 elements from memory; asking for more of it costs as much where all is cached.
-    lines.append("        other = table + (load_word(tiles, min(tile + 1, hi - 1)) >> 32) * {record}".format(**sizes(program)))
+    lines.append(NEXT_TENSOR.format(**sizes(program)))
     lines += [f"        prefetch(load_word(other, {t.ADDRESS + k}))" for k in range(len(roles))]
     lines.append("        for i in range(end - begin):")
     lines += [f"            {safe(r.name)} = load_{k}(at_{k}, i)" for k, r in enumerate(roles)]

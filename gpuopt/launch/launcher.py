@@ -5,6 +5,7 @@ Made by `optim`, run by `backends`. Knows no backend.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -87,13 +88,11 @@ class Launch:
     def rows(self, grad_multiplier: float) -> NDArray[Any]:
         """The rows of scalars in the compute type, after the clocks have advanced: [clocks, scalars]."""
         program = self.plan.program
-        result = np.empty((len(self.clocks), len(program.row)), program.compute)
-        with np.errstate(over="ignore"):
-            for k, clock in enumerate(self.clocks):
-                values = clock.values()
-                taken = [grad_multiplier if key == MULTIPLIER else values[key] for key in self.keys]
-                result[k] = self.row(clock.step, *taken)
-        return result
+        made: array[float] = array(np.dtype(program.compute).char)  # rounds as NumPy does, faster for a few numbers
+        for clock in self.clocks:
+            values = clock.values()
+            made.extend(self.row(clock.step, *[grad_multiplier if k == MULTIPLIER else values[k] for k in self.keys]))
+        return np.array(made).reshape(len(self.clocks), len(program.row))
 
     def hyper(self) -> NDArray[np.float64]:
         """The inputs of every row, for rows that are computed on the device."""

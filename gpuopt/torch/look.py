@@ -1,7 +1,7 @@
 """What a step looks at before it trusts the plan of the step before: where parameters and gradients lie, and how.
 
-Called once a step for every tensor, so each line here costs every user: the built-in methods are mapped over lists, with no
-Python between them; `native` does the same in compiled code. Knows no rule.
+Called by `follow` once a step for every tensor, so each line here costs every user: the built-in methods are mapped over lists,
+with no Python between them; `native` does the same in compiled code. Knows no rule.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from gpuopt import arrays
 from gpuopt.optim.slots import Slot
@@ -32,7 +31,7 @@ class Look:
     """
 
     layout: Any
-    addresses: NDArray[np.int64]
+    addresses: list[int]
     states: bytes
     as_stored: bool
 
@@ -48,7 +47,7 @@ def look(params: Sequence[torch.Tensor], states: Sequence[torch.Tensor]) -> Look
     present = [g for g in gradients if g is not None]
     found = iter(map(ADDRESS, present))
     which = () if len(present) == len(params) else tuple(g is not None for g in gradients)
-    addresses = np.array([next(found) if g is not None else 0 for g in gradients], np.int64)
+    addresses = [next(found) if g is not None else 0 for g in gradients] if which else list(found)
     dtypes, sizes = [g.dtype for g in present], [p.nbytes for p in params]
     layout = (list(map(ADDRESS, params)), sizes, order(params), which, dtypes, order(present))
     # Torch may leave a conjugation or a negation to whoever reads the gradient: such a one is resolved at every step. A

@@ -1,33 +1,40 @@
-"""A Look at the tensors of a step in compiled code: 70 ns a tensor instead of the 600 that Python's getters take.
+"""Looks at the tensors of a step in compiled code: 50 ns a tensor on one thread instead of the 600 that Python's getters take.
 
-Made by the optimizer for many tensors, once it is clear that steps repeat; where anything is out of the ordinary the answer is
-None and `look` is asked instead. torch's stable C functions (`aoti_torch_get_*`) give all but one fact; a parameter's gradient
-comes from `c10::TensorImpl::grad`, which is used only where torch's own header declares it as it is called here. Knows no rule.
+Made by `follow` for many tensors, once it is clear that steps repeat; where anything is out of the ordinary the answer is None
+and `look` is asked instead. torch's stable C functions (`aoti_torch_get_*`) give all but one fact; a parameter's gradient comes
+from `c10::TensorImpl::grad`, which is used only where torch's own header declares it as it is called here. Knows no rule.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from gpuopt.arrays import memory
-from gpuopt.torch.look import Look
+from gpuopt.backends import numba as cpu
 
 FROM = 32  # tensors; with fewer the getters take less than 20 us
 AFTER = 3  # steps: to compile it takes half a second
+RANGE = 128  # tensors that are worth another thread
 PLAIN = {torch.Tensor, torch.nn.Parameter}  # subclasses may keep their data elsewhere
 DTYPES = ("float64", "float32", "float16", "bfloat16")  # of gradients; complex ones may have to be resolved
 FACTS = ("is_defined", "get_data_ptr", "get_dtype", "get_layout", "get_dim", "get_sizes", "get_strides")
 GRAD, DECLARED = "_ZNK3c1010TensorImpl4gradEv", "const at::Tensor& grad() const;"
-SAME = 6  # of the scratch words
-AHEAD = 24  # tensors whose memory is asked for before it is read: after a backward pass it is in no cache
-LONGEST = 8  # axes of a tensor for which there is room on average
+AHEAD = 8  # tensors: their memory is asked for before it is read, since after a backward pass it is in no cache
+ANSWERS = 5  # words that torch's answers about one tensor take
+BOOL, INT32, STRIDED = 0xFF, 0xFFFFFFFF, 0  # of answers shorter than a word; torch's number of a dense layout
+IMPL = 192  # bytes of a TensorImpl
+WHOLE, PART = 4, 2  # cache lines to ask for: a TensorImpl; an object of which one or two words are read
+MOVED, ELSE = 1, 2  # what is told of a range: gradients at other addresses; anything else, for Python to look at
+ABSENT = -1  # in place of the dtype of a gradient
 
 
 @cache
@@ -44,9 +51,9 @@ def library() -> ctypes.CDLL | None:
 
 
 @cache
-def compiled() -> Callable[..., int]:
-    """`dump(objects, word, states, facts, addresses, places, singles, scratch) -> count`; see `_dump`."""
-    from numba import njit, types
+def compiled() -> int:
+    """The address of `dump(book, told, lo, hi, word, storage)`; see `_dump`."""
+    from numba import cfunc, types
     from numba.extending import intrinsic
 
     from gpuopt.compiler import numba_ir
@@ -61,9 +68,14 @@ def compiled() -> Callable[..., int]:
     grad.argtypes, grad.restype = [word], word
     codes = tuple(int(getattr(lib, f"aoti_torch_dtype_{name}")()) for name in DTYPES)
     load = numba_ir.load(intrinsic, "int64", "float64", 0, 1)
-    made = _dump(names, grad, codes, load, numba_ir.prefetch(intrinsic))
-    words = types.int64[::1]
-    return njit(types.int64(words, types.int64, *[words] * 6))(made)
+    store = numba_ir.store(intrinsic, "int64", "float64", 0, 1)
+    asks = [numba_ir.prefetch(intrinsic, lines) for lines in (WHOLE, PART)]
+    made = _dump(names, grad, codes, load, store, numba_ir.replace(intrinsic), *asks)
+    _alive.append(cfunc(types.void(*[types.int64] * 6))(made))
+    return int(_alive[-1].address)
+
+
+_alive: list[Any] = []  # compiled functions, whose addresses are in use
 
 
 def word_of_impl(tensors: Sequence[torch.Tensor]) -> int | None:
@@ -71,120 +83,148 @@ def word_of_impl(tensors: Sequence[torch.Tensor]) -> int | None:
     `torch.utils.swap_tensors`, and asking each object for `_cdata` would take half of the time of a look.
     """
     size = min(type(t).__basicsize__ for t in tensors) // 8
+    return _word(((id(t), t._cdata) for t in tensors), size)
+
+
+def word_of_storage(tensors: Sequence[torch.Tensor]) -> int:
+    """Which 8 bytes of a TensorImpl hold the address of its storage: known, it is asked for ahead. The first if none does."""
+    return _word(((t._cdata, t.untyped_storage()._cdata) for t in tensors), IMPL // 8) or 0
+
+
+def _word(objects: Iterable[tuple[int, int]], size: int) -> int | None:
+    """Which of the first words of each object is the number that goes with it."""
     same = np.ones(size, bool)
-    for t in tensors:
-        same &= memory(id(t), np.dtype(np.int64), size) == t._cdata
+    for address, number in objects:
+        same &= memory(address, np.dtype(np.int64), size) == number
     return int(np.argmax(same)) if same.any() else None
 
 
-def _dump(names: dict[str, Any], grad: Any, codes: tuple[int, ...], load: Any, prefetch: Any) -> Callable[..., int]:
-    """The text of `dump`.
+def _dump(
+    names: dict[str, Any],
+    grad: Any,
+    codes: tuple[int, ...],
+    load: Any,
+    store: Any,
+    replace: Any,
+    ask_whole: Any,
+    ask_part: Any,
+) -> Callable[..., None]:
+    """The text of `dump`, which looks at the parameters lo to hi and at their states.
 
-    objects: address of each parameter's Python object, whose `word` holds the address of its TensorImpl; states: addresses
-    of the states' TensorImpls; an at::Tensor is one such pointer. Written are facts: every address, dtype, size and stride of
-    the parameters, dtype and strides of their gradients; addresses: of the gradients, 0 where there is none; places: addresses
-    of the states; singles: which parameters have one element, their count in front; scratch[SAME]: whether every fact is what
-    it was. Returns the count of facts, or -1 for tensors that are not dense, floating-point or too many-axed.
+    book: addresses of the arrays of a Dump, in the order of Dump.BOOK: objects, the parameters' Python objects, whose `word`
+    holds the address of their TensorImpl, whose word `storage` that of its storage; starts, where the facts of each begin in
+    facts; addresses of the gradients, 0 where there is none; first, where the states of each begin in states, TensorImpls too,
+    and places, their addresses. The facts are axes, address, dtype, the gradient's dtype or ABSENT, sizes, strides, the
+    gradient's strides. Facts and addresses are brought up to date; told[lo] becomes MOVED or ELSE where they, or places, were
+    different, else 0.
     """
     is_defined, data_ptr, dtype = names["is_defined"], names["get_data_ptr"], names["get_dtype"]
     layout, dim, sizes, strides = names["get_layout"], names["get_dim"], names["get_sizes"], names["get_strides"]
     f64, f32, f16, bf16 = codes
 
-    def dump(objects, word, states, facts, addresses, places, singles, scratch):  # type: ignore[no-untyped-def]
-        s, at, n, same = scratch.ctypes.data, 0, len(objects), True
-        singles[0] = 0
-        for k in range(-AHEAD, n):
-            if k + AHEAD < n:
-                impl = load(objects[k + AHEAD], word)
-                for line in range(4):
-                    prefetch(impl + 64 * line)
-            if 0 <= k + AHEAD // 2 < n:
-                gradient = load(grad(load(objects[k + AHEAD // 2], word)), 0)
-                for line in range(4):
-                    prefetch(gradient + 64 * line)
-            if k < 0:
+    def dump(book, told, lo, hi, word, storage):  # type: ignore[no-untyped-def]
+        objects, starts, facts, addresses = load(book, 0), load(book, 1), load(book, 2), load(book, 3)
+        first, states, places = load(book, 4), load(book, 5), load(book, 6)
+        s, moved, other = told + 8 * (lo + 1), 0, 0  # what torch answers goes behind the range's own word
+        store(told, lo, ELSE)
+        for k in range(lo - 4 * AHEAD, hi):
+            # Each of these finds its address in what the one before it asked for.
+            if k + 4 * AHEAD < hi:
+                ask_part(load(objects, k + 4 * AHEAD) + 8 * word)
+            if lo <= k + 3 * AHEAD < hi:
+                ask_whole(load(load(objects, k + 3 * AHEAD), word))
+                for state in range(load(first, k + 3 * AHEAD), load(first, k + 3 * AHEAD + 1)):
+                    ask_whole(load(states, state))
+            if lo <= k + 2 * AHEAD < hi:
+                impl = load(load(objects, k + 2 * AHEAD), word)
+                ask_part(load(impl, storage))
+                ask_part(load(impl, storage + 1))  # its autograd data, in the versions of torch that were measured
+                for state in range(load(first, k + 2 * AHEAD), load(first, k + 2 * AHEAD + 1)):
+                    ask_part(load(load(states, state), storage))
+            if lo <= k + AHEAD < hi:
+                ask_whole(load(grad(load(load(objects, k + AHEAD), word)), 0))
+            if lo <= k + AHEAD // 2 < hi:
+                ask_part(load(load(grad(load(load(objects, k + AHEAD // 2), word)), 0), storage))
+            if k < lo:
                 continue
-            p = objects[k] + 8 * word
-            g = grad(load(p, 0))
-            scratch[:6] = 0
+            p, at = load(objects, k) + 8 * word, facts + 8 * load(starts, k)
             bad = data_ptr(p, s) | dtype(p, s + 8) | dim(p, s + 16) | sizes(p, s + 24) | strides(p, s + 32)
-            axes = scratch[2]
-            if bad or at + 3 * axes + 4 > len(facts):
-                return -1
-            numel = 1
-            for fact in range(3):
-                same &= facts[at] == scratch[fact]
-                facts[at] = scratch[fact]
-                at += 1
+            axes, size, stride = load(s, 2), load(s, 3), load(s, 4)
+            if bad or load(at, 0) != axes:
+                return
+            other |= replace(at, 1, load(s, 0)) | replace(at, 2, load(s, 1) & INT32)
             for axis in range(axes):
-                size, stride = load(scratch[3], axis), load(scratch[4], axis)
-                same &= facts[at] == size and facts[at + 1] == stride
-                facts[at], facts[at + 1] = size, stride
-                at, numel = at + 2, numel * size
-            if numel == 1:
-                singles[0] += 1
-                singles[singles[0]] = k
-            scratch[:6] = 0
-            bad = is_defined(g, s)
-            if not bad and not scratch[0]:
-                same &= facts[at] == -1
-                addresses[k], facts[at] = 0, -1
-                at += 1
-                continue
-            bad |= layout(g, s + 40)
-            if bad or scratch[5] != 0:
-                return -1
-            bad = data_ptr(g, s) | dtype(g, s + 8) | dim(g, s + 16) | strides(g, s + 32)
-            code = scratch[1]
-            if bad or scratch[2] != axes or (code != f32 and code != bf16 and code != f16 and code != f64):
-                return -1
-            same &= facts[at] == code
-            addresses[k], facts[at] = scratch[0], code
-            at += 1
-            for axis in range(axes):
-                stride = load(scratch[4], axis)
-                same &= facts[at] == stride
-                facts[at] = stride
-                at += 1
-        scratch[SAME] = same
-        for k in range(len(states)):
-            if data_ptr(states.ctypes.data + 8 * k, places.ctypes.data + 8 * k):
-                return -1
-        return at
+                other |= replace(at, 4 + axis, load(size, axis)) | replace(at, 4 + axes + axis, load(stride, axis))
+            for state in range(load(first, k), load(first, k + 1)):
+                bad |= data_ptr(states + 8 * state, s)
+                other |= load(places, state) ^ load(s, 0)
+            g = grad(load(p, 0))
+            code, address = ABSENT, 0
+            bad |= is_defined(g, s)
+            if load(s, 0) & BOOL:
+                bad |= layout(g, s)
+                if bad or load(s, 0) & INT32 != STRIDED:
+                    return
+                bad = data_ptr(g, s) | dtype(g, s + 8) | dim(g, s + 16) | strides(g, s + 32)
+                address, code, stride = load(s, 0), load(s, 1) & INT32, load(s, 4)
+                if load(s, 2) != axes or (code != f32 and code != bf16 and code != f16 and code != f64):
+                    return
+                for axis in range(axes):
+                    other |= replace(at, 4 + 2 * axes + axis, load(stride, axis))
+            if bad:
+                return
+            other |= replace(at, 3, code)
+            moved |= replace(addresses, k, address)
+        store(told, lo, ELSE if other else MOVED if moved else 0)
 
     return dump
 
 
 class Dump:
-    """Looks at the same parameters and states, which the caller keeps alive, again and again."""
+    """Parameters and their states, which the caller keeps alive, as they lie when it is made; told from how they lie later.
 
-    def __init__(self, params: Sequence[torch.Tensor], states: Sequence[torch.Tensor]) -> None:
-        self.params = list(params)
-        word = word_of_impl(params) if {type(p) for p in (*params, *states)} <= PLAIN else None
-        self.usable = word is not None and library() is not None
-        self.word = word or 0
+    places: where the states were when the step was planned. addresses: of the gradients, 0 where there is none.
+    """
+
+    BOOK = ("objects", "starts", "facts", "addresses", "first", "states", "places")
+
+    def __init__(
+        self, params: Sequence[torch.Tensor], states: Sequence[Sequence[torch.Tensor]], places: NDArray[np.int64]
+    ) -> None:
+        every = list(chain.from_iterable(states))
+        plain = {type(p) for p in (*params, *every)} <= PLAIN
+        word = word_of_impl(params) if plain and library() is not None else None
+        axes = np.array([p.dim() for p in params], np.int64)
         self.objects = np.array(list(map(id, params)), np.int64)
-        self.states = np.array([s._cdata for s in states], np.int64)
-        self.scratch = np.zeros(SAME + 1, np.int64)
-        self.facts = np.zeros((3 * LONGEST + 4) * len(params), np.int64)
-        self.singles = np.zeros(len(params) + 1, np.int64)
-        self.count, self.version = 0, 0
+        self.starts = np.concatenate([[0], np.cumsum(4 + 3 * axes)]).astype(np.int64)
+        self.facts = np.zeros(self.starts[-1], np.int64)
+        self.facts[self.starts[:-1]] = axes
+        self.addresses = np.zeros(len(params), np.int64)
+        self.first = np.concatenate([[0], np.cumsum([len(s) for s in states])]).astype(np.int64)
+        self.states = np.array([s._cdata for s in every], np.int64)
+        self.places = np.array(places, np.int64)
+        self.book = np.array([getattr(self, name).ctypes.data for name in self.BOOK], np.int64)
+        self.bounds = cpu.even_ranges(len(params), RANGE)
+        self.starts_of_ranges = self.bounds[:-1].tolist()
+        self.told = np.zeros(len(params) + 1 + ANSWERS, np.int64)
+        self.singles = [p for p in params if p.numel() == 1]
+        self.usable = False
+        if word is not None:
+            found = self.book.ctypes.data, self.told.ctypes.data, word, word_of_storage(params[:8])
+            self.call = partial(cpu.in_ranges, compiled(), self.bounds, *found)
+            self._told()  # until the first look everything is as it was
+            self.usable = self._told() != ELSE
 
-    def look(self) -> Look | None:
-        """A Look at the parameters as they are now, or None where Python has to look. Its layout is a number that changes with
-        the facts.
+    def look(self) -> bool | None:
+        """Whether gradients lie elsewhere than at the last look, which `addresses` then say, and nothing else is different;
+        None where anything is, or cannot be told: Python has to look.
         """
-        if not self.usable:
-            return None
-        addresses, places = np.empty(len(self.params), np.int64), np.empty(len(self.states), np.int64)
-        count = compiled()(
-            self.objects, self.word, self.states, self.facts, addresses, places, self.singles, self.scratch
-        )
-        if count < 0:
+        told = self._told() if self.usable else ELSE
+        if told == ELSE or (self.singles and any(p.grad is not None and p.grad.is_neg() for p in self.singles)):
             self.usable = False
             return None
-        if count != self.count or not self.scratch[SAME]:
-            self.count, self.version = count, self.version + 1
-        singles = [self.params[k] for k in self.singles[1 : self.singles[0] + 1].tolist()]
-        negated = any(p.grad is not None and p.grad.is_neg() for p in singles)
-        return Look((self, self.version), addresses, places.tobytes(), not negated)
+        return told == MOVED
+
+    def _told(self) -> int:
+        self.call()
+        return max(map(self.told.item, self.starts_of_ranges))

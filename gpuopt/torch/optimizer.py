@@ -7,10 +7,8 @@ first step that needs it. Knows no kernel; the engine knows no torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from operator import is_
 from typing import Any
 
-import numpy as np
 import torch
 
 from gpuopt.errors import InputError
@@ -19,10 +17,9 @@ from gpuopt.optim.hyper import check_group, defaults_of
 from gpuopt.optim.settings import Settings
 from gpuopt.optim.slots import Slot, checked_mask, parameter_view
 from gpuopt.rules.language import Rule
-from gpuopt.torch import native
-from gpuopt.torch.look import Look, look_at, places
+from gpuopt.torch.follow import Follower
 from gpuopt.torch.shown import ShownStates, StepTensor
-from gpuopt.torch.tensors import on_torch_streams, resolved
+from gpuopt.torch.tensors import TorchStreams, resolved
 
 # Keys of torch's groups that choose another algorithm: only torch's default of that class is what this class does.
 ALGORITHMS = ("differentiable", "decoupled_weight_decay")
@@ -65,12 +62,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         self._engine: Engine | None = None
         self._steps: list[StepTensor] = []
         self._planned = 0
-        self._seen: Look | None = None
-        self._looks = 0
-        self._dump: native.Dump | None = None
-        self._params: list[torch.Tensor] = []
-        self._states: list[torch.Tensor] = []
-        self._places = b""
+        self._follower: Follower | None = None
         self._single: dict[torch.Tensor, Engine] = {}
 
     # ------------------------------------------------------------------------------------------- groups and slots
@@ -103,7 +95,7 @@ class TorchOptimizer(torch.optim.Optimizer):
                 for label, p in zip(names, group["params"], strict=True):
                     slots.append(self._slot(engine, label, p, index))
             engine.add(slots)
-            self._engine, self._params = engine, [slot.array for slot in slots]
+            self._engine, self._follower = engine, Follower(engine, self.param_groups)
             self._watch()
         return self._engine
 
@@ -118,7 +110,6 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     # ------------------------------------------------------------------------------------------- step
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient; gradients are only read. Returns the closure's loss, if any.
 
@@ -128,54 +119,32 @@ class TorchOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with on_torch_streams():
-            self._run()
+        self._run()
         return loss
 
     @torch._disable_dynamo  # type: ignore[attr-defined]
     def _run(self) -> None:
-        params = [p for group in self.param_groups for p in group["params"]]
-        if all(p.grad is None for p in params):
-            return
-        if self._engine is not None and not self._current(params):
+        if self._engine is not None and not self._current():
             self._save_steps()
             self._reset()
+        if self._engine is None and all(p.grad is None for group in self.param_groups for p in group["params"]):
+            return
         engine = self._made_engine()
+        assert self._follower is not None
         engine.settings, engine.groups.dicts = self._settings(), self.param_groups
         engine.groups.check()
-        look, seen = self._look(params, engine), self._seen
-        self._seen = None  # what follows may fail
-        moved = look.states != self._places  # someone gave a state tensor other memory
-        if seen is not None and not moved and look.as_stored and look.layout == seen.layout and engine.settled():
-            if not np.array_equal(look.addresses, seen.addresses):
-                engine.relocate(look.addresses)
-            engine.run()
-        else:
-            engine.touch(moved)
-            engine.step([None if p.grad is None else resolved(p.grad) for p in params])
-            engine.let_go()
+        with TorchStreams():
+            self._follower.step()
         if engine.planned != self._planned:
             self._publish(engine)
-        elif look.as_stored:
-            self._seen = look
         for shown in self._steps:
             shown.show()
 
-    def _look(self, params: list[torch.Tensor], engine: Engine) -> Look:
-        """Python looks at first; where there are many tensors and steps go on, compiled code does."""
-        self._looks += 1
-        if self._looks < native.AFTER:
-            self._dump = None
-        elif self._looks == native.AFTER and len(params) >= native.FROM:
-            self._dump = native.Dump(params, self._states)
-        found = None if self._dump is None else self._dump.look()
-        return look_at(params, self._states, engine.slots) if found is None else found
-
-    def _current(self, params: list[torch.Tensor]) -> bool:
+    def _current(self) -> bool:
         """Whether parameters and states are still the tensors that the engine works on, with the step counts it showed."""
         return (
-            len(params) == len(self._params)
-            and all(map(is_, params, self._params))
+            self._follower is not None
+            and self._follower.same_parameters(self.param_groups)
             and isinstance(self.state, ShownStates)
             and not self._edits
             and not any(shown.changed() for shown in self._steps)
@@ -202,10 +171,8 @@ class TorchOptimizer(torch.optim.Optimizer):
         if not isinstance(self.state, ShownStates):
             self.state = ShownStates(self.state, self._edits)
         self.state.watch()
-        slots = [] if self._engine is None else self._engine.slots
-        self._states = [tensor for slot in slots for tensor in slot.states.values()]
-        self._places = places(self._states)
-        self._looks = 0  # what is looked at has changed
+        if self._follower is not None:
+            self._follower.watch_states()
 
     def init_state(self) -> None:
         """Allocate the state of every parameter now, with step 0, instead of at its first step."""
@@ -230,7 +197,7 @@ class TorchOptimizer(torch.optim.Optimizer):
             self._single[p] = engine
         engine = self._single[p]
         engine.settings, engine.groups.dicts = self._settings(), self.param_groups
-        with on_torch_streams():
+        with TorchStreams():
             engine.touch()
             engine.step([None if p.grad is None else resolved(p.grad)])
         engine.let_go()
@@ -243,7 +210,7 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     def _save_steps(self) -> None:
         """Bring step counts into the step tensors, from the GPU too; one that was set from outside stays as it is."""
-        with on_torch_streams():
+        with TorchStreams():
             for engine in (*self._single.values(), *([self._engine] if self._engine else [])):
                 engine.synchronize()
         for shown in self._steps:

@@ -4,8 +4,6 @@ imported.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -76,14 +74,14 @@ def resolved(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-@contextmanager
-def on_torch_streams() -> Iterator[None]:
-    """Launches go to torch's current stream of each device."""
-    token = override.set(_current_stream)
-    try:
-        yield
-    finally:
-        override.reset(token)
+class TorchStreams:
+    """A context in which launches go to torch's current stream of each device."""
+
+    def __enter__(self) -> None:
+        self._token = override.set(_current_stream)
+
+    def __exit__(self, *raised: object) -> None:
+        override.reset(self._token)
 
 
 def _current_stream() -> int:
