@@ -186,9 +186,10 @@ def test_gradient_accumulation_as_torch() -> None:
     assert furthest(accumulated(gpuopt.torch.SGD), accumulated(torch.optim.SGD)) <= ULPS
 
 
-def test_two_optimizers_in_two_threads() -> None:
+@pytest.mark.parametrize("shapes", [[(130, 127), (5,)], [(3,)] * 300], ids=["two tensors", "many"])
+def test_two_optimizers_in_two_threads(shapes: list[tuple[int, ...]]) -> None:
     def run(_: int) -> Any:
-        params = parameters([(130, 127), (5,)])
+        params = parameters(shapes)
         train(gpuopt.torch.AdamW(params), params, range(20))
         return bits(params)
 

@@ -150,10 +150,10 @@ def test_a_reused_address_with_another_layout_is_noticed(change: str) -> None:
 def test_gradient_pointers_change_at_every_step_and_layouts_too() -> None:
     ours, theirs = both(parameters([(6, 4), (5,)]))
     kept = []  # or an address would be used again
-    for number in range(8):
+    for number in range(12):
         for opt, params in (ours, theirs):
             for p, g in zip(params, gradients(params, number), strict=True):
-                p.grad = g.t().contiguous().t() if p.ndim == 2 and number in (4, 5, 7) else g
+                p.grad = g.t().contiguous().t() if p.ndim == 2 and number in (6, 7, 9) else g
                 kept.append(p.grad)
             opt.step()
     assert furthest(ours[1], theirs[1]) <= ULPS
@@ -168,6 +168,20 @@ def test_gradients_are_not_kept_alive(backend: str) -> None:
         alive = [weakref.ref(p.grad) for p in params]
         opt.zero_grad()
         assert [r() for r in alive] == [None] * len(params)
+
+
+def test_the_graph_of_a_gradient_is_not_kept_alive() -> None:
+    """A gradient may have been computed with `create_graph`, and be copied because its memory order is another."""
+    (p,) = parameters([(6, 4)])
+    opt = gpuopt.torch.AdamW([p])
+    for _ in range(4):
+        factor = torch.ones(4, 6, requires_grad=True)
+        other = torch.ones(4, 6, requires_grad=True)
+        p.grad = (factor * other).t()
+        opt.step()
+        alive = weakref.ref(other)
+        p.grad = other = factor = None
+        assert alive() is None
 
 
 # ---------------------------------------------------------------------------------------------------- dtypes
@@ -252,7 +266,7 @@ def refusals() -> dict[str, tuple[Any, type[Exception], str]]:
     }
 
 
-@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("steps", [0, 2, 4])
 @pytest.mark.parametrize("case", refusals())
 def test_refused_before_anything_is_written(case: str, steps: int) -> None:
     spoil, error, words = refusals()[case]

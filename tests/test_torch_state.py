@@ -255,22 +255,51 @@ def rewrite_step(opt: Any, params: Any) -> None:
         opt.state[p]["step"].fill_(1.0)
 
 
-@pytest.mark.parametrize("change", [reset_all, replace_one, update_one, move_all, replace_entry, rewrite_step])
-def test_states_changed_from_outside_are_used_as_torch_does(change: Any) -> None:
+def move_step(opt: Any, params: Any) -> None:
+    for p in params:
+        opt.state[p]["step"].data = torch.tensor(1.0)
+
+
+CHANGES = [reset_all, replace_one, update_one, move_all, replace_entry, rewrite_step, move_step]
+
+
+@pytest.mark.parametrize("steps", [3, 5])
+@pytest.mark.parametrize("change", CHANGES)
+def test_states_changed_from_outside_are_used_as_torch_does(change: Any, steps: int) -> None:
     found, expected = parameters(), parameters()
     for cls, params in ((gpuopt.torch.AdamW, found), (torch.optim.AdamW, expected)):
         opt = cls(params, lr=0.1)
-        train(opt, params, range(3))
+        train(opt, params, range(steps))
         change(opt, params)
-        train(opt, params, range(3, 5))
+        train(opt, params, range(steps, steps + 2))
     assert furthest(found, expected) <= ULPS
 
 
-def test_a_parameter_list_changed_from_outside_is_used() -> None:
-    params, others = parameters(), parameters()
-    opt = gpuopt.torch.SGD(params, lr=0.1)
-    train(opt, params, range(1))
-    opt.param_groups[0]["params"][:] = others
-    before, start = bits(params), bits(others)
-    train(opt, others, range(1))
-    assert bits(params) == before and bits(others) != start
+def all_in_place(group: Any, others: Any) -> None:
+    group["params"][:] = others
+
+
+def one_in_place(group: Any, others: Any) -> None:
+    group["params"][-1] = others[-1]
+
+
+def as_a_tuple(group: Any, others: Any) -> None:
+    group["params"] = tuple(others)
+
+
+def one_fewer(group: Any, others: Any) -> None:
+    del group["params"][0]
+
+
+@pytest.mark.parametrize("change", [all_in_place, one_in_place, as_a_tuple, one_fewer])
+def test_a_parameter_list_changed_from_outside_is_used(change: Any) -> None:
+    def run(cls: type[torch.optim.Optimizer]) -> Any:
+        params, others = parameters(), parameters()
+        opt = cls(params, lr=0.1, momentum=0.9)
+        train(opt, params, range(4))
+        change(opt.param_groups[0], others)
+        for number in range(4, 8):
+            train(opt, [*params, *others], [number])
+        return [*params, *others]
+
+    assert furthest(run(gpuopt.torch.SGD), run(torch.optim.SGD)) <= ULPS

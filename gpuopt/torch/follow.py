@@ -67,7 +67,7 @@ class Follower:
         if all(p.grad is None for p in self.params):
             return
         states = list(chain.from_iterable(self._states))
-        look, seen, planned = look_at(self.params, states, engine.slots), self._seen, engine.planned
+        look, seen = look_at(self.params, states, engine.slots), self._seen
         self._seen, self._looks = None, self._looks + 1
         moved = look.states != self._places  # someone gave a state tensor other memory
         if seen is not None and not moved and look.as_stored and look.layout == seen.layout and engine.settled():
@@ -78,7 +78,7 @@ class Follower:
             self._dump = made
         else:
             self._step_anew(moved)
-        if engine.planned == planned and look.as_stored:
+        if look.as_stored:
             self._seen = look
 
     @torch.no_grad()

@@ -26,11 +26,11 @@ AFTER = 3  # steps: to compile it takes half a second
 RANGE = 128  # tensors that are worth another thread
 PLAIN = {torch.Tensor, torch.nn.Parameter}  # subclasses may keep their data elsewhere
 DTYPES = ("float64", "float32", "float16", "bfloat16")  # of gradients; complex ones may have to be resolved
-FACTS = ("is_defined", "get_data_ptr", "get_dtype", "get_layout", "get_dim", "get_sizes", "get_strides")
+FACTS = ("is_defined", "get_data_ptr", "get_dtype", "get_dim", "get_sizes", "get_strides")
 GRAD, DECLARED = "_ZNK3c1010TensorImpl4gradEv", "const at::Tensor& grad() const;"
 AHEAD = 8  # tensors: their memory is asked for before it is read, since after a backward pass it is in no cache
 ANSWERS = 5  # words that torch's answers about one tensor take
-BOOL, INT32, STRIDED = 0xFF, 0xFFFFFFFF, 0  # of answers shorter than a word; torch's number of a dense layout
+BOOL, INT32 = 0xFF, 0xFFFFFFFF  # of answers shorter than a word
 IMPL = 192  # bytes of a TensorImpl
 WHOLE, PART = 4, 2  # cache lines to ask for: a TensorImpl; an object of which one or two words are read
 MOVED, ELSE = 1, 2  # what is told of a range: gradients at other addresses; anything else, for Python to look at
@@ -119,7 +119,7 @@ def _dump(
     different, else 0.
     """
     is_defined, data_ptr, dtype = names["is_defined"], names["get_data_ptr"], names["get_dtype"]
-    layout, dim, sizes, strides = names["get_layout"], names["get_dim"], names["get_sizes"], names["get_strides"]
+    dim, sizes, strides = names["get_dim"], names["get_sizes"], names["get_strides"]
     f64, f32, f16, bf16 = codes
 
     def dump(book, told, lo, hi, word, storage):  # type: ignore[no-untyped-def]
@@ -162,12 +162,9 @@ def _dump(
             code, address = ABSENT, 0
             bad |= is_defined(g, s)
             if load(s, 0) & BOOL:
-                bad |= layout(g, s)
-                if bad or load(s, 0) & INT32 != STRIDED:
-                    return
-                bad = data_ptr(g, s) | dtype(g, s + 8) | dim(g, s + 16) | strides(g, s + 32)
+                bad |= data_ptr(g, s) | dtype(g, s + 8) | dim(g, s + 16) | strides(g, s + 32)
                 address, code, stride = load(s, 0), load(s, 1) & INT32, load(s, 4)
-                if load(s, 2) != axes or (code != f32 and code != bf16 and code != f16 and code != f64):
+                if bad or load(s, 2) != axes or (code != f32 and code != bf16 and code != f16 and code != f64):
                     return
                 for axis in range(axes):
                     other |= replace(at, 4 + 2 * axes + axis, load(stride, axis))
