@@ -3,7 +3,7 @@
 //
 //   P::C                                                        compute type of the rows
 //   P::SCALARS, P::INPUTS                                       scalars per row, hyperparameters per row
-//   P::row(int64 step, const double* hyper, double multiplier, C* out)
+//   P::row(int64 step, const Hyper& hyper, double multiplier, C* out)
 #pragma once
 
 struct Decision {
@@ -16,6 +16,19 @@ struct Decision {
   int row_count;
 };
 
+// The hyperparameters of one row: numbers, or where on the device one is read that may change between replays of a graph.
+struct Hyper {
+  const double* numbers;
+  const int64* sources;  // 0: the number; else an address, of a float or, with the lowest bit set, of a double
+
+  __device__ __forceinline__ double operator[](int k) const {
+    const int64 source = sources[k];
+    if (source == 0) return numbers[k];
+    return source & 1 ? *reinterpret_cast<const double*>(source - 1) : double(*reinterpret_cast<const float*>(source));
+  }
+};
+
+// hyper: row_count x INPUTS numbers, then as many sources.
 template <class P>
 __device__ __forceinline__ void prepare(const Decision& d, const double* partials, const double* hyper, int64* steps,
                                         typename P::C* rows, int64* skip, int64* skipped) {
@@ -45,9 +58,11 @@ __device__ __forceinline__ void prepare(const Decision& d, const double* partial
     *skip = skipping;
     if (skipped) *skipped += skipping;
   }
+  const int64* sources = reinterpret_cast<const int64*>(hyper) + int64(d.row_count) * P::INPUTS;
   for (int r = lane; r < d.row_count; r += THREADS) {
     const int64 step = steps[r] + (skipping ? 0 : 1);
     steps[r] = step;
-    if (!skipping) P::row(step, hyper + int64(r) * P::INPUTS, multiplier, rows + int64(r) * P::SCALARS);
+    const Hyper given = {hyper + int64(r) * P::INPUTS, sources + int64(r) * P::INPUTS};
+    if (!skipping) P::row(step, given, multiplier, rows + int64(r) * P::SCALARS);
   }
 }

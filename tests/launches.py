@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from gpuopt import arrays
+from gpuopt.arrays import View
 from gpuopt.compiler.lower import Program
 from gpuopt.formats.dtypes import numpy_dtype
 from gpuopt.launch.launcher import Clock, Launch
@@ -33,10 +35,32 @@ FULL = {"sgd": {"momentum": 0.9, "nesterov": True}, "rmsprop": {"momentum": 0.9,
 FULL |= {name: {"amsgrad": True} for name in ("adam", "adamw")}
 
 
+class OnGpu:
+    """One number of which gpuopt is told that it lies on a GPU, in host memory; counts how often the host asks for it."""
+
+    shape = ()
+
+    def __init__(self, value: float, dtype: str) -> None:
+        self.memory, self.asked = np.array([value], dtype), 0
+
+    def __float__(self) -> float:
+        self.asked += 1
+        return float(self.memory[0])
+
+    def describe(self) -> View:
+        return View(int(self.memory.ctypes.data), (), (), self.memory.dtype.name, "cuda:0")
+
+
+def one_of_its_kind() -> arrays.Kind:
+    """The array library of OnGpu, to be registered."""
+    unused = [lambda *given: None] * 4
+    return arrays.Kind("on gpu", lambda value: isinstance(value, OnGpu), OnGpu.describe, *unused)
+
+
 def make(made: Program, sizes: list[int], seed: int = 0, step: int = 3) -> tuple[Launch, Clock, list[dict[str, Any]]]:
     """A launch of this program over random tensors of these sizes, its clock, and the arrays by role."""
     rng = np.random.default_rng(seed)
-    arrays: list[dict[str, Any]] = []
+    tensors: list[dict[str, Any]] = []
     for size in sizes:
         tensor = {}
         for role in made.roles:
@@ -44,11 +68,11 @@ def make(made: Program, sizes: list[int], seed: int = 0, step: int = 3) -> tuple
             if role.name not in ("p", "g", "m", "b", "@mask"):
                 values = np.abs(values) + 0.5  # second moments
             tensor[role.name] = values > 0 if role.storage == "bool" else values.astype(numpy_dtype(role.storage))
-        arrays.append(tensor)
+        tensors.append(tensor)
     clock = Clock(0, step, lambda _step: HYPER)
-    addresses = np.array([[a[r.name].ctypes.data for r in made.roles] for a in arrays], np.int64)
+    addresses = np.array([[a[r.name].ctypes.data for r in made.roles] for a in tensors], np.int64)
     plan = Plan(made, sizes, [0] * len(sizes), addresses.reshape(len(sizes), len(made.roles)))
-    return Launch(plan, [clock], arrays), clock, arrays
+    return Launch(plan, [clock], tensors), clock, tensors
 
 
 def same_bits(left: list[dict[str, Any]], right: list[dict[str, Any]]) -> bool:

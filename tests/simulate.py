@@ -9,10 +9,10 @@ import sys
 
 import numpy as np
 
-from gpuopt import backends, rules
+from gpuopt import arrays, backends, rules
 from gpuopt.backends.numba_cuda import Backend
 from gpuopt.launch.launcher import Demand
-from launches import make, same_bits, variants
+from launches import HYPER, OnGpu, make, one_of_its_kind, same_bits, variants
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 SIZES = [1, 5, 0, 300, 1030]
@@ -24,6 +24,9 @@ def check(name: str, dtype: str, options: bool) -> None:
     made = variants(name, dtype, options)
     expected, clock, left = make(made, SIZES)
     found, device_clock, right = make(made, SIZES)
+    given = HYPER | {"lr": 0.0078125, "beta1": 0.875}
+    there = given | {"lr": OnGpu(0.0078125, "float64"), "beta1": OnGpu(0.875, "float32")}
+    clock.environment, device_clock.environment = lambda step: given, lambda step: there if options else given
     simulator, reference = Backend(), backends.get("numpy")
     for bad in (False, True, False):
         if options:
@@ -41,6 +44,7 @@ def check(name: str, dtype: str, options: bool) -> None:
 
 
 if __name__ == "__main__":
+    arrays.register(one_of_its_kind())
     for index, rule in enumerate(rules.NAMES):
         # Every rule plain and with options; dtypes in turn, so that each meets several rules.
         check(rule, DTYPES[index % 4], options=False)

@@ -5,7 +5,7 @@ The kernels gpuopt_sums and gpuopt_prepare run under g++ with one thread for eac
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,15 +13,17 @@ import pytest
 from numpy.typing import NDArray
 
 import gpuopt
-from gpuopt import backends, rules
+from gpuopt import arrays, backends, rules
 from gpuopt.backends.host import HostBackend
 from gpuopt.backends.runtime import DECISION
 from gpuopt.compiler import to_cuda
+from gpuopt.errors import DtypeError, InputError
 from gpuopt.formats.dtypes import numpy_dtype
 from gpuopt.launch.launcher import Clock, Demand, Launch
 from gpuopt.launch.plan import join
 from gpuopt.launch.table import CHUNK
 from gpuopt.optim.optimizer import Optimizer
+from launches import OnGpu, one_of_its_kind
 from shim.arena import Case, assert_same, launches_of, slots_of
 from shim.backend import Backend, address, installed
 from shim.build import prefetch
@@ -231,6 +233,68 @@ def test_steps_of_the_device_backend(shim: Backend, case: Case) -> None:
     assert_same(expected, found)
     assert reference.skipped == made.skipped == 0
     assert counts(made) == counts(reference)
+
+
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, str], OnGpu]:
+    """Makes numbers on a GPU."""
+    monkeypatch.setattr(arrays, "KINDS", arrays.KINDS)
+    monkeypatch.setattr(arrays, "_by_type", {})
+    arrays.register(one_of_its_kind())
+    return OnGpu
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 0.5}, {"skip_nonfinite": True}], ids=str)
+def test_a_rate_on_the_gpu_is_read_there(
+    shim: Backend, on_gpu: Callable[[float, str], OnGpu], dtype: str, options: dict[str, Any]
+) -> None:
+    """At every step anew, and the host asks for it once, to check it."""
+    rates, beta = [on_gpu(0.5, dtype), on_gpu(0.25, dtype)], on_gpu(0.5, dtype)
+    gradient = np.linspace(-1, 1, 33, dtype=np.float32)
+    found, expected = (np.ones((2, 33), np.float32) for _ in range(2))
+    first = {"betas": (0.5, 0.75)}
+    there = gpuopt.AdamW(
+        [{"params": [found[0]], "lr": rates[0]}, {"params": [found[1]], "betas": (beta, 0.75)}],
+        lr=rates[1],
+        **first,
+        backend="shim-device",
+        **options,
+    )
+    here = gpuopt.AdamW(
+        [{"params": [expected[0]], "lr": 0.5}, {"params": [expected[1]]}], lr=0.25, **first, backend="numpy", **options
+    )
+    asked = []
+    for step in range(5):
+        for opt in (here, there):
+            opt.step([[gradient], [gradient]])
+        asked.append([number.asked for number in (*rates, beta)])
+        for group, rate in zip(here.param_groups, rates, strict=True):
+            group["lr"] = rate.memory[0] = (step + 1) / 8
+    assert same(found, expected)
+    assert asked == [asked[0]] * 5
+    assert counts(there) == [5, 5]
+
+
+def test_what_cannot_be_a_rate_on_the_gpu(on_gpu: Callable[[float, str], OnGpu]) -> None:
+    number = on_gpu(0.5, "float16")
+    with pytest.raises(DtypeError, match=r"float16.*expected one float32 or float64"):
+        gpuopt.AdamW(np.ones(3), lr=number, backend="numpy").step(np.ones(3))
+    with pytest.raises(InputError, match=r"lr = .*expected a number in"):
+        gpuopt.AdamW(np.ones(3), lr=on_gpu(-1.0, "float32"), backend="numpy")
+
+
+@pytest.mark.parametrize("option", ["capturable", "skip_nonfinite"])
+def test_counts_change_sides_with_the_options(shim: Backend, option: str) -> None:
+    """Step counts live on the device only as long as something there decides."""
+    found, expected = np.ones(33, np.float32), np.ones(33, np.float32)
+    made = [gpuopt.Adam(p, lr=0.1, backend=b) for p, b in ((found, "shim-device"), (expected, "numpy"))]
+    for number in range(8):
+        for opt in made:
+            setattr(opt._engine.settings, option, number in (2, 3, 6))
+            opt.step(np.full(33, 1.0 + number, np.float32))
+    assert same(found, expected)
+    assert counts(made[0]) == counts(made[1]) == [8]
 
 
 def test_an_empty_tensor_counts_its_steps_on_the_device_too(shim: Backend) -> None:

@@ -183,6 +183,29 @@ def test_graph_replays_equal_eager_steps(options: dict[str, Any]) -> None:
     assert two.state_dict()["state"][0]["step"] == 101
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_rate_on_the_gpu_is_read_at_every_replay(dtype: str) -> None:
+    import cupy
+
+    grad = cupy.asarray(np.random.default_rng(1).standard_normal(5000).astype(np.float32))
+    eager, replayed = cupy.ones(5000, cupy.float32), cupy.ones(5000, cupy.float32)
+    rate = cupy.full((), 0.5, dtype)
+    one = gpuopt.AdamW([eager], lr=0.5, backend="cupy")
+    two = gpuopt.AdamW([replayed], lr=rate, backend="cupy", capturable=True)
+    one.step([grad])
+    two.step([grad])
+    cupy.cuda.Device().synchronize()
+    stream, graph = captured(two, [grad])
+    for number in range(1, 10):
+        with stream:
+            rate.fill(1 / number)
+        one.param_groups[0]["lr"] = float(np.dtype(dtype).type(1 / number))
+        graph.launch(stream)
+        one.step([grad])
+    stream.synchronize()
+    assert eager.get().tobytes() == replayed.get().tobytes()
+
+
 def test_address_that_moves_after_capture_is_an_error() -> None:
     import cupy
 

@@ -154,6 +154,24 @@ def test_graph_replays_are_eager_steps(name: str) -> None:
     assert bits(opt.state_dict()["state"]) == bits(usual.state_dict()["state"]), "101 steps were counted on the GPU"
 
 
+def test_a_rate_on_the_gpu_is_read_at_every_replay() -> None:
+    """As a scheduler changes it: in place, between replays, and nothing waits."""
+    replayed, eager = cuda_parameters(), cuda_parameters()
+    rate = torch.tensor(0.1, device="cuda")
+    opt, usual = create("adamw", replayed, lr=rate, capturable=True), create("adamw", eager, lr=rate.item())
+    for params in (replayed, eager):
+        for p, g in zip(params, gradients(params, 0), strict=True):
+            p.grad = g
+    graph = captured(opt)
+    usual.step()
+    for _ in range(20):
+        rate.mul_(0.5)
+        usual.param_groups[0]["lr"] = rate.item()
+        graph.replay()
+        usual.step()
+    assert everything(opt)[0] == everything(usual)[0]
+
+
 def test_a_gradient_that_moved_after_capture_is_an_error() -> None:
     params = cuda_parameters()
     opt = gpuopt.torch.AdamW(params, capturable=True)

@@ -231,6 +231,14 @@ def test_a_gradient_declared_otherwise_is_not_called(monkeypatch: pytest.MonkeyP
     assert native.library.__wrapped__() is None
 
 
+def test_where_numba_does_not_import_the_getters_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native.cpu, "missing", lambda: "Numba does not import")
+    params = parameters([(2,)] * native.FROM)
+    opt = gpuopt.torch.SGD(params, lr=0.1, backend="numpy")
+    train(opt, params, range(5))
+    assert opt._follower is not None and opt._follower._dump is None
+
+
 def test_training_goes_over_to_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once steps of many tensors repeat; gradients move all the while, one comes and goes, all turn and turn back."""
     found, expected = (parameters([(3, 4)] * native.FROM) for _ in range(2))

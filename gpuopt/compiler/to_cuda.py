@@ -207,7 +207,7 @@ def prepare_source(program: Program, inputs: tuple[str, ...]) -> str:
 struct Prepare {{  // {program.name}
   typedef {_CTYPE[program.compute]} C;
   static constexpr int SCALARS = {len(program.row)}, INPUTS = {len(inputs)};
-  static __device__ void row(int64 step, const double* hyper, double option_grad_multiplier, C* out) {{
+  static __device__ void row(int64 step, const Hyper& hyper, double option_grad_multiplier, C* out) {{
 """
         + "\n".join(lines)
         + """

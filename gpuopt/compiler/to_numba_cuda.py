@@ -182,9 +182,21 @@ def _double(expr: Expr, whole: Collection[str] = ()) -> str:
     return _DOUBLE[expr.op].format(*(_double(child, whole) for child in expr.children()))
 
 
+def _given(name: str, k: int, inputs: int) -> list[str]:
+    """A hyperparameter: a number, or where on the device it is read; see Hyper in kernels/prepare.cuh."""
+    return [
+        f"{name} = load_double(hyper, r * {inputs} + {k})",
+        f"source = load_word(hyper, (row_count + r) * {inputs} + {k})",
+        "if source & 1 == 1:",
+        f"    {name} = load_double(source - 1, 0)",
+        "elif source != 0:",
+        f"    {name} = D(load_float(source, 0))",
+    ]
+
+
 def prepare_source(program: Program, inputs: tuple[str, ...]) -> str:
     """The text of the GPU decision: kernels/prepare.cuh in Python; rows of scalars in float64 on the device."""
-    loads = [f"{safe(n)} = load_double(hyper, r * {len(inputs)} + {k})" for k, n in enumerate(inputs)]
+    loads = [line for k, n in enumerate(inputs) if safe(n) != MULTIPLIER for line in _given(safe(n), k, len(inputs))]
     statements_of = prepare_statements(program.signature.rule)
     if statements_of is None:
         raise InputError(f"the prepare function of {program.name} uses Python that cannot run on the device")
@@ -227,7 +239,7 @@ def prepare_source(program: Program, inputs: tuple[str, ...]) -> str:
         "        if not skipping:",
         "            step = load_word(steps, r) + 1",
         "            store_word(steps, r, step)",
-        *_indent([line for line in loads if not line.startswith(MULTIPLIER)], 3),
+        *_indent(loads, 3),
         f"            {MULTIPLIER} = multiplier",
         *_indent([*body, *stores], 3),
     ]

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gpuopt import arrays
 from gpuopt.compiler.host import row_function, row_inputs
 from gpuopt.compiler.names import OPTION
 from gpuopt.launch.plan import Plan
@@ -25,15 +26,16 @@ MULTIPLIER = "grad_multiplier"  # what every gradient is multiplied by: a number
 class Clock:
     """A step count shared by tensors of one group that always got their gradients together; one row of scalars each.
 
-    environment(step) gives the group's hyperparameters as floats, for the step that is about to be the step-th.
+    environment(step) gives the group's hyperparameters, for the step that is about to be the step-th: floats, or arrays of one
+    element on the GPU, which are read there.
     """
 
     group: int
     step: int
-    environment: Callable[[int], Mapping[str, float]]
-    memo: Mapping[str, float] | None = None  # of the step that is being made: a schedule is asked once
+    environment: Callable[[int], Mapping[str, Any]]
+    memo: Mapping[str, Any] | None = None  # of the step that is being made: a schedule is asked once
 
-    def values(self) -> Mapping[str, float]:
+    def values(self) -> Mapping[str, Any]:
         """The hyperparameters of the step that was just counted."""
         if self.memo is None:
             self.memo = self.environment(self.step)
@@ -91,15 +93,25 @@ class Launch:
         made: array[float] = array(np.dtype(program.compute).char)  # rounds as NumPy does, faster for a few numbers
         for clock in self.clocks:
             values = clock.values()
-            made.extend(self.row(clock.step, *[grad_multiplier if k == MULTIPLIER else values[k] for k in self.keys]))
+            taken = [grad_multiplier if key == MULTIPLIER else float(values[key]) for key in self.keys]
+            made.extend(self.row(clock.step, *taken))
         return np.array(made).reshape(len(self.clocks), len(program.row))
 
     def hyper(self) -> NDArray[np.float64]:
-        """The inputs of every row, for rows that are computed on the device."""
-        result = np.empty((len(self.clocks), len(self.inputs)))
+        """The inputs of every row, for rows that are computed on the device: [2, clocks, inputs], numbers and then, as integers,
+        where on the device those are that are not known here. See Hyper in kernels/prepare.cuh.
+        """
+        result = np.zeros((2, len(self.clocks), len(self.inputs)))
+        numbers, sources = result[0], result[1].view(np.int64)
         for k, clock in enumerate(self.clocks):
             values = clock.environment(clock.step + 1)
-            result[k] = [1.0 if key == MULTIPLIER else values[key] for key in self.keys]
+            for j, key in enumerate(self.keys):
+                value = 1.0 if key == MULTIPLIER else values[key]
+                if isinstance(value, float):
+                    numbers[k, j] = value
+                else:
+                    view = arrays.describe(value, key)
+                    sources[k, j] = view.address | (view.dtype == "float64")
         return result
 
 

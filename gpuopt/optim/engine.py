@@ -78,7 +78,7 @@ class Engine:
         """One step with these gradients, one for each slot or None. Raises before anything is written."""
         self.groups.check()
         changes = self._collect(leaves)
-        key = (self._flags(), self.settings.key())
+        key = self._plan_key()
         known = key == self._key and not any(reshapes(change) for change in changes)
         self._key = None  # until everything below has succeeded
         if changes:
@@ -93,7 +93,7 @@ class Engine:
 
     def settled(self) -> bool:
         """Whether the launches fit the groups and options as they are, and no gradient has to be copied."""
-        return not self._copied and self._key == (self._flags(), self.settings.key())
+        return not self._copied and self._key == self._plan_key()
 
     def touch(self, states_moved: bool = False) -> None:
         """Look at every array anew: parameters or gradients may have moved, and, if so said, states."""
@@ -171,10 +171,19 @@ class Engine:
     def _flags(self) -> Flags:
         return self.groups.flags(self.settings.max_grad_norm is not None or self.settings.grad_scale is not None)
 
+    def _plan_key(self) -> tuple[Any, ...]:
+        """What the launches are made for. Where step counts are kept is part of it: with new launches they change sides."""
+        return self._flags(), self.settings.key(), self._on_device()
+
+    def _on_device(self) -> bool:
+        """Whether step counts and decisions live on the device, for the host may not wait for what they depend on."""
+        s = self.settings
+        asked = s.skip_nonfinite or s.capturable or s.found_inf is not None or hasattr(s.grad_scale, "shape")
+        return asked or self.groups.on_gpu()
+
     def _demand(self) -> Demand:
         s = self.settings
-        on_device = s.skip_nonfinite or s.capturable or s.found_inf is not None or hasattr(s.grad_scale, "shape")
-        return Demand(s.max_grad_norm, s.grad_scale, s.found_inf, s.skip_nonfinite, on_device)
+        return Demand(s.max_grad_norm, s.grad_scale, s.found_inf, s.skip_nonfinite, self._on_device())
 
     # ------------------------------------------------------------------------------------------- launches
 

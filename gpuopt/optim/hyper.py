@@ -10,7 +10,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from gpuopt.errors import InputError
+import numpy as np
+
+from gpuopt import arrays
+from gpuopt.errors import DtypeError, InputError
 from gpuopt.rules.language import Rule
 
 # name -> the allowed range; one that is not here takes any finite number
@@ -109,16 +112,35 @@ def check_together(group: Mapping[str, Any], rule: Rule, label: str) -> None:
         raise InputError(f"{label}: {complaint}")
 
 
-def environment(group: Mapping[str, Any], step: int) -> dict[str, float]:
-    """The floats a rule and its options see, for the step-th step (1 for the first)."""
-    values: dict[str, float] = {}
+def on_gpu(value: Any) -> bool:
+    """Whether a hyperparameter is an array on a GPU. Raises DtypeError unless it is one float32 or float64."""
+    if isinstance(value, (tuple, list)):
+        return any(map(on_gpu, value))
+    if not hasattr(value, "shape") or isinstance(value, np.generic):
+        return False
+    view = arrays.describe(value, "hyperparameter")
+    found = view.device.startswith("cuda")
+    if found and (view.numel != 1 or view.dtype not in ("float32", "float64")):
+        raise DtypeError(f"hyperparameter: {view.dtype} {view.shape} on {view.device}: expected one float32 or float64")
+    return found
+
+
+def _number(value: Any) -> Any:
+    return value if on_gpu(value) else float(value)
+
+
+def environment(group: Mapping[str, Any], step: int) -> dict[str, Any]:
+    """The floats a rule and its options see, for the step-th step (1 for the first); arrays on a GPU, whose values kernels read
+    there, stay what they are.
+    """
+    values: dict[str, Any] = {}
     for name, value in group.items():
         if name == "betas":
-            values |= {f"beta{k + 1}": float(b) for k, b in enumerate(value)}
+            values |= {f"beta{k + 1}": _number(b) for k, b in enumerate(value)}
         elif name == "lr":
-            values["lr"] = check_number("lr", value(step - 1)) if callable(value) else float(value)
+            values["lr"] = check_number("lr", value(step - 1)) if callable(value) else _number(value)
         elif isinstance(value, (int, float)) or hasattr(value, "__float__"):
-            values[name] = float(value)
+            values[name] = _number(value)
     clip = group.get("clip_value")
     values["direction"] = -1.0 if group.get("maximize") else 1.0
     values["clip_value"] = math.inf if clip is None else float(clip)

@@ -29,7 +29,8 @@ class Optimizer:
     array. skip_nonfinite: skip the whole step, step counts included, where a gradient holds NaN or infinity.
     mask: mirrors params, boolean arrays or None; parameters are kept at zero where it is false.
     capturable: step counts live on the GPU, so that a step can be captured into a CUDA graph.
-    hyper: the rule's hyperparameters and `maximize`, `l1` (proximal soft threshold), `clip_value` (gradient bound).
+    hyper: the rule's hyperparameters and `maximize`, `l1` (proximal soft threshold), `clip_value` (gradient bound); `lr` and
+    `betas` may be one-element float32 or float64 arrays on the GPU, which every step, or replay of one, reads there.
 
     Raises InputError, DtypeError or BackendUnavailable before anything is written.
     """

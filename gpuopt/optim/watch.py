@@ -26,7 +26,8 @@ class Groups:
         self.rule, self.dicts = rule, dicts
         self._known = hyper.defaults_of(rule)
         self._values: list[tuple[Any, ...]] = []
-        self._environments: list[Mapping[str, float] | None] = []  # None where it has to be made at every step
+        self._environments: list[Mapping[str, Any] | None] = []  # None where it has to be made at every step
+        self._on_gpu: list[bool] = []
         self._flags: dict[bool, Flags] = {}
 
     def check(self) -> None:
@@ -42,10 +43,15 @@ class Groups:
             hyper.check_together(group, self.rule, label)
             self._values[index : index + 1] = [values]
             self._environments[index : index + 1] = [hyper.environment(group, 1) if plain(values) else None]
+            self._on_gpu[index : index + 1] = [any(map(hyper.on_gpu, values))]
             self._flags.clear()
 
-    def environment(self, index: int, step: int) -> Mapping[str, float]:
-        """The hyperparameters of a group as floats, for its step-th step."""
+    def on_gpu(self) -> bool:
+        """Whether a value lies on a GPU, where kernels read it: the host would have to wait for it."""
+        return any(self._on_gpu[: len(self.dicts)])
+
+    def environment(self, index: int, step: int) -> Mapping[str, Any]:
+        """The hyperparameters of a group, for its step-th step; see `hyper.environment`."""
         made = self._environments[index] if index < len(self._environments) else None
         return hyper.environment(self.dicts[index], step) if made is None else made
 

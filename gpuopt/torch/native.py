@@ -189,8 +189,8 @@ class Dump:
         self, params: Sequence[torch.Tensor], states: Sequence[Sequence[torch.Tensor]], places: NDArray[np.int64]
     ) -> None:
         every = list(chain.from_iterable(states))
-        plain = {type(p) for p in (*params, *every)} <= PLAIN
-        word = word_of_impl(params) if plain and library() is not None else None
+        can = {type(p) for p in (*params, *every)} <= PLAIN and library() is not None and cpu.missing() is None
+        word = word_of_impl(params) if can else None
         axes = np.array([p.dim() for p in params], np.int64)
         self.objects = np.array(list(map(id, params)), np.int64)
         self.starts = np.concatenate([[0], np.cumsum(4 + 3 * axes)]).astype(np.int64)
