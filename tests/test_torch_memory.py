@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.tensor import Shard, distribute_tensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import gpuopt.torch
 from gpuopt.errors import DtypeError, InputError
@@ -306,6 +309,19 @@ def test_masks_are_checked(mask: torch.Tensor) -> None:
     p.grad = torch.ones(3, 4)
     with pytest.raises(InputError, match=r"mask of .*expected bool \(3, 4\) on cpu"):
         opt.step()
+
+
+def test_a_sharded_parameter_is_refused() -> None:
+    """It keeps its values in another tensor."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        mesh = dist.init_device_mesh("cpu", (2,))
+        p = torch.nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Shard(0)]))
+        p.grad = distribute_tensor(torch.ones(4), mesh, [Shard(0)])
+        with pytest.raises(InputError, match=r"a DTensor has no memory of its own: .* to_local"):
+            gpuopt.torch.AdamW([p]).step()
+    finally:
+        dist.destroy_process_group()
 
 
 def test_other_devices_are_refused() -> None:

@@ -27,12 +27,18 @@ COMPLEX = {"float64": torch.complex128, "float32": torch.complex64}
 
 
 def describe(tensor: torch.Tensor) -> View:
-    """The View of a tensor; a complex one as real numbers with a last axis of 2. Raises DtypeError for sparse ones."""
+    """The View of a tensor; a complex one as real numbers with a last axis of 2. Raises DtypeError for sparse ones, InputError
+    for those that keep their values in other tensors.
+    """
     if tensor.layout is not torch.strided:
         raise DtypeError(f"layout {tensor.layout}: expected a dense tensor; sparse gradients are not supported")
     device = tensor.device
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"on device {device}: expected a tensor on cpu or cuda")
+    if tensor.numel() and not tensor.data_ptr():
+        raise InputError(
+            f"a {type(tensor).__name__} has no memory of its own: expected a plain tensor, such as to_local() of a DTensor"
+        )
     where = "cpu" if device.type == "cpu" else f"{device.type}:{device.index or 0}"
     shape, strides = tuple(tensor.shape), tensor.stride()
     if tensor.is_complex():
