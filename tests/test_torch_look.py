@@ -166,7 +166,7 @@ CHANGES = [data_moves, data_shrinks, data_turns, data_halves, grad_turns, grad_h
 
 
 @WAYS
-@pytest.mark.parametrize("count", [3, 3 * native.RANGE], ids=["one range", "more"])
+@pytest.mark.parametrize("count", [3, 2 * native.ASLEEP], ids=["one range", "more"])
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_changes_the_layout(change: Any, count: int, way: Any) -> None:
     params = [torch.nn.Parameter(torch.zeros(3, 4)) for _ in range(count)]
@@ -185,6 +185,16 @@ def test_a_state_with_other_memory_is_seen(which: int, way: Any) -> None:
     see = way(params, states)
     assert see() == "same"
     states[which].data = torch.zeros(3 + which)
+    assert see() == "other"
+
+
+@WAYS
+@pytest.mark.parametrize("which", range(4))
+def test_a_state_that_stands_for_another_is_seen(which: int, way: Any) -> None:
+    """The memory that it stood for may be gone."""
+    params, states = zoo(), [torch.zeros(3 + k) for k in range(4)]
+    see = way(params, states)
+    torch.utils.swap_tensors(states[which], torch.ones(3 + which))
     assert see() == "other"
 
 
@@ -229,6 +239,18 @@ def test_a_gradient_declared_otherwise_is_not_called(monkeypatch: pytest.MonkeyP
     monkeypatch.undo()
     monkeypatch.setattr(native, "FACTS", (*native.FACTS, "get_no_such_fact"))
     assert native.library.__wrapped__() is None
+
+
+def test_threads_are_woken_for_many_tensors_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless the update needs them anyway, at once."""
+    monkeypatch.setattr("numba.get_num_threads", lambda: 8)
+
+    def ranges(count: int, size: int) -> int:
+        params = [torch.nn.Parameter(torch.zeros(size)) for _ in range(count)]
+        return len(native.Dump(params, [[]] * count, np.empty(0, np.int64)).bounds) - 1
+
+    assert [ranges(k, 1) for k in (100, 2000, 5000)] == [1, 1, 2]
+    assert [ranges(k, 1000) for k in (100, 600, 2000)] == [1, 4, 8]
 
 
 def test_where_numba_does_not_import_the_getters_go_on(monkeypatch: pytest.MonkeyPatch) -> None:

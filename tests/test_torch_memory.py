@@ -173,6 +173,23 @@ def test_gradients_are_not_kept_alive(backend: str) -> None:
         assert [r() for r in alive] == [None] * len(params)
 
 
+def test_gradients_go_on_after_one_was_refused() -> None:
+    """Those that come next lie where others lay some steps before."""
+    ours, theirs = both(parameters([(6,), (5,)]))
+    early, late = (gradients(ours[1], k) for k in range(2))
+    for opt, params in (ours, theirs):
+        for number in range(7):
+            for p, g in zip(params, late if number == 5 else early, strict=True):
+                p.grad = g
+            if number == 6 and opt is ours[0]:
+                params[1].grad = params[1].data
+                with pytest.raises(InputError, match="shares memory with"):
+                    opt.step()
+                params[1].grad = early[1]
+            opt.step()
+    assert furthest(ours[1], theirs[1]) <= ULPS
+
+
 def test_the_graph_of_a_gradient_is_not_kept_alive() -> None:
     """A gradient may have been computed with `create_graph`, and be copied because its memory order is another."""
     (p,) = parameters([(6, 4)])

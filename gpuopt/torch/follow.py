@@ -48,13 +48,16 @@ class Follower:
 
     def step(self) -> None:
         """One step of the engine. Does nothing where there is no gradient; raises before anything is written."""
-        dump, self._dump = self._dump, None  # what follows may fail
-        moved = dump.look() if dump is not None and self.engine.settled() else None
-        if dump is None or moved is None:
-            if dump is not None:
-                # What it saw is no longer so: the getters have to agree with the next step again before it is made anew, and
-                # longer each time, because making it takes as long as several of their looks.
-                self._seen, self._looks, self._patience = None, 0, 2 * self._patience
+        dump, self._dump = self._dump, None
+        if dump is None:
+            self._look_and_step()
+            return
+        self._seen = None  # it is out of date, and what follows may fail
+        moved = dump.look() if self.engine.settled() else None
+        if moved is None:
+            # What it saw is no longer so: the getters have to agree with the next step again before it is made anew, and longer
+            # each time, because making it takes as long as several of their looks.
+            self._looks, self._patience = 0, 2 * self._patience
             self._look_and_step()
             return
         if moved:

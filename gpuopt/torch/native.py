@@ -23,7 +23,8 @@ from gpuopt.backends import numba as cpu
 
 FROM = 32  # tensors; with fewer the getters take less than 20 us
 AFTER = 3  # steps: to compile it takes half a second
-RANGE = 128  # tensors that are worth another thread
+RANGE = 128  # tensors that are worth another thread which the update needs next
+ASLEEP = 2048  # that are worth waking one
 PLAIN = {torch.Tensor, torch.nn.Parameter}  # subclasses may keep their data elsewhere
 DTYPES = ("float64", "float32", "float16", "bfloat16")  # of gradients; complex ones may have to be resolved
 FACTS = ("is_defined", "get_data_ptr", "get_dtype", "get_dim", "get_sizes", "get_strides")
@@ -113,8 +114,8 @@ def _dump(
 
     book: addresses of the arrays of a Dump, in the order of Dump.BOOK: objects, the parameters' Python objects, whose `word`
     holds the address of their TensorImpl, whose word `storage` that of its storage; starts, where the facts of each begin in
-    facts; addresses of the gradients, 0 where there is none; first, where the states of each begin in states, TensorImpls too,
-    and places, their addresses. The facts are axes, address, dtype, the gradient's dtype or ABSENT, sizes, strides, the
+    facts; addresses of the gradients, 0 where there is none; first, where the states of each begin in states, Python objects
+    too, and places, their addresses. The facts are axes, address, dtype, the gradient's dtype or ABSENT, sizes, strides, the
     gradient's strides. Facts and addresses are brought up to date; told[lo] becomes MOVED or ELSE where they, or places, were
     different, else 0.
     """
@@ -131,16 +132,18 @@ def _dump(
             # Each of these finds its address in what the one before it asked for.
             if k + 4 * AHEAD < hi:
                 ask_part(load(objects, k + 4 * AHEAD) + 8 * word)
+                for state in range(load(first, k + 4 * AHEAD), load(first, k + 4 * AHEAD + 1)):
+                    ask_part(load(states, state) + 8 * word)
             if lo <= k + 3 * AHEAD < hi:
                 ask_whole(load(load(objects, k + 3 * AHEAD), word))
                 for state in range(load(first, k + 3 * AHEAD), load(first, k + 3 * AHEAD + 1)):
-                    ask_whole(load(states, state))
+                    ask_whole(load(load(states, state), word))
             if lo <= k + 2 * AHEAD < hi:
                 impl = load(load(objects, k + 2 * AHEAD), word)
                 ask_part(load(impl, storage))
                 ask_part(load(impl, storage + 1))  # its autograd data, in the versions of torch that were measured
                 for state in range(load(first, k + 2 * AHEAD), load(first, k + 2 * AHEAD + 1)):
-                    ask_part(load(load(states, state), storage))
+                    ask_part(load(load(load(states, state), word), storage))
             if lo <= k + AHEAD < hi:
                 ask_whole(load(grad(load(load(objects, k + AHEAD), word)), 0))
             if lo <= k + AHEAD // 2 < hi:
@@ -156,7 +159,7 @@ def _dump(
             for axis in range(axes):
                 other |= replace(at, 4 + axis, load(size, axis)) | replace(at, 4 + axes + axis, load(stride, axis))
             for state in range(load(first, k), load(first, k + 1)):
-                bad |= data_ptr(states + 8 * state, s)
+                bad |= data_ptr(load(states, state) + 8 * word, s)
                 other |= load(places, state) ^ load(s, 0)
             g = grad(load(p, 0))
             code, address = ABSENT, 0
@@ -190,7 +193,7 @@ class Dump:
     ) -> None:
         every = list(chain.from_iterable(states))
         can = {type(p) for p in (*params, *every)} <= PLAIN and library() is not None and cpu.missing() is None
-        word = word_of_impl(params) if can else None
+        word = word_of_impl([*params, *every]) if can else None
         axes = np.array([p.dim() for p in params], np.int64)
         self.objects = np.array(list(map(id, params)), np.int64)
         self.starts = np.concatenate([[0], np.cumsum(4 + 3 * axes)]).astype(np.int64)
@@ -198,10 +201,11 @@ class Dump:
         self.facts[self.starts[:-1]] = axes
         self.addresses = np.zeros(len(params), np.int64)
         self.first = np.concatenate([[0], np.cumsum([len(s) for s in states])]).astype(np.int64)
-        self.states = np.array([s._cdata for s in every], np.int64)
+        self.states = np.array(list(map(id, every)), np.int64)
         self.places = np.array(places, np.int64)
         self.book = np.array([getattr(self, name).ctypes.data for name in self.BOOK], np.int64)
-        self.bounds = cpu.even_ranges(len(params), RANGE)
+        needed = params[0].device.type == "cpu" and sum(p.numel() for p in params) > cpu.SERIAL
+        self.bounds = cpu.even_ranges(len(params), RANGE if needed else ASLEEP)
         self.starts_of_ranges = self.bounds[:-1].tolist()
         self.told = np.zeros(len(params) + 1 + ANSWERS, np.int64)
         self.singles = [p for p in params if p.numel() == 1]
