@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 import gpuopt.torch
 from gpuopt.errors import InputError
+from gpuopt.torch import hooks
 from torch_samples import bits, create, everything, furthest, gradients, parameters, title, train
 
 NAMES = gpuopt.torch.optimizers()
@@ -141,9 +143,62 @@ def test_step_hooks_run_around_the_update() -> None:
     train(opt, params, range(1))
     assert seen == [("pre", before), ("post", bits(params))] and bits(params) != before
     pre.remove()
+    train(opt, params, range(1))
     post.remove()
     train(opt, params, range(1))
-    assert len(seen) == 2
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("register", [register_optimizer_step_pre_hook, register_optimizer_step_post_hook])
+def test_hooks_of_all_optimizers_run(register: Any) -> None:
+    params, seen = parameters(), []
+    opt = gpuopt.torch.SGD(params, lr=0.1)
+    handle = register(lambda *given: seen.append(given))
+    train(opt, params, range(1))
+    handle.remove()
+    train(opt, params, range(1))
+    assert seen == [(opt, (opt,), {})]
+
+
+def test_a_hook_may_change_what_step_is_given() -> None:
+    params, called = parameters(), []
+    opt = gpuopt.torch.SGD(params, lr=0.1)
+    opt.register_step_pre_hook(lambda opt, args, kwargs: ((opt, lambda: called.append(1)), {}))
+    train(opt, params, range(1))
+    assert called == [1]
+
+
+def test_a_step_that_calls_ours_has_its_hooks_run_once() -> None:
+    class Twice(gpuopt.torch.SGD):  # type: ignore[name-defined, misc]
+        def step(self, closure: Any = None) -> Any:
+            super().step()
+            return super().step(closure)
+
+    found, expected, seen = parameters(), parameters(), []
+    opt, usual = Twice(found, lr=0.1), gpuopt.torch.SGD(expected, lr=0.1)
+    opt.register_step_pre_hook(lambda *_: seen.append(1))
+    train(opt, found, [0])
+    train(usual, expected, [0, 0])
+    assert seen == [1] and bits(found) == bits(expected)
+
+
+def test_profilers_see_a_step_under_torchs_name() -> None:
+    params = parameters()
+    opt = gpuopt.torch.AdamW(params)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        train(opt, params, range(2))
+    assert [e.name for e in profile.events()].count("Optimizer.step#AdamW.step") == 2
+
+
+def test_nothing_is_recorded_where_nothing_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    params, recorded = parameters(), []
+    opt = gpuopt.torch.AdamW(params)
+    usual = torch.autograd.profiler.record_function
+    monkeypatch.setattr("torch.autograd.profiler.record_function", lambda name: (recorded.append(name), usual(name))[1])
+    train(opt, params, range(2))
+    assert not recorded
+    monkeypatch.setattr("ctypes.PyDLL", lambda path: None)
+    assert hooks.listener.__wrapped__()(), "a torch that does not tell"
 
 
 @pytest.mark.parametrize("to_none", [True, False])

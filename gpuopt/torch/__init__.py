@@ -18,6 +18,7 @@ from gpuopt import rules
 from gpuopt.optim.hyper import GROUP_OPTIONS, defaults_of
 from gpuopt.rules.language import Rule
 from gpuopt.torch import tensors as _tensors  # noqa: F401  registers torch tensors as arrays
+from gpuopt.torch.hooks import with_hooks
 from gpuopt.torch.optimizer import TorchOptimizer
 from gpuopt.torch.release import release_gradients
 
@@ -66,6 +67,7 @@ def make_optimizer(rule: Rule) -> type[TorchOptimizer]:
         TorchOptimizer.__init__(self, params, fields | values | extra, options, options.pop("backend"))
 
     members = {"__init__": __init__, "__doc__": rule.__doc__, "rule": rule, "torch_defaults": theirs}
+    members["step"] = with_hooks(TorchOptimizer.step)
     made: type[TorchOptimizer] = type(rule.title, (TorchOptimizer,), members)
     made.__module__ = "gpuopt.torch"
     made.__signature__ = _signature(names, fields, required)  # type: ignore[attr-defined]

@@ -1,0 +1,44 @@
+"""Torch's hooks around a step. Used where the classes are made; knows no rule.
+
+`torch.optim.Optimizer` wraps every step into its hooks and a record for profilers. The record alone takes longer than the update
+of a small model, so it is left out where nothing listens.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import Any
+
+import torch
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+
+
+@cache
+def listener() -> Callable[[], bool]:
+    """What tells whether a profiler or another observer listens to torch's records; always, in a torch that does not say so."""
+    try:
+        found: Any = getattr(ctypes.PyDLL(torch._C.__file__), "_ZN2at12hasCallbacksEv")  # noqa: B009 mangled in a class
+    except (OSError, AttributeError):
+        return lambda: True
+    found.restype = ctypes.c_bool
+    result: Callable[[], bool] = found
+    return result
+
+
+def with_hooks(step: Callable[..., Any]) -> Callable[..., Any]:
+    """The `step` method of a class, in what torch would wrap it into."""
+    recorded, listening = torch.optim.Optimizer.profile_hook_step(step), listener()
+
+    @wraps(step)
+    def hooked(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if type(self).step is not hooked:  # a subclass calls it from a step of its own, which torch has wrapped
+            return step(self, *args, **kwargs)
+        own = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
+        if own or _global_optimizer_pre_hooks or _global_optimizer_post_hooks or listening():
+            return recorded(self, *args, **kwargs)
+        return step(self, *args, **kwargs)
+
+    hooked.hooked = True  # type: ignore[attr-defined]  # torch asks for this before it wraps a class's step itself
+    return hooked
