@@ -182,6 +182,17 @@ def test_a_step_that_calls_ours_has_its_hooks_run_once() -> None:
     assert seen == [1] and bits(found) == bits(expected)
 
 
+def test_hooks_run_where_a_tool_has_wrapped_the_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual, seen = gpuopt.torch.SGD.step, []
+    monkeypatch.setattr(gpuopt.torch.SGD, "step", lambda self, *given: (seen.append("tool"), usual(self, *given))[1])
+    monkeypatch.setattr(gpuopt.torch.SGD.step, "hooked", True, raising=False)
+    params = parameters()
+    opt = gpuopt.torch.SGD(params, lr=0.1)
+    opt.register_step_pre_hook(lambda *_: seen.append("hook"))
+    train(opt, params, range(1))
+    assert seen == ["tool", "hook"]
+
+
 def test_profilers_see_a_step_under_torchs_name() -> None:
     params = parameters()
     opt = gpuopt.torch.AdamW(params)

@@ -67,8 +67,8 @@ def make_optimizer(rule: Rule) -> type[TorchOptimizer]:
         TorchOptimizer.__init__(self, params, fields | values | extra, options, options.pop("backend"))
 
     members = {"__init__": __init__, "__doc__": rule.__doc__, "rule": rule, "torch_defaults": theirs}
-    members["step"] = with_hooks(TorchOptimizer.step)
     made: type[TorchOptimizer] = type(rule.title, (TorchOptimizer,), members)
+    made.step = with_hooks(made, TorchOptimizer.step)  # type: ignore[method-assign]
     made.__module__ = "gpuopt.torch"
     made.__signature__ = _signature(names, fields, required)  # type: ignore[attr-defined]
     return made

@@ -27,14 +27,14 @@ def listener() -> Callable[[], bool]:
     return result
 
 
-def with_hooks(step: Callable[..., Any]) -> Callable[..., Any]:
-    """The `step` method of a class, in what torch would wrap it into."""
+def with_hooks(owner: type, step: Callable[..., Any]) -> Callable[..., Any]:
+    """The `step` of a class, in what torch would wrap it into."""
     recorded, listening = torch.optim.Optimizer.profile_hook_step(step), listener()
 
     @wraps(step)
     def hooked(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if type(self).step is not hooked:  # a subclass calls it from a step of its own, which torch has wrapped
-            return step(self, *args, **kwargs)
+        if next(cls for cls in type(self).__mro__ if "step" in vars(cls)) is not owner:
+            return step(self, *args, **kwargs)  # called from the step of a subclass, which torch has wrapped
         own = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
         if own or _global_optimizer_pre_hooks or _global_optimizer_post_hooks or listening():
             return recorded(self, *args, **kwargs)
