@@ -277,11 +277,21 @@ def test_a_rate_on_the_gpu_is_read_there(
 
 
 def test_what_cannot_be_a_rate_on_the_gpu(on_gpu: Callable[[float, str], OnGpu]) -> None:
-    number = on_gpu(0.5, "float16")
-    with pytest.raises(DtypeError, match=r"float16.*expected one float32 or float64"):
-        gpuopt.AdamW(np.ones(3), lr=number, backend="numpy").step(np.ones(3))
+    with pytest.raises(DtypeError, match=r"lr: float16 .*expected one float32 or float64"):
+        gpuopt.AdamW(np.ones(3), lr=on_gpu(0.5, "float16"), backend="numpy")
+    with pytest.raises(DtypeError, match="betas: float16"):
+        gpuopt.AdamW(np.ones(3), betas=(0.9, on_gpu(0.5, "float16")), backend="numpy")
     with pytest.raises(InputError, match=r"lr = .*expected a number in"):
         gpuopt.AdamW(np.ones(3), lr=on_gpu(-1.0, "float32"), backend="numpy")
+
+
+def test_a_schedule_is_asked_once_a_step(shim: Backend) -> None:
+    """Where the rows are made on the device too."""
+    asked: list[int] = []
+    opt = gpuopt.GD(np.ones(3), lr=lambda t: asked.append(t) or 0.1, max_grad_norm=1.0, backend="shim-device")
+    for _ in range(3):
+        opt.step(np.ones(3))
+    assert asked == [0, 1, 2]
 
 
 @pytest.mark.parametrize("option", ["capturable", "skip_nonfinite"])

@@ -68,7 +68,9 @@ class Resident:
         self.rows = runtime.allocate(max(8, count * len(program.row) * STORAGES[program.compute].itemsize))
         self.steps = self._buffer(backend, np.array([c.step for c in launch.clocks], np.int64), stream)
         self.flags = self._buffer(backend, np.zeros(2, np.int64), stream)
-        self.staged = runtime.pinned(max(8, launch.hyper().nbytes))
+        self.staged = runtime.pinned(
+            max(8, 2 * 8 * count * len(launch.inputs))
+        )  # numbers and sources, see Launch.hyper
         self.hyper = runtime.allocate(self.staged.nbytes)
 
 

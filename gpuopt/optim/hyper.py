@@ -82,6 +82,7 @@ def check_value(name: str, value: Any, rule: Rule, default: Any, label: str) -> 
             check_number("betas", beta, label)
     elif not (name == "lr" and callable(value)) and not (name == "clip_value" and value is None):
         check_number(name, value, label)
+    on_gpu(value, f"{label}: {name}")
 
 
 def check_group(group: Mapping[str, Any], rule: Rule, label: str) -> None:
@@ -112,16 +113,16 @@ def check_together(group: Mapping[str, Any], rule: Rule, label: str) -> None:
         raise InputError(f"{label}: {complaint}")
 
 
-def on_gpu(value: Any) -> bool:
-    """Whether a hyperparameter is an array on a GPU. Raises DtypeError unless it is one float32 or float64."""
+def on_gpu(value: Any, label: str = "hyperparameter") -> bool:
+    """Whether a hyperparameter is an array on a GPU. Raises DtypeError naming it unless it is one float32 or float64."""
     if isinstance(value, (tuple, list)):
-        return any(map(on_gpu, value))
+        return True in [on_gpu(v, label) for v in value]  # each of them is checked
     if not hasattr(value, "shape") or isinstance(value, np.generic):
         return False
-    view = arrays.describe(value, "hyperparameter")
+    view = arrays.describe(value, label)
     found = view.device.startswith("cuda")
     if found and (view.numel != 1 or view.dtype not in ("float32", "float64")):
-        raise DtypeError(f"hyperparameter: {view.dtype} {view.shape} on {view.device}: expected one float32 or float64")
+        raise DtypeError(f"{label}: {view.dtype} {view.shape} on {view.device}: expected one float32 or float64")
     return found
 
 
