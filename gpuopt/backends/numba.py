@@ -10,7 +10,7 @@ import linecache
 import threading
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,7 +57,7 @@ def namespace(compute: str) -> dict[str, Any]:
 
 def compile_text(source: str, name: str, values: dict[str, Any], arguments: int) -> int:
     """The address of the compiled C function `name(int64 x arguments)`; the text stays visible in tracebacks."""
-    from numba import cfunc, njit, types
+    from numba import njit
 
     filename = f"<gpuopt {name} {hash(source):x}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
@@ -65,7 +65,14 @@ def compile_text(source: str, name: str, values: dict[str, Any], arguments: int)
     exec(compile(source, filename, "exec"), scope)
     if "update" in scope:
         scope["update"] = njit(error_model="numpy")(scope["update"])
-    compiled = cfunc(types.void(*[types.int64] * arguments), error_model="numpy", nogil=True)(scope[name])
+    return c_function(scope[name], arguments)
+
+
+def c_function(function: Callable[..., None], arguments: int) -> int:
+    """The address of the compiled C function `function(int64 x arguments)`."""
+    from numba import cfunc, types
+
+    compiled = cfunc(types.void(*[types.int64] * arguments), error_model="numpy", nogil=True)(function)
     _alive.append(compiled)
     address: int = compiled.address or 0
     return address
@@ -104,9 +111,17 @@ def sums_address(storage: str, compute: str) -> int:
     return compile_text(to_numba.sums_source(storage, compute), "sums", values, 7)
 
 
+class Drivers(NamedTuple):
+    """`walk` and `sums` over ranges: one parallel region for all tensors of a launch. `held`: `walk` with Python's lock held."""
+
+    walk: Callable[..., None]
+    sums: Callable[..., None]
+    held: Callable[..., None]
+
+
 @cache
-def drivers(parallel: bool) -> tuple[Callable[..., None], Callable[..., None], Callable[..., None]]:
-    """`walk` and `sums` over ranges, one parallel region for all tensors of a launch; and `walk` with Python's lock held."""
+def drivers(parallel: bool) -> Drivers:
+    """Compiled once for every rule."""
     from numba import njit, prange
     from numba.extending import intrinsic
 
@@ -126,21 +141,20 @@ def drivers(parallel: bool) -> tuple[Callable[..., None], Callable[..., None], C
         for k in prange(len(bounds) - 1):
             call_sums(function, table, columns, role, chunks, bounds[k], bounds[k + 1], partials)
 
-    @njit(nogil=True)
-    def free_walk(function, table, tiles, bounds, tile_size, rows):  # type: ignore[no-untyped-def]
-        walk(function, table, tiles, bounds, tile_size, rows)
+    def released(driver: Any) -> Any:
+        @njit(nogil=True)
+        def run(*arguments):  # type: ignore[no-untyped-def]
+            driver(*arguments)
 
-    @njit(nogil=True)
-    def free_sums(function, table, columns, role, chunks, bounds, partials):  # type: ignore[no-untyped-def]
-        sums(function, table, columns, role, chunks, bounds, partials)
+        return run
 
-    return free_walk, free_sums, walk
+    return Drivers(released(walk), released(sums), walk)
 
 
 def in_ranges(function: int, bounds: NDArray[np.int64], a: int, b: int, c: int, d: int) -> None:
     """Call the compiled `function(a, b, lo, hi, c, d)` for each range, on all threads, with Python's lock held."""
     with _region:
-        drivers(len(bounds) > 2)[2](function, a, b, bounds, c, d)
+        drivers(len(bounds) > 2).held(function, a, b, bounds, c, d)
 
 
 def even_ranges(count: int, size: int) -> NDArray[np.int64]:
@@ -181,7 +195,7 @@ class Backend(HostBackend):
         plan.cut_tiles(TILE)
         bounds = self.bounds(plan, plan.tiles, TILE)
         addresses = plan.table.ctypes.data, plan.tiles.ctypes.data
-        return drivers(len(bounds) > 2)[0], (walk_address(plan.program), *addresses, bounds, TILE)
+        return drivers(len(bounds) > 2).walk, (walk_address(plan.program), *addresses, bounds, TILE)
 
     def sums(self, launch: Launch) -> NDArray[Any]:
         """Partial sums of every chunk: [chunks, 2]."""
@@ -195,7 +209,7 @@ class Backend(HostBackend):
         bounds, partials = private["sums_bounds"], private["partials"]
         table, chunks = plan.table.ctypes.data, plan.chunks.ctypes.data
         with _region:
-            driver = drivers(len(bounds) > 2)[1]
+            driver = drivers(len(bounds) > 2).sums
             driver(private["sums"], table, plan.table.shape[1], role, chunks, bounds, partials.ctypes.data)
         result: NDArray[Any] = partials
         return result

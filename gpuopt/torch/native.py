@@ -54,7 +54,6 @@ def library() -> ctypes.CDLL | None:
 @cache
 def compiled() -> int:
     """The address of `dump(book, told, lo, hi, word, storage)`; see `_dump`."""
-    from numba import cfunc, types
     from numba.extending import intrinsic
 
     from gpuopt.compiler import numba_ir
@@ -72,11 +71,7 @@ def compiled() -> int:
     store = numba_ir.store(intrinsic, "int64", "float64", 0, 1)
     asks = [numba_ir.prefetch(intrinsic, lines) for lines in (WHOLE, PART)]
     made = _dump(names, grad, codes, load, store, numba_ir.replace(intrinsic), *asks)
-    _alive.append(cfunc(types.void(*[types.int64] * 6))(made))
-    return int(_alive[-1].address)
-
-
-_alive: list[Any] = []  # compiled functions, whose addresses are in use
+    return cpu.c_function(made, 6)
 
 
 def word_of_impl(tensors: Sequence[torch.Tensor]) -> int | None:
