@@ -123,9 +123,7 @@ class Rule:
         self.title = title or "".join(part.capitalize() for part in self.name.split("_"))
         self.prepare_function: Callable[..., dict[str, Any]] | None = None
         self.require_function: Callable[..., str | None] | None = None
-        self.asked: frozenset[str] = (
-            frozenset()
-        )  # the hyperparameters it looks at, by the names the optimizer has for them
+        self.asked: frozenset[str] = frozenset()  # what that looks at, by the names the optimizer has for it
         self.__doc__ = function.__doc__
         _ = self.tree  # parse now, so that a mistake is reported where the rule is written
 

@@ -49,21 +49,19 @@ class Follower:
     def step(self) -> None:
         """One step of the engine. Does nothing where there is no gradient; raises before anything is written."""
         dump, self._dump = self._dump, None
-        if dump is None:
-            self._look_and_step()
-            return
-        self._seen = None  # it is out of date, and what follows may fail
-        moved = dump.look() if self.engine.settled() else None
-        if moved is None:
+        if dump is not None:
+            self._seen = None  # it is out of date, and what follows may fail
+            moved = dump.look() if self.engine.settled() else None
+            if moved is not None:
+                if moved:
+                    self.engine.relocate(dump.addresses)
+                self.engine.run()
+                self._dump = dump
+                return
             # What it saw is no longer so: the getters have to agree with the next step again before it is made anew, and longer
             # each time, because making it takes as long as several of their looks.
             self._looks, self._patience = 0, 2 * self._patience
-            self._look_and_step()
-            return
-        if moved:
-            self.engine.relocate(dump.addresses)
-        self.engine.run()
-        self._dump = dump
+        self._look_and_step()
 
     def _look_and_step(self) -> None:
         engine = self.engine

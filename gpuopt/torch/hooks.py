@@ -19,7 +19,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 def listener() -> Callable[[], bool]:
     """What tells whether a profiler or another observer listens to torch's records; always, in a torch that does not say so."""
     try:
-        found: Any = getattr(ctypes.PyDLL(torch._C.__file__), "_ZN2at12hasCallbacksEv")  # noqa: B009 mangled in a class
+        found: Any = ctypes.PyDLL(torch._C.__file__)._ZN2at12hasCallbacksEv
     except (OSError, AttributeError):
         return lambda: True
     found.restype = ctypes.c_bool

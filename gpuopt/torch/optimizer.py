@@ -59,7 +59,6 @@ class TorchOptimizer(torch.optim.Optimizer):
         return made
 
     def _reset(self) -> None:
-        self._engine: Engine | None = None
         self._steps: list[StepTensor] = []
         self._planned = 0
         self._follower: Follower | None = None
@@ -84,9 +83,13 @@ class TorchOptimizer(torch.optim.Optimizer):
             if key not in own and wanted is not None and group.get(key, wanted) != wanted:
                 raise InputError(f"{key} = {group[key]}: gpuopt's {self.rule.title} is torch's with {key} = {wanted}")
 
-    def _made_engine(self) -> Engine:
-        """The engine over the groups as they stand, with the states that are in `self.state`."""
-        if self._engine is None:
+    @property
+    def _engine(self) -> Engine | None:
+        return None if self._follower is None else self._follower.engine
+
+    def _made_follower(self) -> Follower:
+        """Follows an engine over the groups as they stand, with the states that are in `self.state`."""
+        if self._follower is None:
             engine = Engine(self.rule, self._settings(), self.param_groups, self._asked)
             slots = []
             for index, group in enumerate(self.param_groups):
@@ -95,9 +98,9 @@ class TorchOptimizer(torch.optim.Optimizer):
                 for label, p in zip(names, group["params"], strict=True):
                     slots.append(self._slot(engine, label, p, index))
             engine.add(slots)
-            self._engine, self._follower = engine, Follower(engine, self.param_groups)
+            self._follower = Follower(engine, self.param_groups)
             self._watch()
-        return self._engine
+        return self._follower
 
     def _slot(self, engine: Engine, label: str, p: torch.Tensor, index: int) -> Slot:
         state = self.state.get(p, {})
@@ -124,27 +127,26 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     @torch._disable_dynamo  # type: ignore[attr-defined]
     def _run(self) -> None:
-        if self._engine is not None and not self._current():
+        if self._follower is not None and not self._current(self._follower):
             self._save_steps()
             self._reset()
-        if self._engine is None and all(p.grad is None for group in self.param_groups for p in group["params"]):
+        if self._follower is None and all(p.grad is None for group in self.param_groups for p in group["params"]):
             return
-        engine = self._made_engine()
-        assert self._follower is not None
+        follower = self._made_follower()
+        engine = follower.engine
         engine.settings, engine.groups.dicts = self._settings(), self.param_groups
         engine.groups.check()
         with TorchStreams():
-            self._follower.step()
+            follower.step()
         if engine.planned != self._planned:
             self._publish(engine)
         for shown in self._steps:
             shown.show()
 
-    def _current(self) -> bool:
+    def _current(self, follower: Follower) -> bool:
         """Whether parameters and states are still the tensors that the engine works on, with the step counts it showed."""
         return (
-            self._follower is not None
-            and self._follower.same_parameters(self.param_groups)
+            follower.same_parameters(self.param_groups)
             and isinstance(self.state, ShownStates)
             and not self._edits
             and not any(shown.changed() for shown in self._steps)
@@ -176,7 +178,7 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     def init_state(self) -> None:
         """Allocate the state of every parameter now, with step 0, instead of at its first step."""
-        engine = self._made_engine()
+        engine = self._made_follower().engine
         for slot in engine.slots:
             slot.states |= engine.missing_states(slot, self.rule.flags(self.param_groups[slot.group]))
         self._publish(engine)
@@ -185,7 +187,7 @@ class TorchOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def _step_one(self, p: torch.Tensor) -> None:
         """Step one parameter, with an engine and a step count of its own: for gradient release."""
-        if self._engine is not None:  # it does not know of the steps that are made here
+        if self._follower is not None:  # it does not know of the steps that are made here
             self._save_steps()
             single = self._single
             self._reset()
@@ -283,7 +285,7 @@ class TorchOptimizer(torch.optim.Optimizer):
     @property
     def backend(self) -> str:
         """The name of the backend that runs the first parameter."""
-        engine = self._made_engine()
+        engine = self._made_follower().engine
         return engine.choice(engine.slots[0])[0]
 
 
