@@ -153,11 +153,15 @@ def test_step_hooks_run_around_the_update() -> None:
 def test_hooks_of_all_optimizers_run(register: Any) -> None:
     params, seen = parameters(), []
     opt = gpuopt.torch.SGD(params, lr=0.1)
+
+    def closure() -> float:
+        return 7.0
+
     handle = register(lambda *given: seen.append(given))
-    train(opt, params, range(1))
+    assert opt.step(closure) == opt.step(closure=closure) == 7.0
     handle.remove()
-    train(opt, params, range(1))
-    assert seen == [(opt, (opt,), {})]
+    assert opt.step(closure) == 7.0
+    assert seen == [(opt, (opt, closure), {}), (opt, (opt,), {"closure": closure})]
 
 
 def test_a_hook_may_change_what_step_is_given() -> None:

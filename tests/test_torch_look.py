@@ -178,23 +178,23 @@ def test_what_changes_the_layout(change: Any, count: int, way: Any) -> None:
     assert see() == "other"
 
 
+def given_other_memory(state: torch.Tensor) -> None:
+    state.data = torch.zeros_like(state)
+
+
+def stands_for_another(state: torch.Tensor) -> None:
+    """The memory that it stood for is gone."""
+    torch.utils.swap_tensors(state, torch.ones_like(state))
+
+
 @WAYS
 @pytest.mark.parametrize("which", range(4))
-def test_a_state_with_other_memory_is_seen(which: int, way: Any) -> None:
+@pytest.mark.parametrize("change", [given_other_memory, stands_for_another])
+def test_a_state_that_lies_elsewhere_is_seen(change: Any, which: int, way: Any) -> None:
     params, states = zoo(), [torch.zeros(3 + k) for k in range(4)]
     see = way(params, states)
     assert see() == "same"
-    states[which].data = torch.zeros(3 + which)
-    assert see() == "other"
-
-
-@WAYS
-@pytest.mark.parametrize("which", range(4))
-def test_a_state_that_stands_for_another_is_seen(which: int, way: Any) -> None:
-    """The memory that it stood for may be gone."""
-    params, states = zoo(), [torch.zeros(3 + k) for k in range(4)]
-    see = way(params, states)
-    torch.utils.swap_tensors(states[which], torch.ones(3 + which))
+    change(states[which])
     assert see() == "other"
 
 
