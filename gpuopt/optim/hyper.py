@@ -61,7 +61,7 @@ def check_number(name: str, value: Any, label: str = "") -> float:
     where = f"{label}: " if label else ""
     try:
         number = math.nan if isinstance(value, (bool, str, bytes)) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):  # torch's, of a tensor that holds more than one
         number = math.nan
     if not within(number, interval):
         raise InputError(f"{where}{name} = {value!r}: expected a number in {interval}")
@@ -75,14 +75,25 @@ def check_value(name: str, value: Any, rule: Rule, default: Any, label: str) -> 
         if not any(type(value) is type(c) and value == c for c in choices):
             raise InputError(f"{label}: {name} = {value!r}: expected one of {choices}")
     elif name == "betas":
-        count = len(beta_names(rule))
-        if not isinstance(value, (tuple, list)) or len(value) != count:
+        count, found = len(beta_names(rule)), members(value)
+        if found is None or len(found) != count:
             raise InputError(f"{label}: betas = {value!r}: expected {count} numbers in [0, 1)")
-        for beta in value:
+        for beta in found:
             check_number("betas", beta, label)
     elif not (name == "lr" and callable(value)) and not (name == "clip_value" and value is None):
         check_number(name, value, label)
     on_gpu(value, f"{label}: {name}")
+
+
+def members(value: Any, default: Any = None) -> Any:
+    """The numbers of any sequence or array of them as a tuple; the default for what is none."""
+    if type(value) is tuple:
+        return value
+    if isinstance(value, (str, bytes, Mapping)) or not hasattr(value, "__len__") or not hasattr(value, "__getitem__"):
+        return default
+    if getattr(value, "ndim", 1) != 1:
+        return default
+    return tuple(value[k] for k in range(len(value)))
 
 
 def check_group(group: Mapping[str, Any], rule: Rule, label: str) -> None:
@@ -115,8 +126,11 @@ def check_together(group: Mapping[str, Any], rule: Rule, label: str) -> None:
 
 def on_gpu(value: Any, label: str = "hyperparameter") -> bool:
     """Whether a hyperparameter is an array on a GPU. Raises DtypeError naming it unless it is one float32 or float64."""
-    if isinstance(value, (tuple, list)):
-        return True in [on_gpu(v, label) for v in value]  # each of them is checked
+    if isinstance(value, (int, float)):
+        return False
+    found = members(value)
+    if found is not None:
+        return True in [on_gpu(v, label) for v in found]  # each of them is checked
     if not hasattr(value, "shape") or isinstance(value, np.generic):
         return False
     view = arrays.describe(value, label)
@@ -137,7 +151,7 @@ def environment(group: Mapping[str, Any], step: int) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in group.items():
         if name == "betas":
-            values |= {f"beta{k + 1}": _number(b) for k, b in enumerate(value)}
+            values |= {f"beta{k + 1}": _number(b) for k, b in enumerate(members(value))}
         elif name == "lr":
             values["lr"] = check_number("lr", value(step - 1)) if callable(value) else _number(value)
         elif isinstance(value, (int, float)) or hasattr(value, "__float__"):
