@@ -11,8 +11,11 @@ from numpy.typing import NDArray
 from gpuopt.arrays import memory
 from gpuopt.backends.host import HostBackend
 from gpuopt.compiler.host import prepared_values
+from gpuopt.compiler.lower import Program
 from gpuopt.compiler.names import OPTION
+from gpuopt.formats import philox
 from gpuopt.formats.dtypes import STORAGES, numpy_dtype
+from gpuopt.formats.stochastic import encode
 from gpuopt.launch import table as t
 from gpuopt.launch.launcher import Launch
 from gpuopt.rules import options
@@ -42,14 +45,18 @@ class Backend(HostBackend):
                 r.name: memory(int(record[t.ADDRESS + k]), numpy_dtype(r.storage), count)
                 for k, r in enumerate(program.roles)
             }
+            step = launch.clocks[int(record[t.ROW])].step
             for begin in range(0, count, BLOCK):
                 block = {name: values[begin : begin + BLOCK] for name, values in flats.items()}
+                size = min(BLOCK, count - begin)
                 with compute_dtype(compute), np.errstate(all="ignore"):
                     x = {name: values.astype(compute) for name, values in block.items()}
                     self.apply(launch, x, *scalars[int(record[t.ROW])])
-                    for role in program.roles:
+                    bits = random_bits(program, record, step, begin, size)
+                    for k, role in enumerate(program.roles):
                         if role.written:
-                            block[role.name][...] = np.asarray(x[role.name], compute).astype(block[role.name].dtype)
+                            made = np.broadcast_to(np.asarray(x[role.name], compute), size)
+                            block[role.name][...] = encode(role.storage, made, bits.get(k))
 
     def scalars(self, launch: Launch, multiplier: float) -> list[tuple[dict[str, float], dict[str, float]]]:
         """Hyperparameters and what `prepare` derives from them, for each clock."""
@@ -99,6 +106,15 @@ class Backend(HostBackend):
                     lanes_of(padded.reshape(len(terms), count, t.CHUNK // (t.THREADS * width), t.THREADS, width)).T
                 )
         return np.concatenate(partials) if partials else np.empty((0, 2), compute)
+
+
+def random_bits(
+    program: Program, record: NDArray[np.int64], step: int, first: int, count: int
+) -> dict[int, NDArray[np.uint32]]:
+    """Role index -> the random bits of `count` elements from `first` on, for roles that are rounded at random."""
+    seed, tensor = int(record[t.SEED]), int(record[t.TENSOR])
+    words = [philox.words(seed, tensor, step, stream, first, count) for stream in range(program.streams)]
+    return {k: words[draw.stream] >> np.uint32(draw.shift) for k, draw in program.draws.items()}
 
 
 def call(function: Callable[..., Any], values: Mapping[str, Any]) -> Any:

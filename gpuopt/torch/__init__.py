@@ -31,6 +31,7 @@ OPTIONS = {
     "grad_scale": None,
     "skip_nonfinite": False,
     "mask": None,
+    "seed": 0,
 }
 
 __all__ = ["TorchOptimizer", "create", "make_optimizer", "optimizers", "release_gradients", *_TITLES]

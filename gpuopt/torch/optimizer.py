@@ -194,8 +194,11 @@ class TorchOptimizer(torch.optim.Optimizer):
             self._single = single
         if p not in self._single:
             engine = Engine(self.rule, self._settings(), self.param_groups, self._asked)
-            index = next(k for k, g in enumerate(self.param_groups) if any(q is p for q in g["params"]))
-            engine.add([self._slot(engine, f"parameter of shape {tuple(p.shape)}", p, index)])
+            every = [(k, q) for k, g in enumerate(self.param_groups) for q in g["params"]]
+            number, index = next((n, k) for n, (k, q) in enumerate(every) if q is p)
+            slot = self._slot(engine, f"parameter of shape {tuple(p.shape)}", p, index)
+            slot.number = number
+            engine.add([slot])
             self._single[p] = engine
         engine = self._single[p]
         engine.settings, engine.groups.dicts = self._settings(), self.param_groups
