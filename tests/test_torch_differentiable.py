@@ -77,7 +77,9 @@ def states_of(cls: Any, options: dict[str, Any]) -> dict[str, torch.Tensor]:
     return {k: v.requires_grad_(k != "step") for k, v in made.items()}
 
 
-def stepped(cls: Any, options: dict[str, Any], names: Sequence[str], *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def stepped(
+    cls: Any, options: dict[str, Any], names: Sequence[str], *tensors: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
     """Parameter and states after a step, as functions of parameter, gradient and states before it."""
     p, g, *before = tensors
     p = p.clone()
@@ -145,7 +147,9 @@ HYPERPARAMETERS: dict[str, dict[str, float]] = {
 }
 
 
-def trained(cls: Any, names: Sequence[str], start: torch.Tensor, values: Tensors, steps: int, **more: Any) -> torch.Tensor:
+def trained(
+    cls: Any, names: Sequence[str], start: torch.Tensor, values: Tensors, steps: int, **more: Any
+) -> torch.Tensor:
     """The loss after some steps, as a function of the start and of hyperparameters."""
     given: dict[str, Any] = dict(zip(names, values, strict=True))
     if "beta1" in given:
@@ -316,7 +320,9 @@ def test_a_grad_scaler_unscales_and_skips() -> None:
 # ---------------------------------------------------------------------------------------------------- refusals
 
 
-@pytest.mark.parametrize("option", [{"state_format": "bfloat16"}, {"state_format": {"m": "bfloat16"}}, {"capturable": True}])
+@pytest.mark.parametrize(
+    "option", [{"state_format": "bfloat16"}, {"state_format": {"m": "bfloat16"}}, {"capturable": True}]
+)
 def test_what_has_no_derivative_is_refused(option: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"differentiable=True cannot go with {next(iter(option))}"):
         gpuopt.torch.AdamW(parameters(), differentiable=True, **option)
@@ -331,7 +337,9 @@ def test_what_has_no_derivative_is_refused(option: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_fused_is_refused_in_torchs_words(name: str) -> None:
-    with pytest.raises((RuntimeError, TypeError), match="`fused` does not support `differentiable`|no argument 'fused'"):
+    with pytest.raises(
+        (RuntimeError, TypeError), match="`fused` does not support `differentiable`|no argument 'fused'"
+    ):
         create(name, parameters(), differentiable=True, fused=True)
 
 

@@ -56,7 +56,11 @@ def test_own_rules_keep_their_own_defaults(title: str) -> None:
     array, p = np.ones(3), torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
     arrays, opt = gpuopt.make_optimizer(rule)([array]), cls([p])
     assert list(inspect.signature(cls).parameters)[:4] == ["params", "lr", "momentum", "lr_decay"]
-    assert {k: opt.defaults[k] for k in ("lr", "momentum", "lr_decay")} == {"lr": 0.5, "momentum": 0.25, "lr_decay": 0.0}
+    assert {k: opt.defaults[k] for k in ("lr", "momentum", "lr_decay")} == {
+        "lr": 0.5,
+        "momentum": 0.25,
+        "lr_decay": 0.0,
+    }
     assert not {"foreach", "fused", "betas", "eps", "amsgrad"} & opt.defaults.keys()
     assert not opt.state, "no state before the first step"
     run(arrays, array, range(3))

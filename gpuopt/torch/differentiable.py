@@ -109,7 +109,9 @@ class Step:
 
     def __init__(self, opt: TorchOptimizer) -> None:
         self.opt, self.rule, self.settings = opt, opt.rule, opt._settings()
-        self.live = bool(opt.defaults.get(KEY))  # as torch: the argument of the constructor says whether autograd goes along
+        self.live = bool(
+            opt.defaults.get(KEY)
+        )  # as torch: the argument of the constructor says whether autograd goes along
         with warnings.catch_warnings():  # of asking for the gradient of what is no leaf, as parameters here are not
             warnings.simplefilter("ignore", UserWarning)
             self.work = [(g, p) for g in opt.param_groups for p in g["params"] if p.grad is not None]
