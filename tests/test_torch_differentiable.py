@@ -328,7 +328,7 @@ def test_what_has_no_derivative_is_refused(option: dict[str, Any]) -> None:
         gpuopt.torch.AdamW(parameters(), differentiable=True, **option)
     opt = gpuopt.torch.AdamW(parameters(), **option)
     opt.param_groups[0]["differentiable"] = True
-    train_once = [p for p in opt.param_groups[0]["params"]]
+    train_once = list(opt.param_groups[0]["params"])
     before = everything(opt)
     with pytest.raises(InputError, match="differentiable=True cannot go with"):
         train(opt, train_once, [0])
@@ -338,7 +338,7 @@ def test_what_has_no_derivative_is_refused(option: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_fused_is_refused_in_torchs_words(name: str) -> None:
     with pytest.raises(
-        (RuntimeError, TypeError), match="`fused` does not support `differentiable`|no argument 'fused'"
+        (RuntimeError, TypeError), match=r"`fused` does not support `differentiable`|no argument 'fused'"
     ):
         create(name, parameters(), differentiable=True, fused=True)
 

@@ -1,4 +1,4 @@
-"""Rules of one's own whose names or titles are those of optimizers of torch or of gpuopt: nothing but the rule says what they do."""
+"""Rules of one's own whose names or titles are those of optimizers of torch or of gpuopt: the rule alone says what they do."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ class Step:
             label = f"param_groups[{index}]"
             check_group({k: plain(v) for k, v in group.items() if k in own}, self.rule, label)
             check(self.rule, self.settings, group)
-        for group, p in self.work:
+        for _, p in self.work:
             arrays.describe(p.grad, f"gradient of a parameter of shape {tuple(p.shape)}")
             for tensor in (p, *self.opt.state.get(p, {}).values()):
                 if self.live and isinstance(tensor, torch.Tensor) and tensor.is_leaf and tensor.requires_grad:
@@ -167,6 +167,7 @@ class Step:
         count = 1 + (int((state | missing)["step"]) if counted else int(bool(active) and not missing))
 
         compute = STORAGES[NAMES[p.dtype]].compute
+        assert p.grad is not None
         x = {name: real(t).to(TYPES[compute], copy=True) for name, t in tensors.items()}
         before = x | {"g": real(p.grad).to(TYPES[compute])}
         after = before | ({} if mask is None else {OPTION + "mask": mask})
