@@ -170,6 +170,11 @@ CASES = [
         )
     ),
     *_rows(
+        "Adam",
+        {"lr": 0.01, "weight_decay": 0.3, "decoupled_weight_decay": True},
+        AMSGRAD | {"weight_decay": 0.1, "maximize": True, "decoupled_weight_decay": True},
+    ),
+    *_rows(
         "Lion",
         {},
         {"lr": 0.01, "weight_decay": 0.1},

@@ -17,22 +17,24 @@ from gpuopt.optim.hyper import check_group, defaults_of
 from gpuopt.optim.settings import Settings
 from gpuopt.optim.slots import Slot, checked_mask, parameter_view
 from gpuopt.rules.language import Rule
+from gpuopt.torch import differentiable
 from gpuopt.torch.follow import Follower
 from gpuopt.torch.shown import ShownStates, StepTensor
 from gpuopt.torch.tensors import TorchStreams, resolved
 
 # Keys of torch's groups that choose another algorithm: only torch's default of that class is what this class does.
-ALGORITHMS = ("differentiable", "decoupled_weight_decay")
+ALGORITHMS = ("decoupled_weight_decay",)
 WITHOUT_STEP = ("sgd",)  # torch.optim.SGD keeps no step count: a momentum buffer means that a first step was made
 EAGER = ("adagrad",)  # torch.optim.Adagrad allocates its state at once
 WIDE = {torch.float64, torch.complex128}  # the states of these, and of no others, are computed in float64
 
 
 class TorchOptimizer(torch.optim.Optimizer):
-    """Common part of `gpuopt.torch.AdamW` and its kin; `rule` and `torch_defaults` are set by the subclass."""
+    """Common part of `gpuopt.torch.AdamW` and its kin; `rule`, `torch_defaults` and `twin` are set by the subclass."""
 
     rule: Rule
     torch_defaults: dict[str, Any]
+    twin: str  # the name of the rule where torch has this optimizer too, else empty
     _step_supports_amp_scaling = True
 
     def __init__(self, params: Any, defaults: dict[str, Any], options: dict[str, Any], backend: str | None) -> None:
@@ -44,8 +46,12 @@ class TorchOptimizer(torch.optim.Optimizer):
         self._settings().check(self.rule)
         super().__init__(params, defaults)
         self.state = ShownStates(self.state, self._edits)
-        if self.rule.name in EAGER:
+        if self.twin in EAGER:
             self.init_state()
+
+    @property
+    def _counts_steps(self) -> bool:
+        return self.twin not in WITHOUT_STEP
 
     def _settings(self) -> Settings:
         """The options of the whole optimizer as they are now: a GradScaler sets `grad_scale` and `found_inf` for a step."""
@@ -72,6 +78,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         made = {k: v for k, v in ({**self.defaults, **param_group}).items() if k in own}
         check_group({k: _plain(v) for k, v in made.items()}, self.rule, f"param_groups[{len(self.param_groups)}]")
         self._check_algorithm({**self.defaults, **param_group})
+        differentiable.check(self.rule, self._settings(), {**self.defaults, **param_group})
         super().add_param_group(param_group)
         self._save_steps()
         self._reset()
@@ -127,6 +134,11 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     @torch._disable_dynamo  # type: ignore[attr-defined]
     def _run(self) -> None:
+        if differentiable.asked(self.param_groups):
+            self._save_steps()
+            self._reset()
+            differentiable.Step(self).run()
+            return
         if self._follower is not None and not self._current(self._follower):
             self._save_steps()
             self._reset()
@@ -157,10 +169,10 @@ class TorchOptimizer(torch.optim.Optimizer):
         keys = {s.name: s.key for s in self.rule.states}
         tensors: dict[int, StepTensor] = {}
         for slot in engine.slots:
-            if not slot.states and (not slot.clock.step or self.rule.name in WITHOUT_STEP):
+            if not slot.states and (not slot.clock.step or not self._counts_steps):
                 continue
             state = self.state[slot.array]
-            if self.rule.name not in WITHOUT_STEP:
+            if self._counts_steps:
                 if id(slot.clock) not in tensors:
                     tensors[id(slot.clock)] = StepTensor(slot.clock)
                 state["step"] = tensors[id(slot.clock)].tensor
@@ -207,7 +219,7 @@ class TorchOptimizer(torch.optim.Optimizer):
             engine.step([None if p.grad is None else resolved(p.grad)])
         engine.let_go()
         (slot,) = engine.slots
-        if self.rule.name not in WITHOUT_STEP:
+        if self._counts_steps:
             self.state[p]["step"] = StepTensor(slot.clock).tensor
         self.state[p].update({s.key: slot.states[s.name] for s in self.rule.states if s.name in slot.states})
 
