@@ -48,6 +48,7 @@ _DOUBLE = _C | {
     "log": "log({})",
 }
 _CTYPE = {"float32": "float", "float64": "double"}
+MANY = {2: 13, 4: 16, 8: 11}  # arrays and scalars that 64 registers hold (80 in float64), by lanes
 ROW_BYTES = 3840  # of the 4 KB that kernel arguments may take
 
 
@@ -98,11 +99,11 @@ def rows_capacity(program: Program) -> int:
 
 
 def blocks_per_sm(program: Program) -> int:
-    """4 blocks of 256 threads leave 64 registers each, which is enough for float32. float64 needs two registers a value, and
-    more than 13 arrays and scalars together spill at 64 in float64 and with 8 lanes, so there one block less each:
-    80 registers, 128 for both. Even 512 threads keep 32 KB a multiprocessor in flight.
+    """4 blocks of 256 threads leave 64 registers each, which is enough for most kernels. float64 needs two registers a value,
+    and more arrays and scalars than MANY spill, so there one block less each: 80 registers, 128 for both. Even 512 threads
+    keep 32 KB a multiprocessor in flight.
     """
-    heavy = len(program.roles) + len(program.row) > 13 and program.lanes != 4
+    heavy = len(program.roles) + len(program.row) > MANY[program.lanes]
     return 4 - heavy - (program.compute == "float64")
 
 

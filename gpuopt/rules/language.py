@@ -51,9 +51,11 @@ class compute_dtype:
 
 def where(condition: Any, a: Any, b: Any) -> Any:
     """`a` where the condition holds, else `b`; literals take the compute type."""
-    if not isinstance(condition, np.ndarray | np.generic):
-        return a if condition else b
-    dtype = getattr(a, "dtype", None) or getattr(b, "dtype", None) or getattr(_context, "dtype", None) or np.float64
+    dtype = getattr(a, "dtype", None) or getattr(b, "dtype", None)
+    if not isinstance(condition, np.ndarray | np.generic):  # of scalars: the same for every element
+        chosen = a if condition else b
+        return chosen if dtype is None else np.asarray(chosen, dtype)[()]
+    dtype = dtype or getattr(_context, "dtype", None) or np.float64
     return np.where(condition, np.asarray(a, dtype), np.asarray(b, dtype))
 
 
