@@ -1,4 +1,4 @@
-"""Infinities are numbers: whatever torch keeps of an infinite or huge parameter, gradient or state, we keep, bit for bit where it is
+"""Infinities are numbers: whatever torch keeps of an infinite or huge parameter, gradient or state, we keep, exactly so where it is
 infinite. What torch makes a NaN may be one here.
 
 A term that is switched off, a decay of 0 say, must not make `0 * inf`. Every row of `cases.CASES`, and every option beside it.
@@ -91,7 +91,12 @@ def test_beside_a_group_whose_options_are_on(title: str, backend: str) -> None:
     needed = {"lr": 0.1}
     for loud in ({"weight_decay": 0.5}, LOUD, LOUD | {"weight_decay": 0.5}):
         run(Case(title, needed | {"weight_decay": 0.0}), "float32", backend, loud)
-        run(Case(title, needed | {"weight_decay": 0.5}), "float32", backend, {k: v for k, v in loud.items() if k in LOUD})
+        run(
+            Case(title, needed | {"weight_decay": 0.5}),
+            "float32",
+            backend,
+            {k: v for k, v in loud.items() if k in LOUD},
+        )
     optimizer = getattr(gpuopt, title)([{"params": np.ones(3)}, {"params": np.ones(3), "weight_decay": 0.5}], lr=0.1)
     optimizer.step([np.ones(3), np.ones(3)])
     assert optimizer.launches == 1

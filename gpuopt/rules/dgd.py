@@ -7,7 +7,8 @@ from gpuopt.rules.language import State, rule, where
 def dgd(p, g, v, *, lr, lr_decay=0.9, weight_decay=0.0, rate):
     """Accumulated gradient with decaying rate, starting at a = lr.
 
-    g <- g + weight_decay p;  v <- v + g;  p <- p - a v;  a <- a lr_decay. The sum v is never damped: it is momentum with coefficient 1.
+    g <- g + weight_decay p;  v <- v + g;  p <- p - a v;  a <- a lr_decay.
+    The sum v is never damped: it is momentum with coefficient 1.
     """
     g = where(weight_decay != 0, g + weight_decay * p, g)
     v = v + g
