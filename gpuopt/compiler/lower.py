@@ -124,21 +124,22 @@ class _Hoister:
             self.scalars[statement.name] = statement.expr.substitute(self.scalars)
             self.arrays.discard(statement.name)
             return None
-        expr = self.hoist(statement.expr, statement)
+        expr = self.hoist(statement.expr)
         self.arrays.add(statement.name)
         self.scalars.pop(statement.name, None)
         return Assign(statement.name, expr, statement.line, statement.file)
 
-    def hoist(self, expr: Expr, where: Assign) -> Expr:
+    def hoist(self, expr: Expr) -> Expr:
         if self.is_scalar(expr):
             if expr.op in COMPARISONS:
-                message = "a comparison of two scalars is the same for every element: use a flag, or do it in prepare"
-                raise RuleSyntaxError(message, where.file, where.line)
+                # Decided in the row, in float64, as Python decides it where NumPy runs the rule.
+                decided = self.hoist(Expr("where", (expr, Expr("const", (1.0,)), Expr("const", (0.0,)))))
+                return Expr("ne", (decided, Expr("const", (0.0,))))
             expr = expr.substitute(self.scalars)
             if expr.names():
                 return Expr("scalar", (self.row.setdefault(expr, len(self.row)),))
             return Expr("const", (constant(expr),))
-        args = tuple(self.hoist(a, where) if isinstance(a, Expr) else a for a in expr.args)
+        args = tuple(self.hoist(a) if isinstance(a, Expr) else a for a in expr.args)
         return Expr(expr.op, args)
 
 

@@ -48,6 +48,11 @@ _DOUBLE = _C | {
     "log": "log({})",
 }
 _CTYPE = {"float32": "float", "float64": "double"}
+MANY = {
+    2: 13,
+    4: 16,
+    8: 11,
+}  # arrays, scalars and words of random bits that 64 registers hold (80 in float64), by lanes
 ROW_BYTES = 3840  # of the 4 KB that kernel arguments may take
 
 
@@ -98,12 +103,12 @@ def rows_capacity(program: Program) -> int:
 
 
 def blocks_per_sm(program: Program) -> int:
-    """4 blocks of 256 threads leave 64 registers each, which is enough for float32. float64 needs two registers a value, random
-    bits a generator, and more than 13 arrays, scalars and words of random bits together spill at 64 in float64 and with 8
-    lanes, so there one block less each: 80 registers, 128 for two of them. Even 512 threads keep 32 KB a multiprocessor in flight.
+    """4 blocks of 256 threads leave 64 registers each, which is enough for most kernels. float64 needs two registers a value,
+    random bits a generator, and more arrays, scalars and words of random bits than MANY spill, so there one block less each:
+    80 registers, 128 for two of them. Even 512 threads keep 32 KB a multiprocessor in flight.
     """
-    heavy = len(program.roles) + len(program.row) + program.streams > 13 and program.lanes != 4
-    return 4 - heavy - (program.compute == "float64") - bool(program.draws)
+    heavy = len(program.roles) + len(program.row) + program.streams > MANY[program.lanes]
+    return max(2, 4 - heavy - (program.compute == "float64") - bool(program.draws))
 
 
 def update_struct(program: Program) -> str:

@@ -1,6 +1,6 @@
 """Adam, as in torch.optim.Adam."""
 
-from gpuopt.rules.language import State, maximum, rule, sqrt
+from gpuopt.rules.language import State, maximum, rule, sqrt, where
 
 
 @rule(state={"m": "exp_avg", "v": "exp_avg_sq", "w": State("w", "max_exp_avg_sq", when="amsgrad")}, title="Adam")
@@ -17,9 +17,9 @@ def adam(
     if decoupled_weight_decay:
         p = p * (1 - lr * weight_decay)
     else:
-        g = g + weight_decay * p
+        g = where(weight_decay != 0, g + weight_decay * p, g)
     m = m + (g - m) * (1 - beta1)
-    v = beta2 * v + (1 - beta2) * (g * g)
+    v = beta2 * v + (1 - beta2) * g * g
     d = v
     if amsgrad:
         w = maximum(w, v)

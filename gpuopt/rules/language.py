@@ -54,12 +54,14 @@ class compute_dtype:
 
 def where(condition: Any, a: Any, b: Any) -> Any:
     """`a` where the condition holds, else `b`; literals take the compute type."""
+    dtype = getattr(a, "dtype", None) or getattr(b, "dtype", None)
     if not isinstance(condition, np.ndarray | np.generic):
         for kind, (select, _) in ELSEWHERE.items():
             if isinstance(condition, kind):
                 return select(condition, a, b, getattr(_context, "dtype", None) or np.float64)
-        return a if condition else b
-    dtype = getattr(a, "dtype", None) or getattr(b, "dtype", None) or getattr(_context, "dtype", None) or np.float64
+        chosen = a if condition else b  # of scalars: the same for every element
+        return np.asarray(chosen, dtype)[()] if isinstance(dtype, np.dtype) else chosen
+    dtype = dtype or getattr(_context, "dtype", None) or np.float64
     return np.where(condition, np.asarray(a, dtype), np.asarray(b, dtype))
 
 
