@@ -11,7 +11,7 @@ from gpuopt.compiler import to_cuda, to_numba, to_numba_cuda
 from gpuopt.compiler.host import row_inputs
 from gpuopt.compiler.lower import Program, Role, Signature, program_for
 from gpuopt.errors import InputError
-from gpuopt.formats.dtypes import PARAMETER_DTYPES, STORAGES, state_storage
+from gpuopt.formats.dtypes import PARAMETER_DTYPES, STORAGES, state_dtype, state_storage
 from gpuopt.optim.hyper import defaults_of
 from gpuopt.optim.settings import Settings
 from gpuopt.rules.language import Rule
@@ -63,7 +63,8 @@ def program(
     settings.check(rule)
     formats = settings.formats(rule)
     roles = [Role("p", param_dtype, True), Role("g", grad_dtype, False)]
-    roles += [Role(s.name, state_storage(formats[s.name], compute), not s.readonly) for s in rule.active_states(flags)]
+    stored = {name: state_storage(state_dtype(chosen, compute)) for name, chosen in formats.items()}
+    roles += [Role(s.name, stored[s.name], not s.readonly) for s in rule.active_states(flags)]
     roles += [Role("@mask", "bool", False)] if mask else []
     return program_for(Signature(rule, tuple(sorted(flags.items())), tuple(roles), compute))
 

@@ -5,6 +5,9 @@
 //   U::ROLES, U::SCALARS      arrays per tensor, scalars per row
 //   U::Storage<r>::T          element type of role r;  U::size(r): its bytes;  U::written(r): whether it is stored
 //   U::update(C* x, const C* s)   one element: x[role] in and out, s the row of scalars
+//   U::STREAMS                    words of random bits an element takes; where there are any, the last two scalars are the
+//                                 lower and the upper 16 bits of the step count
+//   U::stream(r), U::shift(r)     which of them role r takes, from which bit on
 //
 // The table (gpuopt/launch/table.py) lives on the device and is only rebuilt when an array moved. The grid is
 // persistent: a unit of `unit` threads (a warp for tiny tensors, a block otherwise) takes every units-th tile.
@@ -41,35 +44,53 @@ template <class U, int N, int R> struct Held {
     for (int k = 0; k < TURN; ++k) x[k][R] = decode<C>(raw[OFFSET % W + k]);
     rest.template load<OFFSET>(at, i, x);
   }
-  template <int OFFSET> __device__ __forceinline__ void store(const int64* at, int64 i, const C (&x)[TURN][U::ROLES]) {
+  template <int OFFSET, class Bits>
+  __device__ __forceinline__ void store(const int64* at, int64 i, const C (&x)[TURN][U::ROLES], const Bits& random) {
     if constexpr (U::written(R)) {
 #pragma unroll
-      for (int k = 0; k < TURN; ++k) raw[OFFSET % W + k] = Encode<T>::from(x[k][R]);
+      for (int k = 0; k < TURN; ++k)
+        raw[OFFSET % W + k] = Encode<T>::from(x[k][R], random(U::stream(R), OFFSET + k) >> U::shift(R));
       if ((OFFSET + TURN) % W == 0) Pack<T, W>::store(reinterpret_cast<T*>(at[R]) + i + OFFSET + TURN - W, raw);
     }
-    rest.template store<OFFSET>(at, i, x);
+    rest.template store<OFFSET>(at, i, x, random);
   }
 };
 template <class U, int N> struct Held<U, N, U::ROLES> {
   template <int OFFSET, class X> __device__ __forceinline__ void load(const int64*, int64, X&) {}
-  template <int OFFSET, class X> __device__ __forceinline__ void store(const int64*, int64, const X&) {}
+  template <int OFFSET, class X, class Bits>
+  __device__ __forceinline__ void store(const int64*, int64, const X&, const Bits&) {}
 };
+
+// What the random numbers of a tensor depend on, if its kernel takes any: read anew, as addresses are.
+template <class U> __device__ __forceinline__ Source source(const int64* at, const typename U::C* s) {
+  if constexpr (U::STREAMS > 0) {
+    const int64* record = at - COL_ADDRESS;
+    const unsigned step = unsigned(s[U::SCALARS - 2]) | unsigned(s[U::SCALARS - 1]) << 16;
+    return {unsigned(record[COL_TENSOR]), step, uint64(record[COL_SEED])};
+  } else {
+    return {};
+  }
+}
 
 // N elements from `i` on; `at` holds the addresses of the roles.
 template <class U, int N, int OFFSET = 0>
-__device__ __forceinline__ void update_at(const int64* at, int64 i, const typename U::C* s, Held<U, N, 0>& held) {
+__device__ __forceinline__ void update_at(const int64* at, int64 i, const typename U::C* s,
+                                          Held<U, N, 0>& held, Random<U::STREAMS, N>& random) {
   constexpr int TURN = per_turn<U, N>();
   typename U::C x[TURN][U::ROLES];
+  random.draw(source<U>(at, s), i, OFFSET);  // before the arrays take their registers
   held.template load<OFFSET>(at, i, x);
 #pragma unroll
   for (int k = 0; k < TURN; ++k) U::update(x[k], s);
-  held.template store<OFFSET>(at, i, x);
-  if constexpr (OFFSET + TURN < N) update_at<U, N, OFFSET + TURN>(at, i, s, held);
+  held.template store<OFFSET>(at, i, x, random);
+  if constexpr (OFFSET + TURN < N) update_at<U, N, OFFSET + TURN>(at, i, s, held, random);
 }
 
-template <class U, int N> __device__ __forceinline__ void update_at(const int64* at, int64 i, const typename U::C* s) {
+template <class U, int N>
+__device__ __forceinline__ void update_at(const int64* at, int64 i, const typename U::C* s) {
   Held<U, N, 0> held;
-  update_at<U, N>(at, i, s, held);
+  Random<U::STREAMS, N> random;
+  update_at<U, N>(at, i, s, held, random);
 }
 
 template <class U, int CAPACITY>

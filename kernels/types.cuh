@@ -7,6 +7,7 @@ typedef unsigned long long uint64;
 
 struct half16 { unsigned short bits; };
 struct bfloat16 { unsigned short bits; };
+struct stochastic_bfloat16 { unsigned short bits; };  // the same bits, rounded at random
 struct byte8 { unsigned char bits; };
 
 __device__ __forceinline__ unsigned float_bits(float x) { unsigned u; memcpy(&u, &x, 4); return u; }
@@ -16,6 +17,7 @@ __device__ __forceinline__ float bits_float(unsigned u) { float x; memcpy(&x, &u
 template <class C> __device__ __forceinline__ C decode(C x) { return x; }
 template <class C> __device__ __forceinline__ C decode(byte8 x) { return C(x.bits); }
 template <class C> __device__ __forceinline__ C decode(bfloat16 x) { return bits_float(unsigned(x.bits) << 16); }
+template <class C> __device__ __forceinline__ C decode(stochastic_bfloat16 x) { return bits_float(unsigned(x.bits) << 16); }
 template <class C> __device__ __forceinline__ C decode(half16 x) {
 #ifdef __CUDA_ARCH__
   float y;
@@ -26,12 +28,12 @@ template <class C> __device__ __forceinline__ C decode(half16 x) {
 #endif
 }
 
-// ---- storing: compute type -> storage, round to nearest even ------------------------------------------------------
+// ---- storing: compute type -> storage, to nearest even or, with random bits from the lowest on, stochastically ----------
 template <class T> struct Encode {
-  template <class C> static __device__ __forceinline__ T from(C x) { return T(x); }
+  template <class C> static __device__ __forceinline__ T from(C x, unsigned) { return T(x); }
 };
 template <> struct Encode<bfloat16> {
-  static __device__ __forceinline__ bfloat16 from(float x) {
+  static __device__ __forceinline__ bfloat16 from(float x, unsigned) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     bfloat16 y;
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
@@ -42,8 +44,13 @@ template <> struct Encode<bfloat16> {
 #endif
   }
 };
+template <> struct Encode<stochastic_bfloat16> {
+  static __device__ __forceinline__ stochastic_bfloat16 from(float x, unsigned random) {
+    return {(unsigned short)(x != x ? 0x7fc0u : (float_bits(x) + (random & 0xffffu)) >> 16)};
+  }
+};
 template <> struct Encode<half16> {
-  static __device__ __forceinline__ half16 from(float x) {
+  static __device__ __forceinline__ half16 from(float x, unsigned) {
 #ifdef __CUDA_ARCH__
     half16 y;
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));

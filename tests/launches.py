@@ -87,6 +87,7 @@ def same_bits(left: list[dict[str, Any]], right: list[dict[str, Any]]) -> bool:
     return True
 
 
-def variants(name: str, dtype: str, options: bool) -> Program:
+def variants(name: str, dtype: str, options: bool, state_format: str = "float32") -> Program:
     """The program of a rule with all of its states, plain or with every option."""
-    return program(name, param_dtype=dtype, **FULL.get(name, {}), **(OPTIONS if options else {}))
+    given = FULL.get(name, {}) | (OPTIONS if options else {})
+    return program(name, param_dtype=dtype, state_format=state_format, **given)

@@ -124,6 +124,17 @@ def tiles() -> None:
         assert (p == -3).all() and (buffer != 0).sum() == len(p)
 
 
+def stalling() -> None:
+    """A second moment in 16 bits decays, though 0.001 of it is less than half of what they resolve."""
+    for backend in ("numpy", "numba"):
+        p = np.zeros(64, np.float32)
+        optimizer = gpuopt.Adam(p, state_format="bfloat16", backend=backend)
+        for g in (1.0, *(0.0,) * 300):
+            optimizer.step(np.full(64, g, np.float32))
+        mean = optimizer.state_dict()["state"][0]["exp_avg_sq"].astype(np.float64).mean()
+        np.testing.assert_allclose(mean, 0.001 * 0.999**300, rtol=0.01)
+
+
 def sums() -> None:
     """The norm counts every element once, beyond a chunk and in its tail."""
     for size in (8192 + 513, 1):

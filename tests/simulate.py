@@ -18,10 +18,10 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 SIZES = [1, 5, 0, 300, 1030]
 
 
-def check(name: str, dtype: str, options: bool) -> None:
+def check(name: str, dtype: str, options: bool, state_format: str = "float32") -> None:
     """Two steps by NumPy and by the simulator; with options the norm, the skip and the rows are decided by GPU kernels."""
     demand = Demand(max_norm=1.0, check_finite=True, on_device=True) if options else Demand()
-    made = variants(name, dtype, options)
+    made = variants(name, dtype, options, state_format)
     expected, clock, left = make(made, SIZES)
     found, device_clock, right = make(made, SIZES)
     given = HYPER | {"lr": 0.0078125, "beta1": 0.875}
@@ -49,4 +49,6 @@ if __name__ == "__main__":
         # Every rule plain and with options; dtypes in turn, so that each meets several rules.
         check(rule, DTYPES[index % 4], options=False)
         check(rule, DTYPES[(index + 1) % 4], options=True)
+    check("adamw", "float32", True, "bfloat16")  # three states that are rounded at random
+    check("lion", "bfloat16", False, "bfloat16")
     sys.exit(0)

@@ -6,6 +6,7 @@ The kernels gpuopt_sums and gpuopt_prepare run under g++ with one thread for eac
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,16 @@ ROWS = {
     for label, (name, hyper) in zip(VARIANT_LABELS, VARIANTS, strict=True)
     for dtype in ("float64", "float32")
 }
+ROWS["adamw-state16"] = Case(
+    "adamw",
+    richest("adamw"),
+    "float32",
+    [1000],
+    state_format="bfloat16",
+    options={"max_grad_norm": 1.0},
+    odd=0,
+    steps=1,
+)
 DEMANDS = {
     "plain": Demand(),
     "clipping": Demand(max_norm=0.5),
@@ -217,6 +228,10 @@ def test_the_scale_may_lie_on_the_device(shim: Backend) -> None:
 
 WHOLE = {f"{name}-float32": Case(name, richest(name), "float32", MIXED) for name in rules.NAMES}
 WHOLE |= {f"adamw-{dtype}": Case("adamw", richest("adamw"), dtype, MIXED) for dtype in PARAMETERS}
+WHOLE |= {
+    f"{name}-state16": Case(name, richest(name), dtype, MIXED, state_format="bfloat16")
+    for name, dtype in (("adamw", "float32"), ("lion", "bfloat16"), ("rmsprop", "float16"))
+}
 
 
 @pytest.mark.parametrize("case", WHOLE.values(), ids=WHOLE.keys())
@@ -225,9 +240,7 @@ def test_steps_of_the_device_backend(shim: Backend, case: Case) -> None:
     groups = [{"lr": 0.01}, {"lr": 0.02}, {"lr": 0.03}]
     seen = [range(9), range(0, 9, 2), range(9)]
     options = {"max_grad_norm": 0.5, "grad_scale": 2.0, "skip_nonfinite": True}
-    whole = Case(
-        case.rule, case.hyper, case.param_dtype, MIXED, odd=0, steps=3, groups=groups, seen=seen, options=options
-    )
+    whole = replace(case, odd=0, steps=3, groups=groups, seen=seen, options=options)
     expected, reference = whole.run("numpy")
     found, made = whole.run("shim-device")
     assert_same(expected, found)

@@ -71,6 +71,17 @@ def test_cupy_gives_the_bits_of_numpy(name: str, dtype: str, options: dict[str, 
 
 
 @pytest.mark.parametrize("options", ({}, {**OPTIONS, "skip_nonfinite": True}), ids=("plain", "options"))
+@pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
+@pytest.mark.parametrize("backend", ("cupy", "numba-cuda"))
+@pytest.mark.parametrize("name", [n for n in rules.NAMES if rules.get(n).states])
+def test_states_are_rounded_at_random_with_the_bits_of_numpy(
+    name: str, backend: str, dtype: str, options: dict[str, Any]
+) -> None:
+    options = {**options, "state_format": "bfloat16", "seed": 2**63 + 5}
+    assert_same(trained(name, "numpy", dtype, lambda a: a, options), trained(name, backend, dtype, to_cupy, options))
+
+
+@pytest.mark.parametrize("options", ({}, {**OPTIONS, "skip_nonfinite": True}), ids=("plain", "options"))
 @pytest.mark.parametrize("dtype", ("float64", "float32", "float16"))
 @pytest.mark.parametrize("name", rules.NAMES)
 def test_numba_cuda_gives_the_bits_of_numpy(name: str, dtype: str, options: dict[str, Any]) -> None:

@@ -46,7 +46,6 @@ STATEMENTS = {
     "p = where(g > 0, p)": "takes 3 argument(s), not 2",
     "p = sqrt(x=g)": "is not part of the rule language",
     "p = sqrt(g, g)": "takes 1 argument(s), not 2",
-    "p = where(lr > 0, p, g)": "the same for every element",
     "p = p * 'a'": "is not part of the rule language",
     "p = p * True": "is not part of the rule language",
     "p = p * 1j": "is not part of the rule language",

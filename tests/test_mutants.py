@@ -47,6 +47,8 @@ MUTANTS = {
     "head forgotten": ("compiler/to_numba.py", r"begin = first if index > 0 else 0", "begin = first", "tiles"),
     "last tile not cut": ("launch/plan.py", r"-\(-numels // size\)", "numels // size", "tiles"),
     "address of before": ("launch/plan.py", r"column\[changed\] = addresses\[changed\]", "pass", "tiles"),
+    "16 bits rounded to nearest": ("compiler/numba_ir.py", r"if random is None:", "if True:", "stalling"),
+    "16 bits cut off": ("formats/stochastic.py", r"\(raw \+ .*?\)\) >>", "raw >>", "stalling"),
     "tail not summed": ("compiler/to_numba.py", r"(range\(full \* .*?), count\)", r"\1, count - 1)", "sums"),
 }  # fmt: skip
 

@@ -13,6 +13,7 @@ import pytest
 from gpuopt import rules
 from gpuopt.backends import numba_cuda
 from gpuopt.compiler.host import row_inputs
+from gpuopt.formats import philox
 from gpuopt.formats.dtypes import PARAMETER_DTYPES
 from launches import variants
 from repository import ROOT
@@ -26,10 +27,10 @@ def ptx(python: Any, arguments: tuple[Any, ...]) -> str:
     return text
 
 
-def walk_ptx(name: str, dtype: str, options: bool) -> str:
+def walk_ptx(name: str, dtype: str, options: bool, state_format: str = "float32") -> str:
     from numba import types
 
-    made = variants(name, dtype, options)
+    made = variants(name, dtype, options, state_format)
     row = types.UniTuple(getattr(types, made.compute), len(made.row))
     return ptx(numba_cuda.walk_function(made), (types.int64,) * 7 + (row,))
 
@@ -53,6 +54,21 @@ def test_options_keep_the_accesses(name: str) -> None:
     text = walk_ptx(name, "bfloat16", options=True)
     assert len(re.findall(r"ld\.global\.v4", text)) >= 3
     assert not re.findall(r"\bfma\.", text)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", [n for n in rules.NAMES if rules.get(n).states])
+def test_random_bits_keep_the_accesses(name: str, dtype: str) -> None:
+    """One call of the generator for four elements of a pack, two more for the head and the tail. A call is ten rounds of two
+    products, a few of which two streams share.
+    """
+    text = walk_ptx(name, dtype, options=False, state_format="bfloat16")
+    made = variants(name, dtype, False, "bfloat16")
+    assert len(re.findall(r"st\.global\.v4", text)) >= sum(r.written for r in made.roles)
+    calls = made.streams * (made.lanes // 4 + 2)
+    for factor in philox.MULTIPLIERS:
+        assert 9 * calls <= len(re.findall(rf"\b{factor}\b|{factor - 2**32}\b", text)) <= 10 * calls
+    assert not re.findall(r"\bfma\.", text) and "local" not in re.findall(r"\.(local)\.", text)
 
 
 @pytest.mark.parametrize("name", rules.NAMES)
@@ -80,4 +96,4 @@ def test_whole_steps_in_the_simulator_agree_bit_for_bit() -> None:
         timeout=600,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.count("agrees") == 2 * len(rules.NAMES)
+    assert result.stdout.count("agrees") == 2 * len(rules.NAMES) + 2

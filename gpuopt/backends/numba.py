@@ -48,6 +48,7 @@ def namespace(compute: str) -> dict[str, Any]:
         "prefetch": numba_ir.prefetch(intrinsic),
         "C": np.dtype(compute).type,
         "np": np,
+        "int64": np.int64,
         "dtype": np.dtype(compute).type,
         "load_word": numba_ir.load(intrinsic, "int64", compute, 0, 1),
         "load_scalar": numba_ir.load(intrinsic, compute, compute, 0, 1),
@@ -88,15 +89,20 @@ def walk_address(program: Program) -> int:
     """The compiled walk of a program."""
     from numba.extending import intrinsic
 
-    from gpuopt.compiler import numba_ir
+    from gpuopt.compiler import numba_ir, numba_random
 
     values = dict(namespace(program.compute))
     roles = program.roles
+    scopes = len(roles) + bool(program.draws)  # of memory that is apart: one for each role, one for random bits
     for k, role in enumerate(roles):
-        access = (intrinsic, role.storage, program.compute, k, len(roles))
+        access = (intrinsic, role.storage, program.compute, k, scopes)
         values[f"load_{k}"] = numba_ir.load(*access)
         if role.written:
-            values[f"store_{k}"] = numba_ir.store(*access)
+            values[f"store_{k}"] = numba_ir.store(*access, draw=program.draws.get(k))
+    if program.draws:
+        bits = (intrinsic, "uint32", program.compute, len(roles), scopes)
+        values |= {"load_bits": numba_ir.load(*bits), "store_bits": numba_ir.store(*bits)}
+        values["philox"] = numba_random.philox(intrinsic)
     return compile_text(to_numba.cpu_source(program), "walk", values, 6)
 
 

@@ -18,7 +18,7 @@ from gpuopt.backends.device import DeviceBackend
 from gpuopt.backends.runtime import Runtime
 from gpuopt.backends.simulator import SimulatorRuntime, plain
 from gpuopt.compiler import to_numba_cuda
-from gpuopt.compiler.lower import Program
+from gpuopt.compiler.lower import Draw, Program
 from gpuopt.compiler.to_cuda import blocks_per_sm
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.launch import table as t
@@ -69,20 +69,27 @@ class IntrinsicMemory:
 
         return numba_ir.load(self.intrinsic, storage, compute or self.compute, scope, scopes, space=1)
 
-    def store(self, storage: str, scope: int = 0, scopes: int = 1, compute: str | None = None) -> Callable[..., Any]:
+    def store(
+        self, storage: str, scope: int = 0, scopes: int = 1, compute: str | None = None, draw: Draw | None = None
+    ) -> Callable[..., Any]:
         from gpuopt.compiler import numba_ir
 
-        return numba_ir.store(self.intrinsic, storage, compute or self.compute, scope, scopes, space=1)
+        return numba_ir.store(self.intrinsic, storage, compute or self.compute, scope, scopes, 1, draw)
 
     def load_pack(self, storage: str, count: int) -> Callable[..., Any]:
         from gpuopt.compiler import numba_packs
 
         return numba_packs.load_pack(self.intrinsic, storage, self.compute, count)
 
-    def store_pack(self, storage: str, count: int) -> Callable[..., Any]:
+    def store_pack(self, storage: str, count: int, draw: Draw | None = None) -> Callable[..., Any]:
         from gpuopt.compiler import numba_packs
 
-        return numba_packs.store_pack(self.intrinsic, storage, self.compute, count)
+        return numba_packs.store_pack(self.intrinsic, storage, self.compute, count, draw)
+
+    def random(self) -> dict[str, Any]:
+        from gpuopt.compiler import numba_random
+
+        return {"philox": numba_random.philox(self.intrinsic), "chosen": numba_random.chosen(self.intrinsic)}
 
     def arithmetic(self) -> dict[str, Any]:
         from gpuopt.compiler import numba_ir
@@ -130,14 +137,16 @@ def function(source: str, name: str, values: dict[str, Any]) -> Callable[..., An
 
 def walk_function(program: Program) -> Callable[..., Any]:
     """`walk` of a program, not yet compiled."""
-    values, found = dict(namespace(program.compute)), memory(program.compute)
+    found = memory(program.compute)
+    values = namespace(program.compute) | found.random()
     for k, role in enumerate(program.roles):
         width = to_numba_cuda.per_access(role, program.lanes)
         values[f"load_{k}"] = found.load(role.storage, k, len(program.roles))
         values[f"load_pack_{k}"] = found.load_pack(role.storage, width)
         if role.written:
-            values[f"store_{k}"] = found.store(role.storage, k, len(program.roles))
-            values[f"store_pack_{k}"] = found.store_pack(role.storage, width)
+            draw = program.draws.get(k)
+            values[f"store_{k}"] = found.store(role.storage, k, len(program.roles), draw=draw)
+            values[f"store_pack_{k}"] = found.store_pack(role.storage, width, draw)
     return function(to_numba_cuda.cuda_source(program), "walk", values)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,10 +11,14 @@ from numpy.typing import NDArray
 
 from gpuopt.arrays import memory
 from gpuopt.compiler.host import ipow
-from gpuopt.compiler.lower import Program
+from gpuopt.compiler.lower import Draw, Program
+from gpuopt.formats import philox
 from gpuopt.formats.dtypes import STORAGES, numpy_dtype
+from gpuopt.formats.stochastic import encode
 from gpuopt.launch import table as t
 from gpuopt.rules.language import maximum, minimum, sign, sqrt, where
+
+WHOLE = np.dtype(np.int64)
 
 
 class Memory:
@@ -25,16 +29,18 @@ class Memory:
 
     def load(self, storage: str, scope: int = 0, scopes: int = 1, compute: str | None = None) -> Callable[..., Any]:
         if storage == "int64":
-            return lambda base, i: int(memory(base + 8 * i, np.dtype(np.int64))[0])
+            return lambda base, i: int(memory(base + 8 * i, WHOLE)[0])
         dtype = numpy_dtype(storage)
         target = np.dtype(compute or (self.compute if storage == "bool" else STORAGES[storage].compute)).type
         return lambda base, i: target(memory(base + dtype.itemsize * i, dtype)[0])
 
-    def store(self, storage: str, scope: int = 0, scopes: int = 1, compute: str | None = None) -> Callable[..., Any]:
-        dtype = numpy_dtype(storage)
+    def store(
+        self, storage: str, scope: int = 0, scopes: int = 1, compute: str | None = None, draw: Draw | None = None
+    ) -> Callable[..., Any]:
+        dtype = WHOLE if storage == "int64" else numpy_dtype(storage)
 
-        def store(base: int, i: int, value: Any) -> None:
-            memory(base + dtype.itemsize * i, dtype)[0] = value
+        def store(base: int, i: int, value: Any, word: Any = None) -> None:
+            memory(base + dtype.itemsize * i, dtype)[:] = encoded(storage, dtype, [value], [word], draw)
 
         return store
 
@@ -47,14 +53,20 @@ class Memory:
 
         return load
 
-    def store_pack(self, storage: str, count: int) -> Callable[..., Any]:
+    def store_pack(self, storage: str, count: int, draw: Draw | None = None) -> Callable[..., Any]:
         dtype = numpy_dtype(storage)
 
-        def store(address: int, values: tuple[Any, ...]) -> None:
+        def store(address: int, values: tuple[Any, ...], words: Sequence[Any] = ()) -> None:
             check_pack(address, dtype.itemsize * count)
-            memory(address, dtype, count)[:] = np.array(values, self.compute).astype(dtype)
+            memory(address, dtype, count)[:] = encoded(storage, dtype, np.array(values, self.compute), words, draw)
 
         return store
+
+    def random(self) -> dict[str, Any]:
+        def words(block: int, stream: int, step: int, tensor: int, seed: int) -> tuple[Any, ...]:
+            return tuple(philox.words(seed, tensor, step, stream, block * philox.PER_BLOCK, philox.PER_BLOCK))
+
+        return {"philox": words, "chosen": lambda made, index: made[index]}
 
     def arithmetic(self) -> dict[str, Any]:
         return {
@@ -68,6 +80,13 @@ class Memory:
             "select": lambda c, a, b: type(a)(where(c, a, b)),
             "ipow": lambda base, n: np.float64(ipow(float(base), int(n))),
         }
+
+
+def encoded(storage: str, dtype: np.dtype[Any], values: Any, words: Any, draw: Draw | None) -> NDArray[Any]:
+    """Values as they are stored, rounded with the random words where the role draws."""
+    if draw is None:
+        return np.asarray(values).astype(dtype)
+    return encode(storage, np.asarray(values, np.float32), np.asarray(words, np.uint32) >> np.uint32(draw.shift))
 
 
 def check_pack(address: int, size: int) -> None:

@@ -71,6 +71,8 @@ def print_expr(expr: Expr) -> str:
         return "step" if expr.args[0] == "step" else safe(str(expr.args[0]))
     if expr.op == "const":
         return repr(expr.args[0])
+    if expr.op == "count":
+        return f"(step >> {expr.args[0]} & 0xFFFF)"
     return _PYTHON[expr.op].format(*(print_expr(child) for child in expr.children()))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
 from gpuopt.compiler.names import OPTION
@@ -18,6 +18,9 @@ from gpuopt.errors import RuleSyntaxError
 
 if TYPE_CHECKING:
     from gpuopt.rules.language import Rule
+
+WORD = 32  # random bits that one call of the generator gives an element
+HALVES = (0, 16)  # the step count travels in two scalars, each exact in every compute type
 
 
 @dataclass(frozen=True)
@@ -43,13 +46,34 @@ class Signature:
 
 
 @dataclass(frozen=True)
+class Draw:
+    """The random bits that storing a role takes: those from `shift` on of the element's word of `stream`."""
+
+    stream: int
+    shift: int
+
+
+@dataclass(frozen=True)
 class Program:
-    """A straight-line update: `body` assigns array values element by element; `row` are its scalars, float64 formulas."""
+    """A straight-line update: `body` assigns array values element by element; `row` are its scalars, float64 formulas.
+
+    draws: role index -> Draw, for roles that are rounded at random; the last scalars of the row are then the step count's lower
+    and upper 16 bits.
+    """
 
     name: str
     signature: Signature
     body: tuple[Assign, ...]
     row: tuple[Expr, ...]
+
+    @cached_property
+    def draws(self) -> dict[int, Draw]:
+        return drawn(self.roles)
+
+    @property
+    def streams(self) -> int:
+        """Words of random bits that an element takes."""
+        return 1 + max((d.stream for d in self.draws.values()), default=-1)
 
     @property
     def roles(self) -> tuple[Role, ...]:
@@ -65,6 +89,23 @@ class Program:
         from gpuopt.formats.dtypes import STORAGES
 
         return 16 // min(STORAGES[r.storage].itemsize for r in self.roles if r.storage != "bool")
+
+
+def drawn(roles: tuple[Role, ...]) -> dict[int, Draw]:
+    """Which random bits each role takes: as many roles share a word as fit into its 32 bits."""
+    from gpuopt.formats.dtypes import STORAGES
+
+    made: dict[int, Draw] = {}
+    stream, used = 0, 0
+    for k, role in enumerate(roles):
+        needed = STORAGES[role.storage].random if role.written else 0
+        if not needed:
+            continue
+        if used + needed > WORD:
+            stream, used = stream + 1, 0
+        made[k] = Draw(stream, used)
+        used += needed
+    return made
 
 
 class _Hoister:
@@ -83,21 +124,22 @@ class _Hoister:
             self.scalars[statement.name] = statement.expr.substitute(self.scalars)
             self.arrays.discard(statement.name)
             return None
-        expr = self.hoist(statement.expr, statement)
+        expr = self.hoist(statement.expr)
         self.arrays.add(statement.name)
         self.scalars.pop(statement.name, None)
         return Assign(statement.name, expr, statement.line, statement.file)
 
-    def hoist(self, expr: Expr, where: Assign) -> Expr:
+    def hoist(self, expr: Expr) -> Expr:
         if self.is_scalar(expr):
             if expr.op in COMPARISONS:
-                message = "a comparison of two scalars is the same for every element: use a flag, or do it in prepare"
-                raise RuleSyntaxError(message, where.file, where.line)
+                # Decided in the row, in float64, as Python decides it where NumPy runs the rule.
+                decided = self.hoist(Expr("where", (expr, Expr("const", (1.0,)), Expr("const", (0.0,)))))
+                return Expr("ne", (decided, Expr("const", (0.0,))))
             expr = expr.substitute(self.scalars)
             if expr.names():
                 return Expr("scalar", (self.row.setdefault(expr, len(self.row)),))
             return Expr("const", (constant(expr),))
-        args = tuple(self.hoist(a, where) if isinstance(a, Expr) else a for a in expr.args)
+        args = tuple(self.hoist(a) if isinstance(a, Expr) else a for a in expr.args)
         return Expr(expr.op, args)
 
 
@@ -139,4 +181,5 @@ def program_for(signature: Signature) -> Program:
         known.add(statement.name)
         if (kept := hoister.assign(statement, roles)) is not None:
             body.append(kept)
-    return Program(rule.name, signature, tuple(body), tuple(hoister.row))
+    counts = tuple(Expr("count", (shift,)) for shift in HALVES) if drawn(signature.roles) else ()
+    return Program(rule.name, signature, tuple(body), (*hoister.row, *counts))

@@ -48,6 +48,11 @@ _DOUBLE = _C | {
     "log": "log({})",
 }
 _CTYPE = {"float32": "float", "float64": "double"}
+MANY = {
+    2: 13,
+    4: 16,
+    8: 11,
+}  # arrays, scalars and words of random bits that 64 registers hold (80 in float64), by lanes
 ROW_BYTES = 3840  # of the 4 KB that kernel arguments may take
 
 
@@ -65,7 +70,7 @@ def headers() -> str:
     constants = {f"COL_{name}": value for name, value in table.COLUMNS.items()}
     constants |= {"CHUNK": table.CHUNK, "THREADS": table.THREADS}
     text = "".join(f"#define {name} {value}\n" for name, value in constants.items())
-    for name in ("types", "pack", "multi_tensor", "reduce", "prepare"):
+    for name in ("types", "random", "pack", "multi_tensor", "reduce", "prepare"):
         body = (kernels_folder() / f"{name}.cuh").read_text()
         text += f'#line 1 "kernels/{name}.cuh"\n' + body.replace("#pragma once\n", "\n")
     return text
@@ -98,18 +103,20 @@ def rows_capacity(program: Program) -> int:
 
 
 def blocks_per_sm(program: Program) -> int:
-    """4 blocks of 256 threads leave 64 registers each, which is enough for float32. float64 needs two registers a value, and
-    more than 13 arrays and scalars together spill at 64 in float64 and with 8 lanes, so there one block less each:
-    80 registers, 128 for both. Even 512 threads keep 32 KB a multiprocessor in flight.
+    """4 blocks of 256 threads leave 64 registers each, which is enough for most kernels. float64 needs two registers a value,
+    random bits a generator, and more arrays, scalars and words of random bits than MANY spill, so there one block less each:
+    80 registers, 128 for two of them. Even 512 threads keep 32 KB a multiprocessor in flight.
     """
-    heavy = len(program.roles) + len(program.row) > 13 and program.lanes != 4
-    return 4 - heavy - (program.compute == "float64")
+    heavy = len(program.roles) + len(program.row) + program.streams > MANY[program.lanes]
+    return max(2, 4 - heavy - (program.compute == "float64") - bool(program.draws))
 
 
 def update_struct(program: Program) -> str:
     """The rule as a functor for multi_tensor.cuh."""
     references = [f"    C& {safe(r.name)} = slot[{k}];" for k, r in enumerate(program.roles)]
     written = " || ".join(f"r == {k}" for k, r in enumerate(program.roles) if r.written)
+    streams = " : ".join(f"r == {k} ? {d.stream}" for k, d in program.draws.items())
+    shifts = " : ".join(f"r == {k} ? {d.shift}" for k, d in program.draws.items())
     sizes = " : ".join(f"r == {k} ? {STORAGES[r.storage].itemsize}" for k, r in enumerate(program.roles))
     storages = [
         f"template <> struct Update::Storage<{k}> {{ typedef {STORAGES[r.storage].ctype} T; }};  // {r.name}"
@@ -123,6 +130,9 @@ def update_struct(program: Program) -> str:
             "  template <int R> struct Storage;",
             f"  static __device__ constexpr bool written(int r) {{ return {written}; }}",
             f"  static __device__ constexpr int64 size(int r) {{ return {sizes} : 0; }}",
+            f"  static constexpr int STREAMS = {program.streams};",
+            f"  static __device__ constexpr int stream(int r) {{ return {streams + ' : ' if streams else ''}0; }}",
+            f"  static __device__ constexpr int shift(int r) {{ return {shifts + ' : ' if shifts else ''}0; }}",
             "  static __device__ __forceinline__ void update(C* slot, const C* row) {",
             *references,
             *statements(program.body, {r.name for r in program.roles}),
@@ -179,6 +189,8 @@ def print_double(expr: Expr, whole: Collection[str] = ()) -> str:
         return "double(step)" if expr.args[0] == "step" else safe(str(expr.args[0]))
     if expr.op == "const":
         return repr(float(expr.args[0]))  # type: ignore[arg-type]
+    if expr.op == "count":
+        return f"double(step >> {expr.args[0]} & 0xffff)"
     if expr.op == "pow" and is_integer(list(expr.children())[1], whole):
         base, exponent = expr.children()
         return f"integer_power({print_double(base, whole)}, int64({print_double(exponent, whole)}))"

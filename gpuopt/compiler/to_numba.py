@@ -10,6 +10,7 @@ from gpuopt.compiler.lower import Program
 from gpuopt.compiler.names import safe
 from gpuopt.compiler.tree import Expr
 from gpuopt.formats.dtypes import STORAGES
+from gpuopt.formats.philox import PER_BLOCK
 from gpuopt.launch import table as t
 
 TEXT = {
@@ -99,16 +100,19 @@ def scalar_loads(program: Program, indent: str) -> list[str]:
     return [f"{indent}{name} = load_scalar(row, {k})" for k, name in enumerate(scalar_names(program))]
 
 
+# Elements whose random bits are made before they are used: 4 KB a stream, which stay in the first-level cache.
+STRIP = 1024
+
+
 def cpu_source(program: Program) -> str:
     """The whole text of the CPU kernel: the update, and the walk over tiles `lo` to `hi` by address."""
     roles = program.roles
-    written = [safe(r.name) for r in roles if r.written]
-    arguments = ", ".join([safe(r.name) for r in roles] + scalar_names(program))
     lines = [
         update_source(program),
         "",
         "def walk(table, tiles, lo, hi, tile_size, rows):",
         f'    """{program.name} on the tiles lo to hi; every argument is an address or a count (int64)."""',
+        *([f"    bits = np.empty({program.streams * STRIP}, np.uint32).ctypes.data"] if program.draws else []),
         "    for tile in range(lo, hi):",
         *[line.format(**sizes(program)) for line in tile_bounds("        ")],
         "        begin = first if index > 0 else 0",
@@ -119,11 +123,56 @@ def cpu_source(program: Program) -> str:
         lines.append(f"        at_{k} = load_word(record, {t.ADDRESS + k}) + begin * {size}")
     lines.append(NEXT_TENSOR.format(**sizes(program)))
     lines += [f"        prefetch(load_word(other, {t.ADDRESS + k}))" for k in range(len(roles))]
-    lines.append("        for i in range(end - begin):")
-    lines += [f"            {safe(r.name)} = load_{k}(at_{k}, i)" for k, r in enumerate(roles)]
-    lines.append(f"            {', '.join(written)}{',' if len(written) == 1 else ''} = update({arguments})")
-    lines += [f"            store_{k}(at_{k}, i, {safe(r.name)})" for k, r in enumerate(roles) if r.written]
+    if program.draws:
+        lines += [f"        {line}" for line in strips(program)]
+    else:
+        lines += ["        for i in range(end - begin):", *element(program, "            ")]
     return "\n".join(lines) + "\n"
+
+
+def element(program: Program, indent: str) -> list[str]:
+    """Load the roles of element `i`, update, store; where rounded at random with its words `w0`, `w1`, ..."""
+    roles = program.roles
+    written = [safe(r.name) for r in roles if r.written]
+    arguments = ", ".join([safe(r.name) for r in roles] + scalar_names(program))
+    lines = [f"{safe(r.name)} = load_{k}(at_{k}, i)" for k, r in enumerate(roles)]
+    lines.append(f"{', '.join(written)}{',' if len(written) == 1 else ''} = update({arguments})")
+    for k, r in enumerate(roles):
+        if r.written:
+            word = f", w{program.draws[k].stream}" if k in program.draws else ""
+            lines.append(f"store_{k}(at_{k}, i, {safe(r.name)}{word})")
+    return [indent + line for line in lines]
+
+
+def source_of_bits(program: Program) -> list[str]:
+    """What the random numbers of a tensor depend on, from its record and its row."""
+    low, high = scalar_names(program)[-2:]
+    return [
+        f"tensor = load_word(record, {t.TENSOR})",
+        f"seed = load_word(record, {t.SEED})",
+        f"step = int64({low}) | int64({high}) << 16",
+    ]
+
+
+def strips(program: Program) -> list[str]:
+    """The loop over the elements of a tile, in strips: first the random bits of a strip, then its elements. A tile begins with an
+    element that begins a block of random numbers (see Plan).
+    """
+    lines = [
+        *source_of_bits(program),
+        f"for strip in range(0, end - begin, {STRIP}):",
+        f"    length = min({STRIP}, end - begin - strip)",
+        f"    block = (begin + strip) // {PER_BLOCK}",
+        f"    for k in range((length + {PER_BLOCK - 1}) // {PER_BLOCK}):",
+    ]
+    words = ", ".join(f"r{k}" for k in range(PER_BLOCK))
+    for s in range(program.streams):
+        lines.append(f"        {words} = philox(block + k, {s}, step, tensor, seed)")
+        at = f"{s * STRIP} + {PER_BLOCK} * k"
+        lines += [f"        store_bits(bits, {at} + {k}, r{k})" for k in range(PER_BLOCK)]
+    lines.append("    for i in range(strip, strip + length):")
+    lines += [f"        w{s} = load_bits(bits, {s * STRIP} + i - strip)" for s in range(program.streams)]
+    return [*lines, *element(program, "        ")]
 
 
 def sums_source(storage: str, compute: str) -> str:

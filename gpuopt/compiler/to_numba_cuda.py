@@ -6,15 +6,24 @@ element of a pack, because Numba compiles no separate device function without a 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from gpuopt.compiler.host import is_integer, prepare_statements, whole_variables
 from gpuopt.compiler.lower import Program, Role
 from gpuopt.compiler.names import safe
-from gpuopt.compiler.to_numba import TEXT, print_expr, scalar_names, sizes, statements, tile_bounds
+from gpuopt.compiler.to_numba import (
+    TEXT,
+    print_expr,
+    scalar_names,
+    sizes,
+    source_of_bits,
+    statements,
+    tile_bounds,
+)
 from gpuopt.compiler.tree import Expr
 from gpuopt.errors import InputError
 from gpuopt.formats.dtypes import STORAGES
+from gpuopt.formats.philox import PER_BLOCK
 from gpuopt.launch import table as t
 
 MULTIPLIER = safe("@grad_multiplier")
@@ -43,14 +52,23 @@ def _packed(program: Program) -> list[str]:
                 lines.append(f"{cells}{',' if width == 1 else ''} = load_pack_{k}({_address(k, r, f'at + {offset}')})")
         for j in range(offset, offset + turn):
             lines += statements(program, f"_{j}")
+        for block in range(-(-offset // PER_BLOCK) * PER_BLOCK, offset + turn, PER_BLOCK):
+            for s in range(program.streams):
+                words = _tuple(f"w{s}_{block + j}" for j in range(PER_BLOCK))
+                lines.append(f"{words} = philox((at + {block}) // {PER_BLOCK}, {s}, step, tensor, seed)")
         for k, r in enumerate(roles):
             width = per_access(r, lanes)
             if r.written and (offset + turn) % width == 0:
                 begin = offset + turn - width
-                cells = ", ".join(f"{names[k]}_{begin + j}" for j in range(width))
-                comma = "," if width == 1 else ""
-                lines.append(f"store_pack_{k}({_address(k, r, f'at + {begin}')}, ({cells}{comma}))")
+                cells = _tuple(f"{names[k]}_{begin + j}" for j in range(width))
+                if k in program.draws:
+                    cells += ", " + _tuple(f"w{program.draws[k].stream}_{begin + j}" for j in range(width))
+                lines.append(f"store_pack_{k}({_address(k, r, f'at + {begin}')}, {cells})")
     return lines
+
+
+def _tuple(names: Iterable[str]) -> str:
+    return f"({''.join(f'{name}, ' for name in names)})"
 
 
 def _single(program: Program) -> list[str]:
@@ -59,8 +77,13 @@ def _single(program: Program) -> list[str]:
     names = [safe(r.name) for r in roles]
     lines = [f"{n} = load_{k}(load_word(record, {t.ADDRESS + k}), at)" for k, n in enumerate(names)]
     lines += statements(program)
-    stores = [(k, n) for k, (n, r) in enumerate(zip(names, roles, strict=True)) if r.written]
-    return lines + [f"store_{k}(load_word(record, {t.ADDRESS + k}), at, {n})" for k, n in stores]
+    for s in range(program.streams):
+        lines.append(f"w{s} = chosen(philox(at // {PER_BLOCK}, {s}, step, tensor, seed), at % {PER_BLOCK})")
+    for k, (name, r) in enumerate(zip(names, roles, strict=True)):
+        if r.written:
+            word = f", w{program.draws[k].stream}" if k in program.draws else ""
+            lines.append(f"store_{k}(load_word(record, {t.ADDRESS + k}), at, {name}{word})")
+    return lines
 
 
 def _indent(lines: list[str], depth: int) -> list[str]:
@@ -91,6 +114,7 @@ def cuda_source(program: Program) -> str:
         "    while tile < tile_count:",
         *[line.format(**sizes(program)) for line in tile_bounds("        ")],
         *_indent(_scalars(program), 2),
+        *_indent(source_of_bits(program) if program.draws else [], 2),
         "        count = end - first",
         "        body = 0",
         f"        if count > 0 and load_word(record, {t.ALIGNED}) & 1:",
@@ -176,6 +200,8 @@ def _double(expr: Expr, whole: Collection[str] = ()) -> str:
         return "D(step)" if expr.args[0] == "step" else safe(str(expr.args[0]))
     if expr.op == "const":
         return f"D({float(expr.args[0])!r})"  # type: ignore[arg-type]
+    if expr.op == "count":
+        return f"D(step >> {expr.args[0]} & 0xFFFF)"
     if expr.op == "pow" and is_integer(list(expr.children())[1], whole):
         base, exponent = expr.children()
         return f"ipow({_double(base, whole)}, int64({_double(exponent, whole)}))"

@@ -14,7 +14,9 @@ SCALAR_CALLS = {**CALLS, "exp": 1, "log": 1}
 
 @dataclass(frozen=True)
 class Expr:
-    """`op` is one of the names above, or a leaf: "const" (number), "name" (str), "scalar" (index into the row)."""
+    """`op` is one of the names above, or a leaf: "const" (number), "name" (str), "scalar" (index into the row), "count" (16 bits
+    of the step count, from that bit on).
+    """
 
     op: str
     args: tuple[Expr | str | float | int, ...]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from gpuopt.compiler.lower import Program
 from gpuopt.formats.dtypes import STORAGES
+from gpuopt.formats.philox import PER_BLOCK
 from gpuopt.launch import table as t
 
 Int64 = NDArray[np.int64]
@@ -24,11 +25,22 @@ class Plan:
     tile_size: elements of one tile; version: grows whenever `table` changes, so that a device copy knows it is stale.
     """
 
-    def __init__(self, program: Program, numels: Sequence[int], rows: Sequence[int], addresses: Int64) -> None:
+    def __init__(
+        self,
+        program: Program,
+        numels: Sequence[int],
+        rows: Sequence[int],
+        addresses: Int64,
+        tensors: Sequence[int] | None = None,
+        seed: int = 0,
+    ) -> None:
+        """tensors: the number of each in the optimizer, their place by default; seed: of random numbers, 0 to 2**64 - 1."""
         self.program = program
         self.table = np.zeros((len(numels), t.ADDRESS + len(program.roles)), np.int64)
         self.table[:, t.NUMEL] = numels
         self.table[:, t.ROW] = rows
+        self.table[:, t.TENSOR] = np.arange(len(numels)) if tensors is None else tensors
+        self.table[:, t.SEED] = np.uint64(seed).astype(np.int64)
         self.table[:, t.ADDRESS :] = addresses
         self.total = int(self.table[:, t.NUMEL].sum())
         self.version = 0
@@ -52,14 +64,17 @@ class Plan:
             self.version += 1
 
     def _align(self, which: Int64 | slice) -> None:
-        """Choose each tensor's head, 0 to lanes - 1 elements, so that every role is aligned behind it if any head can."""
-        lanes = self.program.lanes
+        """Choose each tensor's head, 0 to lanes - 1 elements, so that every role is aligned behind it if any head can.
+
+        Where elements are rounded at random, those behind the head begin with one that begins a block of random numbers.
+        """
+        lanes, program = self.program.lanes, self.program
         addresses = self.table[which, t.ADDRESS :]
-        sizes = np.array([STORAGES[r.storage].itemsize for r in self.program.roles], np.int64)
+        sizes = np.array([STORAGES[r.storage].itemsize for r in program.roles], np.int64)
         widths = sizes * np.minimum(lanes, 16 // sizes)  # bytes of one access
         head = np.zeros(len(addresses), np.int64)
         found = np.zeros(len(addresses), bool)
-        for h in range(lanes):
+        for h in range(0, lanes, PER_BLOCK if program.draws else 1):
             fits = ((addresses + h * sizes) % widths == 0).all(axis=1) & ~found
             head[fits] = h
             found |= fits

@@ -18,7 +18,7 @@ from gpuopt import arrays, backends
 from gpuopt.arrays import View
 from gpuopt.compiler.lower import Role, Signature, program_for
 from gpuopt.errors import InputError
-from gpuopt.formats.dtypes import STORAGES, state_storage
+from gpuopt.formats.dtypes import STORAGES, state_dtype, state_storage
 from gpuopt.launch.launcher import Backend, Clock, Demand, Launch
 from gpuopt.launch.plan import Plan
 from gpuopt.optim.settings import Settings
@@ -59,6 +59,7 @@ class Engine:
         check_overlap([*self.slots, *slots])
         for index, slot in enumerate(slots, len(self.slots)):
             slot.index = index
+            slot.number = index if slot.number < 0 else slot.number
         self.slots += slots
         self._written = Written(self.slots)
         self.forget()
@@ -202,7 +203,7 @@ class Engine:
             buckets.setdefault(where, {}).setdefault(self._signature(slot, flags[slot.group]), []).append(slot)
         self._launches, self.planned = [], self.planned + 1
         for (device, name), by_signature in buckets.items():
-            launches = [make_launch(signature, slots) for signature, slots in by_signature.items()]
+            launches = [make_launch(signature, slots, self.settings.seed) for signature, slots in by_signature.items()]
             mine = {id(slot.clock) for slots in by_signature.values() for slot in slots}
             self._launches.append((backends.get(name, device), launches, [c for c in running if id(c) in mine]))
             running = [c for c in running if id(c) not in mine]
@@ -227,7 +228,7 @@ class Engine:
         found = {}
         for state in self.rule.active_states(flags):
             if state.name not in slot.states:
-                dtype = state_storage(formats[state.name], STORAGES[slot.view.dtype].compute)
+                dtype = state_dtype(formats[state.name], STORAGES[slot.view.dtype].compute)
                 array = kind.zeros(slot.array, dtype)
                 init = state.init if isinstance(state.init, (int, float)) else self.groups.dicts[slot.group][state.init]
                 if init:
@@ -240,7 +241,7 @@ class Engine:
         roles = [Role("p", slot.view.dtype, True), Role("g", slot.grad_view.dtype, False)]
         for state in self.rule.active_states(flags):
             view = arrays.describe(slot.states[state.name], f"{state.key} of {slot.label}")
-            roles.append(Role(state.name, view.dtype, not state.readonly))
+            roles.append(Role(state.name, state_storage(view.dtype), not state.readonly))
         if slot.mask is not None:
             roles.append(Role("@mask", "bool", False))
         everything = {**flags, "@masked": slot.mask is not None}
@@ -268,8 +269,8 @@ def reshapes(change: Change) -> bool:
     return (view is None) != (old is None) or (view is not None and old is not None and view.dtype != old.dtype)
 
 
-def make_launch(signature: Signature, slots: Sequence[Slot]) -> Launch:
-    """The launch of tensors that share a signature; empty tensors have no place in it."""
+def make_launch(signature: Signature, slots: Sequence[Slot], seed: int) -> Launch:
+    """The launch of tensors that share a signature; empty tensors have no place in it. seed: of random numbers."""
     every = {id(s.clock): s.clock for s in slots}  # an empty tensor's count advances with the launch
     slots = [s for s in slots if s.view.numel]
     program = program_for(signature)
@@ -280,7 +281,8 @@ def make_launch(signature: Signature, slots: Sequence[Slot]) -> Launch:
     names = [r.name for r in signature.roles]
     views = [[arrays.describe(o[n], n).address for n in names] for o in of]
     addresses = np.array(views, np.int64).reshape(len(slots), len(names))
-    plan = Plan(program, [s.view.numel for s in slots], [clocks.index(id(s.clock)) for s in slots], addresses)
+    rows = [clocks.index(id(s.clock)) for s in slots]
+    plan = Plan(program, [s.view.numel for s in slots], rows, addresses, [s.number for s in slots], seed)
     return Launch(
         plan,
         list(every.values()),

@@ -24,7 +24,8 @@ class Optimizer:
     rule: the update rule. params: an array, a (nested) list or dict of arrays, or a list of group dicts
     `{"params": ..., "lr": ...}`. Arrays are float64, float32, float16 or bfloat16, dense, on the host or a GPU.
     backend: "auto" (None), "numpy", "numba", "cuda", "cupy" or "numba-cuda".
-    state_format: "float32" or "bfloat16", or a dict per state; states of float64 parameters are float64.
+    state_format: "float32" or "bfloat16" (rounded stochastically), or a dict per state; states of float64 parameters are
+    float64. seed: of what is rounded at random; the same seed gives the same bits on every backend.
     max_grad_norm: clip all gradients by their global 2-norm. grad_scale: divide gradients by this number or one-element
     array. skip_nonfinite: skip the whole step, step counts included, where a gradient holds NaN or infinity.
     mask: mirrors params, boolean arrays or None; parameters are kept at zero where it is false.
@@ -48,11 +49,12 @@ class Optimizer:
         skip_nonfinite: bool = False,
         mask: Any = None,
         capturable: bool = False,
+        seed: int = 0,
         **hyper: Any,
     ) -> None:
         self.rule = rule
         self.settings = Settings(
-            state_format, param_format, max_grad_norm, grad_scale, None, bool(skip_nonfinite), bool(capturable)
+            state_format, param_format, max_grad_norm, grad_scale, None, bool(skip_nonfinite), bool(capturable), seed
         )
         self.settings.check(rule)
         self.defaults = defaults_of(rule) | hyper

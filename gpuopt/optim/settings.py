@@ -26,11 +26,12 @@ class Settings:
     found_inf: Any = None
     skip_nonfinite: bool = False
     capturable: bool = False
+    seed: int = 0
 
     def key(self) -> tuple[Any, ...]:
         """What a plan of launches depends on."""
         formats = self.state_format if isinstance(self.state_format, str) else tuple(self.state_format.items())
-        return formats, self.param_format, self.max_grad_norm is None, self.grad_scale is None
+        return formats, self.param_format, self.max_grad_norm is None, self.grad_scale is None, self.seed
 
     def check(self, rule: Rule) -> None:
         """Raise InputError naming the value and what is allowed."""
@@ -39,6 +40,8 @@ class Settings:
                 raise InputError(f"state_format of {name!r} = {value!r}: expected one of {', '.join(STATE_FORMATS)}")
         if self.param_format not in PARAM_FORMATS:
             raise InputError(f"param_format = {self.param_format!r}: expected one of {', '.join(PARAM_FORMATS)}")
+        if isinstance(self.seed, bool) or not hasattr(self.seed, "__index__") or not 0 <= self.seed < 2**64:
+            raise InputError(f"seed = {self.seed!r}: expected a whole number from 0 to 2**64 - 1")
         for name in ("max_grad_norm", "grad_scale"):
             value = getattr(self, name)
             if value is not None and not hasattr(value, "shape"):

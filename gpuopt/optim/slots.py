@@ -32,6 +32,7 @@ class Slot:
     grad_view: View | None = None
     copy: Any = None  # the copy, to be used again
     index: int = 0  # its place in the engine
+    number: int = -1  # its place in the optimizer, on which its random numbers depend; -1: as in the engine
 
 
 def parameter_view(array: Any, label: str) -> View:

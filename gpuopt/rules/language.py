@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 _context = threading.local()
 
+# Arrays that are not NumPy's -> their `where(condition, a, b, compute type)` and `sqrt`, added by who runs rules on them.
+ELSEWHERE: dict[type, tuple[Callable[..., Any], Callable[[Any], Any]]] = {}
+
 
 class compute_dtype:
     """Context in which two bare literals meet: `where(x > 0, 1, 0)` has no array to take its dtype from."""
@@ -51,9 +54,14 @@ class compute_dtype:
 
 def where(condition: Any, a: Any, b: Any) -> Any:
     """`a` where the condition holds, else `b`; literals take the compute type."""
+    dtype = getattr(a, "dtype", None) or getattr(b, "dtype", None)
     if not isinstance(condition, np.ndarray | np.generic):
-        return a if condition else b
-    dtype = getattr(a, "dtype", None) or getattr(b, "dtype", None) or getattr(_context, "dtype", None) or np.float64
+        for kind, (select, _) in ELSEWHERE.items():
+            if isinstance(condition, kind):
+                return select(condition, a, b, getattr(_context, "dtype", None) or np.float64)
+        chosen = a if condition else b  # of scalars: the same for every element
+        return np.asarray(chosen, dtype)[()] if isinstance(dtype, np.dtype) else chosen
+    dtype = dtype or getattr(_context, "dtype", None) or np.float64
     return np.where(condition, np.asarray(a, dtype), np.asarray(b, dtype))
 
 
@@ -76,6 +84,9 @@ def sqrt(x: Any) -> Any:
     """Correctly rounded square root, NaN for negative numbers."""
     if isinstance(x, np.ndarray | np.generic):
         return np.sqrt(x)
+    for kind, (_, root) in ELSEWHERE.items():
+        if isinstance(x, kind):
+            return root(x)
     return math.sqrt(x) if x >= 0 else math.nan
 
 

@@ -17,6 +17,7 @@ import torch
 from gpuopt import rules
 from gpuopt.optim.hyper import GROUP_OPTIONS, defaults_of
 from gpuopt.rules.language import Rule
+from gpuopt.torch import differentiable
 from gpuopt.torch import tensors as _tensors  # noqa: F401  registers torch tensors as arrays
 from gpuopt.torch.hooks import with_hooks
 from gpuopt.torch.optimizer import TorchOptimizer
@@ -31,14 +32,19 @@ OPTIONS = {
     "grad_scale": None,
     "skip_nonfinite": False,
     "mask": None,
+    "seed": 0,
 }
 
 __all__ = ["TorchOptimizer", "create", "make_optimizer", "optimizers", "release_gradients", *_TITLES]
 
 
-def _torch_defaults(title: str, required: Iterable[str]) -> dict[str, Any]:
+def _twin(rule: Rule) -> Any:
+    """Torch's class of the same optimizer: of gpuopt's own rules only, whatever the title of another may be. None without one."""
+    return getattr(torch.optim, rule.title, None) if rule.title in _TITLES and rules.get(rule.title) is rule else None
+
+
+def _torch_defaults(theirs: Any, required: Iterable[str]) -> dict[str, Any]:
     """The keys and defaults of torch's groups, in torch's order, from torch's own class; empty where it has none."""
-    theirs = getattr(torch.optim, title, None)
     if theirs is None:
         return {}
     return dict(theirs([torch.nn.Parameter(torch.zeros(0))], **dict.fromkeys(required, 1.0)).defaults)
@@ -47,10 +53,13 @@ def _torch_defaults(title: str, required: Iterable[str]) -> dict[str, Any]:
 def make_optimizer(rule: Rule) -> type[TorchOptimizer]:
     """A `torch.optim.Optimizer` class for a rule of your own; hyperparameters as arguments, options as keywords."""
     own = {k: v for k, v in defaults_of(rule).items() if k not in GROUP_OPTIONS or k == "maximize"}
-    required = [k for k, v in own.items() if v is inspect.Parameter.empty]
-    theirs = _torch_defaults(rule.title, required)
-    names = _signature_order(rule.title, own)
+    empty = inspect.Parameter.empty
+    required = [k for k, v in own.items() if v is empty or (k == "betas" and empty in v)]
+    twin = _twin(rule)
+    theirs = _torch_defaults(twin, required)
+    names = _signature_order(twin, own, required)
     fields = {k: theirs.get(k, own.get(k)) for k in dict.fromkeys((*theirs, *names, *own))}
+    fields.setdefault(differentiable.KEY, False)
 
     def __init__(self: TorchOptimizer, params: Any, *args: Any, **given: Any) -> None:
         values = dict(zip(names, args, strict=False)) | given
@@ -67,6 +76,7 @@ def make_optimizer(rule: Rule) -> type[TorchOptimizer]:
         TorchOptimizer.__init__(self, params, fields | values | extra, options, options.pop("backend"))
 
     members = {"__init__": __init__, "__doc__": rule.__doc__, "rule": rule, "torch_defaults": theirs}
+    members["twin"] = rule.name if twin else ""
     made: type[TorchOptimizer] = type(rule.title, (TorchOptimizer,), members)
     made.step = with_hooks(made, TorchOptimizer.step)  # type: ignore[method-assign]
     made.__module__ = "gpuopt.torch"
@@ -74,11 +84,10 @@ def make_optimizer(rule: Rule) -> type[TorchOptimizer]:
     return made
 
 
-def _signature_order(title: str, own: dict[str, Any]) -> list[str]:
-    """The positional arguments: torch's order where torch has the class, the rule's elsewhere."""
-    theirs = getattr(torch.optim, title, None)
+def _signature_order(theirs: Any, own: dict[str, Any], required: list[str]) -> list[str]:
+    """The positional arguments: torch's order where torch has the class, else the rule's, those without a default first."""
     if theirs is None:
-        return [k for k in own if k != "maximize"]
+        return sorted((k for k in own if k != "maximize"), key=lambda k: k not in required)
     parameters = list(inspect.signature(theirs.__init__).parameters.values())[2:]
     return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
 

@@ -17,23 +17,24 @@ from gpuopt.optim.engine import Engine
 from gpuopt.optim.hyper import check_group, defaults_of, members
 from gpuopt.optim.settings import Settings
 from gpuopt.rules.language import Rule
-from gpuopt.torch import loading
+from gpuopt.torch import differentiable, loading
 from gpuopt.torch.follow import Follower
 from gpuopt.torch.shown import ShownState, ShownStates, step_tensor, usable
 from gpuopt.torch.slots import Member, check_apart, labelled, make_slot, new_states, state_dtypes, walked
 from gpuopt.torch.tensors import DEVICES, TorchStreams
 
 # Keys of torch's groups that choose another algorithm: only torch's default of that class is what this class does.
-ALGORITHMS = ("differentiable", "decoupled_weight_decay")
+ALGORITHMS = ("decoupled_weight_decay",)
 WITHOUT_STEP = ("sgd",)  # torch.optim.SGD keeps no step count: a momentum buffer means that a first step was made
 EAGER = ("adagrad",)  # torch.optim.Adagrad allocates its state at once
 
 
 class TorchOptimizer(torch.optim.Optimizer):
-    """Common part of `gpuopt.torch.AdamW` and its kin; `rule` and `torch_defaults` are set by the subclass."""
+    """Common part of `gpuopt.torch.AdamW` and its kin; `rule`, `torch_defaults` and `twin` are set by the subclass."""
 
     rule: Rule
     torch_defaults: dict[str, Any]
+    twin: str  # the name of the rule where torch has this optimizer too, else empty
     _step_supports_amp_scaling = True
 
     def __init__(self, params: Any, defaults: dict[str, Any], options: dict[str, Any], backend: str | None) -> None:
@@ -50,7 +51,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         super().__init__(params, defaults)
         self._mask = self._masks(mask)
         self.state = ShownStates(self.state, self._edits)
-        if self.rule.name in EAGER:
+        if self.twin in EAGER:
             self._allocate([p for group in self.param_groups for p in group["params"] if p.layout is torch.strided])
 
     def _masks(self, given: Mapping[Any, torch.Tensor]) -> dict[torch.Tensor, torch.Tensor]:
@@ -65,6 +66,10 @@ class TorchOptimizer(torch.optim.Optimizer):
                     "made from named_parameters()"
                 )
         return {known[key]: mask for key, mask in given.items()}
+
+    @property
+    def _counts_steps(self) -> bool:
+        return self.twin not in WITHOUT_STEP
 
     def _settings(self) -> Settings:
         """The options of the whole optimizer as they are now: a GradScaler sets `grad_scale` and `found_inf` for a step."""
@@ -88,6 +93,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         if isinstance(param_group, dict):  # torch says what it is else
             self._check_group({**self.defaults, **param_group}, f"param_groups[{len(self.param_groups)}]")
             self._check_algorithm({**self.defaults, **param_group})
+            differentiable.check(self.rule, self._settings(), {**self.defaults, **param_group})
         super().add_param_group(param_group)
         self._save_steps()
         self._reset()
@@ -104,10 +110,6 @@ class TorchOptimizer(torch.optim.Optimizer):
                 raise InputError(f"{key} = {group[key]}: gpuopt's {self.rule.title} is torch's with {key} = {wanted}")
 
     @property
-    def _counted(self) -> bool:
-        return self.rule.name not in WITHOUT_STEP
-
-    @property
     def _engine(self) -> Engine | None:
         return None if self._follower is None else self._follower.engine
 
@@ -119,7 +121,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         return self._follower
 
     def _followed(self, members: Sequence[Member], groups: Sequence[Mapping[str, Any]]) -> Follower:
-        made = Follower(self._made_engine(members), groups, [p for _, p, _ in members], self._publish)
+        made = Follower(self._made_engine(members), groups, [p for _, p, *_ in members], self._publish)
         self._watch()
         return made
 
@@ -127,16 +129,17 @@ class TorchOptimizer(torch.optim.Optimizer):
         """An engine for parameters with these labels and groups."""
         settings = self._settings()
         engine = Engine(self.rule, settings, self.param_groups, self._asked)
-        walks = [(label, p, walked(p, label)) for label, p, _ in members]
+        walks = [(label, p, walked(p, label)) for label, p, *_ in members]
         check_apart(walks)
         slots, always = [], [state for state in self.rule.states if state.when is None]
-        for (label, p, work), (_, _, index) in zip(walks, members, strict=True):
+        for (label, p, work), (_, _, index, number) in zip(walks, members, strict=True):
             found = self.state.get(p, {})
-            loading.check_entry(self.rule, found, always, self._counted, p, label)
+            loading.check_entry(self.rule, found, always, self._counts_steps, p, label)
             states = {s.name: found[s.key] for s in self.rule.states if found.get(s.key) is not None}
             new = new_states(self.rule, settings, self.param_groups[index], p, states)
-            step = int(found.get("step", 0)) if self._counted else max(bool(states), self._taken.get(p, 0)) * (not new)
+            step = int(found.get("step", 0)) if self._counts_steps else max(bool(states), self._taken.get(p, 0)) * (not new)
             slot = make_slot(p, work, label, engine.clock(index, step), self._mask.get(p), states | new)
+            slot.number = number
             engine.choice(slot)
             slots.append(slot)
         engine.add(slots)
@@ -158,6 +161,11 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     @torch._disable_dynamo  # type: ignore[attr-defined]
     def _run(self) -> None:
+        if differentiable.asked(self.param_groups):
+            self._save_steps()
+            self._reset()
+            differentiable.Step(self).run()
+            return
         follower = self._follower
         if follower is not None and follower.same_parameters(self.param_groups) and self._stepped(follower):
             return
@@ -185,10 +193,10 @@ class TorchOptimizer(torch.optim.Optimizer):
         keys, steps = {s.name: s.key for s in self.rule.states}, []
         own: set[int] = set()
         for p, slot in zip(follower.params, follower.engine.slots, strict=True):
-            if not slot.states and not self._counted:
+            if not slot.states and not self._counts_steps:
                 continue
             state = self.state[p]
-            if self._counted:
+            if self._counts_steps:
                 step = state.get("step")
                 if not usable(step) or step.data_ptr() in own:  # what one parameter's count says is not another's
                     step = state["step"] = step_tensor(slot.clock.step)
@@ -212,9 +220,9 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     def _allocate(self, params: Iterable[torch.Tensor]) -> None:
         chosen, settings = set(params), self._settings()
-        for _, p, index in labelled(self.param_groups):
+        for _, p, index, _ in labelled(self.param_groups):
             made = new_states(self.rule, settings, self.param_groups[index], p) if p in chosen else {}
-            if made and self._counted:
+            if made and self._counts_steps:
                 self.state[p].setdefault("step", step_tensor(0))
             for state in self.rule.states:
                 if state.name in made:
@@ -242,7 +250,7 @@ class TorchOptimizer(torch.optim.Optimizer):
             with TorchStreams():
                 follower.engine.synchronize()
             follower.counts.settle()
-            if not self._counted:
+            if not self._counts_steps:
                 self._taken |= {p: s.clock.step for p, s in zip(follower.params, follower.engine.slots, strict=True)}
 
     def state_dict(self) -> dict[str, Any]:
@@ -284,7 +292,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         """Label, parameter, group and saved state of every parameter."""
         indices = [i for group in saved["param_groups"] for i in group["params"]]
         for index, member in zip(indices, labelled(self.param_groups), strict=True):
-            yield *member, saved["state"].get(index) or {}
+            yield *member[:3], saved["state"].get(index) or {}
 
     def _check_saved(self, saved: Mapping[str, Any]) -> None:
         groups = saved["param_groups"]
@@ -296,7 +304,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         needed = [loading.required(self.rule, {**self.defaults, **group}) for group in groups]
         for label, p, index, entry in self._saved_entries(saved):
             loading.check_origin(self.rule, entry, label)
-            loading.check_entry(self.rule, entry, needed[index], self._counted, p, label)
+            loading.check_entry(self.rule, entry, needed[index], self._counts_steps, p, label)
 
     def _restore_dtypes(self, saved: Mapping[str, Any]) -> None:
         """Torch casts loaded states to the parameter's dtype, which may be too narrow for them."""

@@ -14,7 +14,7 @@ import torch
 
 from gpuopt import arrays
 from gpuopt.errors import InputError
-from gpuopt.formats.dtypes import STORAGES, state_storage
+from gpuopt.formats.dtypes import STORAGES, state_dtype
 from gpuopt.launch.launcher import Clock
 from gpuopt.optim.settings import Settings
 from gpuopt.optim.slots import Slot, checked_mask, fitted, parameter_view
@@ -22,22 +22,24 @@ from gpuopt.rules.language import Rule
 from gpuopt.torch.tensors import DEVICES, NAMES, zeros
 
 
-Member = tuple[str, torch.Tensor, int]  # what errors call a parameter, the parameter, and its group
+Member = tuple[str, torch.Tensor, int, int]  # what errors call a parameter, the parameter, its group, and its place among all
 
 
 def labelled(groups: Sequence[Mapping[str, Any]]) -> Iterator[Member]:
     """Every parameter, called by its name where it has one, else by its place."""
+    number = 0
     for index, group in enumerate(groups):
         params = group["params"]
         names = group.get("param_names") or [f"param_groups[{index}]['params'][{k}]" for k in range(len(params))]
         for label, p in zip(names, params, strict=True):
-            yield label, p, index
+            yield label, p, index, number
+            number += 1
 
 
 def state_dtypes(rule: Rule, settings: Settings, p: torch.Tensor) -> dict[str, str]:
     """State name -> the dtype in which a parameter's states are kept; those of float64 are float64."""
     storage = STORAGES.get(NAMES.get(p.dtype, ""), STORAGES["float32"])
-    return {name: state_storage(form, storage.compute) for name, form in settings.formats(rule).items()}
+    return {name: state_dtype(form, storage.compute) for name, form in settings.formats(rule).items()}
 
 
 def new_states(

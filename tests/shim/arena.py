@@ -81,7 +81,7 @@ def values(rng: np.random.Generator, dtype: str, size: int, odd: float) -> NDArr
     with np.errstate(all="ignore"):
         result = (rng.standard_normal(size) * 10.0 ** rng.integers(-3, 2, size)).astype(target)
         which = np.flatnonzero(rng.random(size) < odd)
-        least = 2.0 ** {"float64": -1074, "float32": -149, "float16": -24, "bfloat16": -133}[dtype]
+        least = 2.0 ** {"float64": -1074, "float32": -149, "float16": -24, "bfloat16": -133}[target.name]
         known = np.array([0.0, -0.0, np.nan, np.inf, -np.inf, least, -37 * least, 3e38, -65504.0, 1e-8, 1.0, 0.0])
         known = known.astype(target)
         known.view(f"u{target.itemsize}")[-1] = 2 ** (8 * target.itemsize - 1) - 1  # NaN, all its bits set

@@ -93,8 +93,11 @@ def places(seed: int, count: int) -> dict[str, list[int]]:
 
 
 def updates(shim: Backend, dtype: str, names: Sequence[str]) -> None:
-    """These rules with every option, on arrays in packs and one by one, rows by value and by pointer."""
+    """These rules with every option, on arrays in packs and one by one, rows by value and by pointer; the last of them once
+    more with states that are rounded at random.
+    """
     cases = [Case(name, richest(name) | EVERYTHING, dtype, SIZES, mask=True, groups=GROUPS) for name in names]
+    cases.append(replace(cases[-1], state_format="bfloat16"))
     for case in cases:
         prefetch(to_cuda.update_source(case.program), "gpuopt_update", "address")
     for case, seed in product(cases, (0, 1)):
