@@ -45,7 +45,7 @@ class Follower:
         # Parameters that are stepped in a dense copy.
         self._copies = [(p, s.array) for p, s in zip(params, engine.slots, strict=True) if p is not s.array]
         self._where = where(params)
-        self._patience = native.AFTER
+        self.patience = native.AFTER  # looks that find the same before compiled code is made
         self._planned = engine.planned
         self._flags: Any = None  # options of the groups that the launches were made for
         self.counts = Counts([], [])
@@ -86,7 +86,7 @@ class Follower:
                 return True
             # What it saw is no longer so: the getters have to agree with the next step again before it is made anew, and longer
             # each time, because making it takes as long as several of their looks.
-            self._looks, self._patience = 0, 2 * self._patience
+            self._looks, self.patience = 0, 2 * self.patience
         return self._look_and_step()
 
     def _look_and_step(self) -> bool:
@@ -155,7 +155,7 @@ class Follower:
 
     def _made_dump(self) -> native.Dump | None:
         """Compiled code for many tensors, once steps go on; after every time that it saw something else, later."""
-        if self._looks < self._patience or len(self._every) < native.FROM:
+        if self._looks < self.patience or len(self._every) < native.FROM:
             return None
         states: list[Sequence[torch.Tensor]] = [()] * len(self._every)
         for k, of in zip(self._present, self._states, strict=True):

@@ -65,7 +65,7 @@ class TorchOptimizer(torch.optim.Optimizer):
                     f"mask: {found} is no parameter of this optimizer: expected its parameters as keys, or their names where it is "
                     "made from named_parameters()"
                 )
-        return {known[key]: mask for key, mask in given.items()}
+        return {known[key]: _of_parts(mask, known[key]) for key, mask in given.items()}
 
     @property
     def _counts_steps(self) -> bool:
@@ -138,7 +138,7 @@ class TorchOptimizer(torch.optim.Optimizer):
             states = {s.name: found[s.key] for s in self.rule.states if found.get(s.key) is not None}
             new = new_states(self.rule, settings, self.param_groups[index], p, states)
             step = int(found.get("step", 0)) if self._counts_steps else max(bool(states), self._taken.get(p, 0)) * (not new)
-            slot = make_slot(p, work, label, engine.clock(index, step), self._mask.get(p), states | new)
+            slot = make_slot(work, label, engine.clock(index, step), self._mask.get(p), states | new)
             slot.number = number
             engine.choice(slot)
             slots.append(slot)
@@ -172,7 +172,9 @@ class TorchOptimizer(torch.optim.Optimizer):
         self._save_steps()
         self._reset()
         if any(p.grad is not None for group in self.param_groups for p in group["params"]):
-            self._stepped(self._made_follower())
+            made = self._made_follower()
+            made.patience = made.patience if follower is None else follower.patience
+            self._stepped(made)
 
     def _stepped(self, follower: Follower) -> bool:
         """One step, where the parameters and states are still the tensors that the engine works on."""
@@ -346,3 +348,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return tuple(_plain(v) for v in value)
     return value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
+
+
+def _of_parts(mask: Any, p: torch.Tensor) -> Any:
+    """A mask of complex numbers as one of their real and imaginary parts, which it may be already."""
+    each = p.is_complex() and isinstance(mask, torch.Tensor) and mask.shape == p.shape
+    return torch.stack((mask, mask), -1) if each else mask

@@ -17,7 +17,7 @@ from gpuopt.errors import InputError
 from gpuopt.formats.dtypes import STORAGES, state_dtype
 from gpuopt.launch.launcher import Clock
 from gpuopt.optim.settings import Settings
-from gpuopt.optim.slots import Slot, checked_mask, fitted, parameter_view
+from gpuopt.optim.slots import Slot, checked_mask, parameter_view
 from gpuopt.rules.language import Rule
 from gpuopt.torch.tensors import DEVICES, NAMES, zeros
 
@@ -112,18 +112,9 @@ def check_apart(members: Sequence[tuple[str, torch.Tensor, torch.Tensor]]) -> No
 
 
 def make_slot(
-    p: torch.Tensor, work: torch.Tensor, label: str, clock: Clock, mask: Any, states: dict[str, torch.Tensor]
+    work: torch.Tensor, label: str, clock: Clock, mask: Any, states: dict[str, torch.Tensor]
 ) -> Slot:
-    """The Slot of a parameter; work: the parameter itself or what is stepped in its place."""
+    """The Slot of a parameter; work: the parameter itself or what is stepped in its place. mask: of both parts of complex numbers."""
     slot = Slot(label, work, parameter_view(work, label), clock.group, clock, None, states)
-    if mask is not None and p.is_complex():
-        found = arrays.describe(mask, f"mask of {label}")
-        if (found.dtype, found.shape, found.device) != ("bool", tuple(p.shape), slot.view.device):
-            raise InputError(
-                f"mask of {label}: found {found.dtype} {found.shape} on {found.device}: expected bool {tuple(p.shape)} "
-                f"on {slot.view.device}"
-            )
-        slot.mask = fitted(torch.stack((mask, mask), -1), slot, f"mask of {label}")
-    else:
-        slot.mask = checked_mask(mask, slot)
+    slot.mask = checked_mask(mask, slot)
     return slot
