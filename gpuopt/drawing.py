@@ -6,6 +6,7 @@ Called by `gpuopt/demos/plot.py` and `gpuopt/bench/plot.py`. Knows neither optim
 from __future__ import annotations
 
 import colorsys
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,16 +94,20 @@ def spread(wanted: Sequence[float], gap: float, low: float = 0.0, high: float = 
     return [found[k] for k in range(len(wanted))]
 
 
+def within_axes(fraction: float) -> float:
+    """The place nearest to it on the axes, of which it is a fraction; what is no number has left at the top."""
+    return 1.0 if math.isnan(fraction) else min(max(float(fraction), 0.0), 1.0)
+
+
 def name_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]]) -> None:
     """Write names right of the axes, each in its line's colour and led to its end: (x, y, text, colour).
 
-    Comes last: limits and scales must be set. An end outside the limits is taken to be at the nearest edge.
+    Comes last: limits and scales must be set. An end outside the limits is taken to be at the nearest edge, NaN at the top.
     """
     axes.figure.draw_without_rendering()
     height = axes.get_window_extent().height * 72 / axes.figure.dpi
     to_axes = axes.transScale + axes.transLimits
-    points = [to_axes.transform((x, y)) for x, y, _, _ in ends]
-    points = [(min(max(float(x), 0.0), 1.0), min(max(float(y), 0.0), 1.0)) for x, y in points]
+    points = [tuple(map(within_axes, to_axes.transform((x, y)))) for x, y, _, _ in ends]
     gap = LINE_SPACING * SMALL / height
     places = spread([y for _, y in points], gap, gap / 2, 1)
     for point, place, (_, _, text, colour) in zip(points, places, ends, strict=True):

@@ -14,12 +14,18 @@ def install(*extras: str) -> str:
 
 
 def suggestion(name: object, known: Iterable[str]) -> str:
-    """` (did you mean 'adamw'?)` where a known name, in any case, is near to this one, else nothing."""
+    """`; did you mean 'adamw'?` where a known name, in any case, is near to this one, else nothing."""
     from difflib import get_close_matches  # an error is the only time it is needed
 
     lower = {word.lower(): word for word in known}
     near = get_close_matches(str(name).lower(), lower, n=1, cutoff=0.6)
-    return f" (did you mean {lower[near[0]]!r}?)" if near else ""
+    return f"; did you mean {lower[near[0]]!r}?" if near else ""
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> str:
+    """What to say of a name that does not exist: all there are, and the one it is near to."""
+    names = list(known)
+    return f"unknown {kind} {name!r}: expected one of {', '.join(names)}{suggestion(name, names)}"
 
 
 def one_line(error: BaseException) -> str:

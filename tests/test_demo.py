@@ -93,6 +93,13 @@ def test_quick_run_for_every_dtype(backend: str, dtype: str, tmp_path: Path) -> 
     assert f"adam, {dtype}" in printed.getvalue()
 
 
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value|divide by zero)")
+def test_a_run_that_diverges_is_reported_and_drawn(tmp_path: Path) -> None:
+    printed = io.StringIO()
+    result = demos.run("gd", backend="numpy", lr=1e9, quick=True, out=tmp_path, stream=printed)
+    assert "training loss nan" in printed.getvalue() and result.plot.read_bytes().startswith(PNG)
+
+
 def test_seed_decides_the_run() -> None:
     runs = [digits.train("adam", np, "numpy", np.dtype("float32"), quick=True, seed=s).losses for s in (0, 0, 1)]
     assert runs[0] == runs[1] != runs[2]

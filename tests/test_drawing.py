@@ -51,7 +51,7 @@ def test_names_do_not_overlap_and_ends_outside_are_at_the_edge() -> None:
     figure = drawing.figure(6, 4)
     axes = figure.subplots()
     axes.set(xlim=(0, 10), ylim=(1e-3, 1), yscale="log")
-    drawing.name_ends(axes, [(10, y, f"{y}", "#000000") for y in (0.5, 0.5001, 0.51, 1e-9, 7)])
+    drawing.name_ends(axes, [(10, y, f"{y}", "#000000") for y in (0.5, 0.5001, 0.51, 1e-9, 7, np.nan, np.inf)])
     figure.draw_without_rendering()
     boxes = sorted((Text.get_window_extent(text) for text in axes.texts), key=lambda box: box.y0)
     assert all(low.y1 <= high.y0 for low, high in zip(boxes, boxes[1:], strict=False))

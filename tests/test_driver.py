@@ -188,7 +188,7 @@ def test_a_missing_numba_has_a_line_of_its_own() -> None:
 
 def test_suggestions() -> None:
     known = ("adam", "adamw", "rmsprop", "AMSGrad")
-    assert messages.suggestion("adma", known) == " (did you mean 'adam'?)"
-    assert messages.suggestion("RMSProp", known) == " (did you mean 'rmsprop'?)"
-    assert messages.suggestion("amsgard", known) == " (did you mean 'AMSGrad'?)"
+    assert messages.suggestion("adma", known) == "; did you mean 'adam'?"
+    assert messages.suggestion("RMSProp", known) == "; did you mean 'rmsprop'?"
+    assert messages.suggestion("amsgard", known) == "; did you mean 'AMSGrad'?"
     assert messages.suggestion("zzz", known) == messages.suggestion(3, known) == ""

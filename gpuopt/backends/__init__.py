@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from gpuopt.errors import BackendUnavailable, InputError
-from gpuopt.messages import suggestion
+from gpuopt.messages import unknown
 
 if TYPE_CHECKING:
     from gpuopt.launch.launcher import Backend
@@ -50,8 +50,7 @@ def choose(name: str | None, device: str) -> tuple[str, str]:
     """
     asked = (None if name == "auto" else name) or os.environ.get("GPUOPT_BACKEND") or "auto"
     if asked not in names():
-        hint = suggestion(asked, names())
-        raise InputError(f"unknown backend {asked!r}{hint}: expected one of {', '.join(names())}")
+        raise InputError(unknown("backend", asked, names()))
     if asked == "auto":
         tried = {candidate: missing(candidate) for candidate in AUTOMATIC[device]}
         usable = [candidate for candidate, why in tried.items() if why is None]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import gpuopt
-from gpuopt.messages import suggestion
+from gpuopt.messages import unknown
 
 HOST_BACKENDS = ("numpy", "numba")
 DTYPES = ("float64", "float32", "float16", "bfloat16")
@@ -47,9 +47,7 @@ def choose(backend: str | None) -> Space:
 def element_type(name: str) -> np.dtype[Any]:
     """The dtype of that name. Raises GpuoptError if it is not one parameters can have."""
     if name not in DTYPES:
-        raise gpuopt.GpuoptError(
-            f"unknown dtype {name!r}{suggestion(name, DTYPES)}: expected one of {', '.join(DTYPES)}"
-        )
+        raise gpuopt.GpuoptError(unknown("dtype", name, DTYPES))
     return np.dtype(getattr(import_module("ml_dtypes"), name) if name == "bfloat16" else name)
 
 
