@@ -1,56 +1,73 @@
-"""Python function -> checked tree. The one parser for rules and for `prepare`; called by `rules.language`, knows no emitter."""
+"""Python function -> checked tree. The one parser for rules and for `prepare`; called by `rules.language`, knows no emitter.
+
+What runs is what Python would run: the text is checked against the function's code (`origin`), and a call is compiled only
+where the name stands for the very function that the language means (`resolve`).
+"""
 
 from __future__ import annotations
 
 import ast
 import builtins
-import inspect
-import textwrap
-from collections.abc import Callable, Iterable
-from typing import Any, NoReturn
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
+from gpuopt.compiler.names import PREPARE
+from gpuopt.compiler.origin import origin, place, plain_function
+from gpuopt.compiler.resolve import MISSING, Names
 from gpuopt.compiler.tree import CALLS, COMPARISONS, SCALAR_CALLS, Assign, Expr, FunctionTree, If, Statement
 from gpuopt.errors import RuleSyntaxError
 
 _BINARY = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div"}
 _COMPARE = {ast.Lt: "lt", ast.LtE: "le", ast.Gt: "gt", ast.GtE: "ge", ast.Eq: "eq", ast.NotEq: "ne"}
-OPTION_NAMES = ("direction", "grad_multiplier", "l1", "clip_value", "maximize", "mask")
 _RULE_HELP = "a rule may use + - * /, unary minus, comparisons, sqrt abs sign minimum maximum where, and `if flag:`"
+_RESULT = "@result_"  # in front of a returned value that has to wait for the others
+
+
+def _operations(scalar: bool) -> list[tuple[object, str]]:
+    """The functions that may be called, and what they are in a tree; min and max of Python are not, they become choices."""
+    from gpuopt.rules.language import PRIMITIVES
+
+    found = [(function, name) for name, function in PRIMITIVES.items()]
+    return [*found, (math.exp, "exp"), (math.log, "log"), (math.sqrt, "root")] if scalar else found
 
 
 class _Parser:
-    """Parses one function; `scalar=True` admits what `prepare` may use besides: ** exp log and `a if c else b`."""
+    """Parses one function; `scalar=True` admits what `prepare` may use besides: ** exp log min max and `a if c else b`."""
 
     def __init__(self, function: Callable[..., Any], scalar: bool) -> None:
-        self.function, self.scalar = function, scalar
-        self.calls = SCALAR_CALLS if scalar else CALLS
-        self.file = inspect.getsourcefile(function) or "<unknown>"
-        try:
-            lines, first = inspect.getsourcelines(function)
-        except (OSError, TypeError) as error:
-            raise RuleSyntaxError(
-                f"the source of rule `{function.__name__}` cannot be found, so it cannot be compiled: define it in a "
-                "file or a notebook cell, not with exec() or at the plain >>> prompt",
-                self.file,
-                function.__code__.co_firstlineno,
-            ) from error
-        self.offset = first - 1
-        self.lines = lines
-        node = ast.parse(textwrap.dedent("".join(lines))).body[0]
+        self.function, self.scalar = plain_function(function), scalar
+        self.names = Names(self.function)
+        self.operations = _operations(scalar)
+        found = origin(self.function)
+        self.file, self.lines, self.source, node = found.file, found.lines, found.text, found.node
         if not isinstance(node, ast.FunctionDef):
-            self.fail(node, "a rule is a plain `def` function")
+            self.fail(node, "a rule is a plain `def` function, this one is async")
         self.node = node
 
     def fail(self, node: ast.AST, message: str) -> NoReturn:
-        line = getattr(node, "lineno", 1)
-        raise RuleSyntaxError(message, self.file, line + self.offset, self.lines[line - 1].rstrip())
+        """Raise RuleSyntaxError with a caret under the node; columns of a tree count bytes, those of an error characters."""
+        line, begin = getattr(node, "lineno", 1), getattr(node, "col_offset", 0)
+        text = self.lines[line - 1].rstrip()
+        whole = getattr(node, "end_lineno", line) != line
+        end = len(text.encode()) if whole else getattr(node, "end_col_offset", 0)
+        columns = [len(text.encode()[:k].decode(errors="ignore")) + 1 for k in (begin, end)]
+        raise RuleSyntaxError(message, self.file, line, (columns[0], columns[1]))
+
+    def refuse(self, node: ast.AST, hint: str = "") -> NoReturn:
+        """Raise RuleSyntaxError for what the language does not have, in the author's words."""
+        text = ast.get_source_segment("".join(self.lines), node) or ast.unparse(node)
+        quoted = text.strip().splitlines()[0]
+        self.fail(node, f"`{quoted}` is not part of the rule language: {_RULE_HELP}{hint}")
 
     # ------------------------------------------------------------------------------------------- signature
 
     def signature(self) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, tuple[object, ...]]]:
         arguments = self.node.args
-        if arguments.vararg or arguments.kwarg:
-            self.fail(self.node, "*args and **kwargs are not part of the rule language")
+        for rest, stars in ((arguments.vararg, "*"), (arguments.kwarg, "**")):
+            if rest:
+                self.fail(rest, f"`{stars}{rest.arg}`: *args and **kwargs are not part of the rule language: name them all")
         positional = tuple(a.arg for a in (*arguments.posonlyargs, *arguments.args))
         scalars, flags = [], {}
         for argument in arguments.kwonlyargs:
@@ -59,17 +76,29 @@ class _Parser:
                 flags[argument.arg] = choices
             else:
                 scalars.append(argument.arg)
+        code = self.function.__code__
+        for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs):
+            if argument.arg not in code.co_varnames:
+                self.fail(argument, f"Python gives `{argument.arg}` another name inside a class: call it something else")
         return positional, tuple(scalars), flags
 
     def choices(self, argument: ast.arg) -> tuple[object, ...]:
-        """What a keyword annotated `bool` or `Literal[...]` can be; empty for an ordinary scalar."""
-        note = argument.annotation
-        if isinstance(note, ast.Name) and note.id == "bool":
-            return (False, True)
-        if isinstance(note, ast.Subscript) and ast.unparse(note.value).split(".")[-1] == "Literal":
-            items = note.slice.elts if isinstance(note.slice, ast.Tuple) else [note.slice]
-            return tuple(item.value for item in items if isinstance(item, ast.Constant))
-        return ()
+        """What a keyword annotated `bool` or `Literal[...]` can be, whatever they are called; empty for an ordinary scalar."""
+        note = self.function.__annotations__.get(argument.arg)
+        if isinstance(note, str):
+            note = self.evaluated(note)
+        if get_origin(note) is Literal:
+            return get_args(note)
+        return (False, True) if note is bool else ()
+
+    def evaluated(self, note: str) -> object:
+        """An annotation written as a string; one that was imported where only a type checker looks is read by its name."""
+        scope = {"Literal": Literal, **self.function.__globals__}
+        scope |= {name: self.names.value(ast.Name(name)) for name in self.names.cells}
+        try:
+            return eval(note, scope)
+        except Exception:  # of any kind: it is the author's text, and no annotation has to mean anything
+            return eval(note[note.index("Literal[") :], scope) if note.split("[")[0].endswith(".Literal") else None
 
     # ------------------------------------------------------------------------------------------- statements
 
@@ -83,14 +112,14 @@ class _Parser:
             name = node.targets[0].id
             if name in self.flags:
                 self.fail(node, f"flag `{name}` is a compile-time constant and cannot be assigned")
-            return Assign(name, self.number(node.value), node.lineno + self.offset, self.file)
+            return Assign(name, self.number(node.value), node.lineno, self.file)
         if isinstance(node, ast.If):
             return If(self.test(node.test), self.block(node.body), self.block(node.orelse))
         if isinstance(node, ast.AugAssign):
             self.fail(node, "write `x = x + y`: an augmented assignment would change the caller's array on NumPy")
         if isinstance(node, ast.Return):
             self.fail(node, "`return` must be the last statement")
-        self.fail(node, f"`{type(node).__name__}` is not part of the rule language: {_RULE_HELP}")
+        self.refuse(node)
 
     def test(self, node: ast.expr) -> tuple[object, ...]:
         if isinstance(node, ast.Name):
@@ -126,12 +155,10 @@ class _Parser:
         return made
 
     def expr(self, node: ast.expr) -> Expr:
-        if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)) and not isinstance(node.value, bool):
-            return Expr("const", (node.value,))
+        if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+            return self.literal(node, node.value)  # type: ignore[arg-type]
         if isinstance(node, ast.Name):
-            if node.id in self.flags:
-                self.fail(node, f"flag `{node.id}` is a compile-time constant and has no value in arithmetic")
-            return Expr("name", (node.id,))
+            return self.variable(node)
         if isinstance(node, ast.BinOp) and type(node.op) in _BINARY:
             return Expr(_BINARY[type(node.op)], (self.number(node.left), self.number(node.right)))
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow) and self.scalar:
@@ -141,37 +168,67 @@ class _Parser:
         if isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in _COMPARE:
             return Expr(_COMPARE[type(node.ops[0])], (self.number(node.left), self.number(node.comparators[0])))
         if isinstance(node, ast.IfExp) and self.scalar:
-            return Expr("where", (self.expr(node.test), self.expr(node.body), self.expr(node.orelse)))
+            return Expr("if", (self.expr(node.test), self.expr(node.body), self.expr(node.orelse)))
         if isinstance(node, ast.Call):
             return self.call(node)
-        hint = "; powers belong in `prepare`" if isinstance(node, ast.BinOp) else ""
-        self.fail(node, f"`{ast.unparse(node)}` is not part of the rule language: {_RULE_HELP}{hint}")
+        power = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow)
+        self.refuse(node, "; powers belong in `prepare`" if power else "")
+
+    def literal(self, node: ast.expr, value: float) -> Expr:
+        try:
+            float(value)
+        except OverflowError:
+            self.fail(node, "this number is larger than any float64")
+        return Expr("const", (value,))
+
+    def variable(self, node: ast.Name) -> Expr:
+        if node.id in self.flags:
+            self.fail(node, f"flag `{node.id}` is a compile-time constant and has no value in arithmetic")
+        if node.id not in self.names.locals:
+            self.fail(
+                node,
+                f"`{node.id}` is neither an argument of `{self.node.name}` nor assigned above; pass it as a scalar, such "
+                f"as `*, {node.id}=0.1`",
+            )
+        return Expr("name", (node.id,))
 
     def call(self, node: ast.Call) -> Expr:
-        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        if name not in self.calls or node.keywords:
-            self.fail(node, f"`{ast.unparse(node.func)}(...)` is not part of the rule language: {_RULE_HELP}")
-        if len(node.args) != self.calls[name]:
-            self.fail(node, f"`{name}` takes {self.calls[name]} argument(s), not {len(node.args)}")
-        self.check_primitive(node, name)
+        found = self.names.value(node.func)
+        name = next((name for function, name in self.operations if function is found), None)
+        if name is None or any(isinstance(a, ast.Starred) for a in node.args):
+            if self.scalar and (found is builtins.min or found is builtins.max):
+                return self.extreme(node, "lt" if found is builtins.min else "gt")
+            self.refuse_call(node, found)
+        if node.keywords:
+            self.refuse(node, f"; `{name}` takes its arguments by position")
+        count = SCALAR_CALLS[name]
+        if len(node.args) != count:
+            self.fail(node, f"`{name}` takes {count} argument(s), not {len(node.args)}")
         first = self.condition if name == "where" else self.number
         return Expr(name, (first(node.args[0]), *(self.number(a) for a in node.args[1:])))
 
-    def check_primitive(self, node: ast.Call, name: str) -> None:
-        """NumPy's `where` or `math.sqrt` under the same name would run on NumPy and give other bits."""
-        from gpuopt.rules.language import PRIMITIVES
+    def extreme(self, node: ast.Call, comparison: str) -> Expr:
+        """Python's own min or max: the first of those that no other is smaller or larger than."""
+        if len(node.args) < 2 or node.keywords:
+            self.refuse(node)
+        best, *rest = map(self.expr, node.args)
+        for other in rest:
+            best = Expr("if", (Expr(comparison, (other, best)), other, best))
+        return best
 
-        if self.scalar or name not in PRIMITIVES:
-            return
-        closure = inspect.getclosurevars(self.function)
-        scope = {**vars(builtins), **self.function.__globals__, **closure.nonlocals}
-        if isinstance(node.func, ast.Attribute):
-            owner = scope.get(node.func.value.id) if isinstance(node.func.value, ast.Name) else None
-            found = getattr(owner, name, None)
-        else:
-            found = scope.get(name)
-        if found is not PRIMITIVES[name]:
-            self.fail(node, f"`{name}` here is {found!r}; import it from gpuopt instead: `from gpuopt import {name}`")
+    def refuse_call(self, node: ast.Call, found: object) -> NoReturn:
+        """Raise RuleSyntaxError for a call of something else; where the name is a primitive's, say where that comes from."""
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        quoted = ast.unparse(node.func)
+        if name not in CALLS:
+            self.fail(node, f"`{quoted}(...)` is not part of the rule language: {_RULE_HELP}")
+        what = "nothing that is known" if found is MISSING else repr(found)
+        if isinstance(node.func, ast.Name) and name in self.names.locals:
+            what = "a variable of this function"
+        home = "Python's own `abs`" if name == "abs" else f"it from gpuopt instead: `from gpuopt import {name}`"
+        self.fail(node.func, f"`{quoted}` here is {what}; {'use' if name == 'abs' else 'import'} {home}")
+
+    # ------------------------------------------------------------------------------------------- whole function
 
     def parse(self) -> FunctionTree:
         positional, scalars, self.flags = self.signature()
@@ -186,19 +243,35 @@ class _Parser:
             self.flags,
             self.block(body),
             *self.returned(last),
+            self.node.lineno,
+            last.lineno,
+            self.source,
         )
 
     def returned(self, node: ast.Return) -> tuple[tuple[str, ...], tuple[Expr, ...]]:
         """Names and expressions of `return a, b` or, in prepare, of `return dict(a=..., b=...)` or `{"a": ...}`."""
         value = node.value
-        if self.scalar and isinstance(value, ast.Call) and getattr(value.func, "id", "") == "dict" and not value.args:
-            return tuple(str(k.arg) for k in value.keywords), tuple(self.expr(k.value) for k in value.keywords)
-        if self.scalar and isinstance(value, ast.Dict):
-            keys = tuple(str(k.value) for k in value.keys if isinstance(k, ast.Constant))
-            return keys, tuple(self.expr(v) for v in value.values)
-        items = value.elts if isinstance(value, ast.Tuple) else [value]
-        results = tuple(self.expr(item) for item in items if item is not None)
+        assert value is not None
+        if self.scalar:
+            items = display(value, self.names)
+            if items is None:
+                self.refuse(value)
+            return tuple(items), tuple(map(self.expr, items.values()))
+        elements = value.elts if isinstance(value, ast.Tuple) else [value]
+        results = tuple(map(self.number, elements))
         return tuple(str(r.args[0]) if r.op == "name" else "" for r in results), results
+
+
+def display(node: ast.expr, names: Names) -> dict[str, ast.expr] | None:
+    """The items of `dict(a=..., b=...)` or `{"a": ..., "b": ...}`; None for anything else."""
+    if isinstance(node, ast.Call) and names.value(node.func) is dict and not node.args:
+        pairs = [(k.arg, k.value) for k in node.keywords]
+    elif isinstance(node, ast.Dict):
+        pairs = [(k.value if isinstance(k, ast.Constant) else None, v) for k, v in zip(node.keys, node.values, strict=True)]  # type: ignore[misc]
+    else:
+        return None
+    made = {key: value for key, value in pairs if isinstance(key, str)}
+    return made if len(made) == len(pairs) else None
 
 
 def parse_function(function: Callable[..., Any]) -> FunctionTree:
@@ -209,50 +282,109 @@ def parse_function(function: Callable[..., Any]) -> FunctionTree:
     return tree
 
 
-def parse_rule(function: Callable[..., Any], states: tuple[str, ...], known: tuple[str, ...]) -> FunctionTree:
-    """The checked tree of a rule that takes the states `known` and must return `p` and `states`.
+def parse_rule(
+    function: Callable[..., Any], written: Sequence[str], states: Sequence[str]
+) -> tuple[FunctionTree, Names]:
+    """The checked tree of a rule that takes `states` and returns `p` and the states `written`, and what its names stand for.
 
-    Raises RuleSyntaxError naming file and line.
+    Raises RuleSyntaxError naming file, line and columns.
     """
     parser = _Parser(function, scalar=False)
     tree = parser.parse()
+    arguments = parser.node.args
+    nodes = {a.arg: a for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)}
     if tree.positional[:2] != ("p", "g"):
         parser.fail(parser.node, "the first two arguments of a rule are `p, g` (parameter, gradient)")
-    extra = [name for name in tree.positional[2:] if name not in known]
-    if extra:
-        parser.fail(
-            parser.node, f"`{extra[0]}` is no state of this rule: name it in @rule(state=...), or make it keyword-only"
-        )
-    missing = [s for s in states if s not in tree.positional]
-    if missing:
-        parser.fail(parser.node, f"state {missing[0]!r} is not an argument of `{tree.name}`")
-    if tree.outputs != ("p", *states):
-        expected = ", ".join(("p", *states))
-        parser.fail(parser.node.body[-1], f"a rule with these states must end with `return {expected}`")
+    for name in tree.positional[2:]:
+        if name not in states:
+            remedy = "name it in @rule(state=...), or make it keyword-only (behind `*`)"
+            parser.fail(nodes[name], f"`{name}` is no state of this rule: {remedy}")
+    for state in states:
+        if state not in tree.positional:
+            parser.fail(parser.node, f"state {state!r} is not an argument of `{tree.name}`")
+    if tree.positional[2:] != tuple(states):
+        found = ", ".join(tree.positional[2:])
+        parser.fail(parser.node, f"the states come as `{found}` here and as `{', '.join(states)}` in @rule(state=...)")
+    if "step" in nodes:
+        parser.fail(nodes["step"], "`step` is an argument of prepare only: derive what the rule needs of it there")
     _check_names(parser, tree)
-    refuse_option_names(function, (*tree.positional, *tree.scalars, *tree.flags))
-    if "step" in (*tree.scalars, *tree.flags):
-        parser.fail(parser.node, "`step` is an argument of prepare only: derive what the rule needs of it there")
-    return tree
+    refuse_reserved(parser.fail, nodes)
+    return _with_results(parser, tree, ("p", *written)), parser.names
 
 
-def refuse_option_names(function: Callable[..., Any], names: Iterable[str]) -> None:
-    """Raise RuleSyntaxError for an argument that an option of every optimizer is called already."""
-    for name in names:
-        if name in OPTION_NAMES:
-            message = f"`{name}` is an option of every optimizer: call this argument something else"
-            raise RuleSyntaxError(message, inspect.getsourcefile(function) or "?", function.__code__.co_firstlineno)
+def _with_results(parser: _Parser, tree: FunctionTree, targets: tuple[str, ...]) -> FunctionTree:
+    """The tree with what it returns assigned to the parameter and the states, all at once."""
+    last, names = parser.node.body[-1], tree.outputs
+    if len(names) != len(targets) or any(n in targets and n != t for n, t in zip(names, targets, strict=True)):
+        parser.fail(last, f"a rule with these states must end with `return {', '.join(targets)}`, or an expression for each")
+    changed = [(t, r) for t, n, r in zip(targets, names, tree.results, strict=True) if n != t]
+    body, finals = list(tree.body), []
+    for k, (target, result) in enumerate(changed):
+        if any(target in later.names() for _, later in changed[k + 1 :]):
+            finals.append(Assign(target, Expr("name", (_RESULT + target,)), tree.last, tree.file))
+            target = _RESULT + target
+        body.append(Assign(target, result, tree.last, tree.file))
+    results = tuple(Expr("name", (t,)) for t in targets)
+    return replace(tree, body=(*body, *finals), outputs=targets, results=results)
 
 
-def parse_prepare(function: Callable[..., Any]) -> FunctionTree | None:
-    """The tree of a `prepare` function, or None where it uses Python that only the host can run."""
+def parse_prepare(function: Callable[..., Any]) -> tuple[FunctionTree, Names] | None:
+    """The tree of a `prepare` function and what its names stand for, or None where only Python itself can run it."""
     try:
         parser = _Parser(function, scalar=True)
         tree = parser.parse()
         _check_names(parser, tree)
     except RuleSyntaxError:
         return None
-    return tree if tree.positional == ("step",) and not tree.flags else None
+    body = [s for s in tree.body if isinstance(s, Assign)]
+    if tree.positional != ("step",) or tree.flags or any(s.name == "step" for s in body):
+        return None
+    # Its variables are its own: a rule may have hyperparameters of the same names.
+    known: dict[str, Expr] = {}
+    mine: list[Statement] = []
+    for s in body:
+        mine.append(Assign(f"{PREPARE}{s.name}", s.expr.substitute(known), s.line, s.file))
+        known[s.name] = Expr("name", (f"{PREPARE}{s.name}",))
+    results = tuple(r.substitute(known) for r in tree.results)
+    return replace(tree, body=tuple(mine), results=results), parser.names
+
+
+def returned_names(function: Callable[..., Any]) -> tuple[str, ...] | None:
+    """The keys of what a `prepare` in plain Python returns, where the text tells them, else None.
+
+    Raises RuleSyntaxError where it returns nothing.
+    """
+    try:
+        plain = plain_function(function)
+        node, names = origin(plain).node, Names(plain)
+    except RuleSyntaxError:
+        return None
+    own = list(_own(node))
+    returns = [n for n in own if isinstance(n, ast.Return) and n.value is not None]
+    if not returns and not any(isinstance(n, ast.Raise) for n in own):
+        raise RuleSyntaxError(
+            "prepare returns nothing: end it with `return dict(name=value)`, the scalars that the rule takes", *place(plain)
+        )
+    items = [display(n.value, names) for n in returns if n.value is not None]
+    return None if None in items else tuple(dict.fromkeys(key for item in items if item is not None for key in item))
+
+
+def _own(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes of a function, those of functions inside it left out."""
+    for child in ast.iter_child_nodes(node):
+        yield child
+        if not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)):
+            yield from _own(child)
+
+
+def refuse_reserved(fail: Callable[[Any, str], NoReturn], places: Mapping[str, Any]) -> None:
+    """Call `fail(place, message)` for a name that means something else to optimizers already."""
+    from gpuopt.optim.reserved import meaning
+
+    for name, where in places.items():
+        taken = meaning(name)
+        if taken is not None:
+            fail(where, f"`{name}` is {taken}: call this argument something else")
 
 
 def _check_names(parser: _Parser, tree: FunctionTree) -> None:
@@ -270,11 +402,10 @@ def _check_names(parser: _Parser, tree: FunctionTree) -> None:
     def check(expr: Expr, known: set[str], line: int) -> None:
         unknown = sorted(expr.names() - known)
         if unknown:
-            text = parser.lines[line - parser.offset - 1].rstrip()
             message = f"`{unknown[0]}` is neither an argument of `{tree.name}` nor assigned above; pass it as a scalar"
-            raise RuleSyntaxError(message, tree.file, line, text)
+            raise RuleSyntaxError(message, tree.file, line)
 
     known = {*tree.positional, *tree.scalars}
     visit(tree.body, known)
     for result in tree.results:
-        check(result, known, parser.node.body[-1].lineno + parser.offset)
+        check(result, known, tree.last)

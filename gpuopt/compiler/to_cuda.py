@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gpuopt.compiler.host import is_integer, prepare_statements, whole_variables
 from gpuopt.compiler.lower import Program
-from gpuopt.compiler.names import safe
+from gpuopt.compiler.names import literal, safe
 from gpuopt.compiler.tree import Assign, Expr
 from gpuopt.errors import InputError
 from gpuopt.formats.dtypes import STORAGES
@@ -47,6 +47,7 @@ _DOUBLE = _C | {
     "exp": "exp({})",
     "log": "log({})",
 }
+INFINITY = "(1e300 * 1e300)"  # NVRTC knows no name for it without a header
 _CTYPE = {"float32": "float", "float64": "double"}
 ROW_BYTES = 3840  # of the 4 KB that kernel arguments may take
 
@@ -78,7 +79,7 @@ def print_expr(expr: Expr) -> str:
     if expr.op == "scalar":
         return f"row[{expr.args[0]}]"
     if expr.op == "const":
-        return f"C({float(expr.args[0])!r})"  # type: ignore[arg-type]
+        return f"C({literal(float(expr.args[0]), INFINITY)})"  # type: ignore[arg-type]
     return _C[expr.op].format(*(print_expr(child) for child in expr.children()))
 
 
@@ -178,7 +179,7 @@ def print_double(expr: Expr, whole: Collection[str] = ()) -> str:
     if expr.op == "name":
         return "double(step)" if expr.args[0] == "step" else safe(str(expr.args[0]))
     if expr.op == "const":
-        return repr(float(expr.args[0]))  # type: ignore[arg-type]
+        return literal(float(expr.args[0]), INFINITY)  # type: ignore[arg-type]
     if expr.op == "pow" and is_integer(list(expr.children())[1], whole):
         base, exponent = expr.children()
         return f"integer_power({print_double(base, whole)}, int64({print_double(exponent, whole)}))"
@@ -191,7 +192,7 @@ def prepare_source(program: Program, inputs: tuple[str, ...]) -> str:
     Raises InputError where `prepare` is Python that only the host can run.
     """
     rule = program.signature.rule
-    statements = prepare_statements(rule)
+    statements = prepare_statements(program.signature.definition)
     if statements is None:
         raise InputError(f"the prepare function of {rule.name} uses Python that cannot run on the device, as a step "
                          "that may be skipped or captured needs; keep to + - * / ** sqrt minimum maximum exp log")  # fmt: skip
