@@ -207,6 +207,9 @@ def checked(definition: Definition, step: int, found: Any) -> dict[str, float]:
     wanted = ", ".join(f"{n}=..." for n in definition.prepared)
     if not isinstance(found, Mapping):
         raise InputError(f"{label} returned {found!r}: expected dict({wanted})")
+    for name in found:
+        if name in definition.hyperparameters:
+            raise InputError(f"{label} returned {name!r}, which is a hyperparameter: give it another name")
     made = {}
     for name in definition.prepared:
         if name not in found:

@@ -15,7 +15,7 @@ from gpuopt.optim.engine import Engine
 from gpuopt.optim.hyper import check_group, defaults_of
 from gpuopt.optim.settings import Settings
 from gpuopt.optim.slots import Slot, checked_mask, parameter_view
-from gpuopt.rules.language import Rule
+from gpuopt.rules.language import Rule, checked_rule
 
 
 class Optimizer:
@@ -37,6 +37,7 @@ class Optimizer:
 
     def __init__(
         self,
+        /,
         rule: Rule,
         params: Any,
         *,
@@ -50,7 +51,7 @@ class Optimizer:
         capturable: bool = False,
         **hyper: Any,
     ) -> None:
-        self.rule = rule
+        self.rule = rule = checked_rule(rule)
         self.settings = Settings(
             state_format, param_format, max_grad_norm, grad_scale, None, bool(skip_nonfinite), bool(capturable)
         )
