@@ -54,7 +54,8 @@ class Backend(HostBackend):
         """Hyperparameters and what `prepare` derives from them, for each clock."""
         definition = launch.plan.program.signature.definition
         return [
-            ({**clock.values(), "grad_multiplier": multiplier}, dict(clock.prepared(definition))) for clock in launch.clocks
+            ({**clock.values(), "grad_multiplier": multiplier}, dict(clock.prepared(definition)))
+            for clock in launch.clocks
         ]
 
     def rehearse(self, launch: Launch, multiplier: float) -> None:

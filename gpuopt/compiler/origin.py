@@ -79,7 +79,10 @@ def origin(function: FunctionType) -> Origin:
         alike.sort(key=lambda c: (c.co_firstlineno != code.co_firstlineno, c.co_qualname != code.co_qualname))
         for found in alike:
             for node in ast.walk(tree):
-                if isinstance(node, Definition) and (node.name, first_line(node)) == (code.co_name, found.co_firstlineno):
+                if isinstance(node, Definition) and (node.name, first_line(node)) == (
+                    code.co_name,
+                    found.co_firstlineno,
+                ):
                     return Origin(code.co_filename, lines, node)
     raise RuleSyntaxError(
         f"the source of rule `{function.__name__}` is not what Python runs (edited since it was loaded, or changed by a "

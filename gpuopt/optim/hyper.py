@@ -100,7 +100,9 @@ def check_group(group: Mapping[str, Any], rule: Rule, label: str) -> None:
 def check_together(group: Mapping[str, Any], rule: Rule, label: str) -> None:
     """Raise InputError if hyperparameters do not go with each other; nothing is asked before all of them are given."""
     if group.get("l1") and "lr" not in rule.hyperparameters:
-        raise InputError(f"{label}: l1 = {group['l1']}: its threshold is lr * l1, and {rule.title} has no lr: expected 0")
+        raise InputError(
+            f"{label}: l1 = {group['l1']}: its threshold is lr * l1, and {rule.title} has no lr: expected 0"
+        )
     if not rule.asked <= group.keys():
         return
     complaint = rule.complaint(group)

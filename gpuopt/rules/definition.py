@@ -46,7 +46,8 @@ def keywords(function: Callable[..., Any], what: str, first: int, example: str) 
         raise RuleSyntaxError(f"{what} takes `step` first: `{example}`", *place(function))
     if wrong:
         raise RuleSyntaxError(
-            f"`{wrong[0]}`: {what} takes hyperparameters by name, each of them named behind `*`: `{example}`", *place(function)
+            f"`{wrong[0]}`: {what} takes hyperparameters by name, each of them named behind `*`: `{example}`",
+            *place(function),
         )
     return {p.name: p.default for p in behind}
 
@@ -69,7 +70,10 @@ class Prepare:
 
         for name in self.gives or ():
             if name in self.takes:
-                fail(place(function), f"prepare returns `{name}`, which it takes as a hyperparameter: give it another name")
+                fail(
+                    place(function),
+                    f"prepare returns `{name}`, which it takes as a hyperparameter: give it another name",
+                )
         refuse_reserved(fail, dict.fromkeys([*filter(self.asks, self.takes), *(self.gives or ())], place(function)))
 
     def asks(self, name: str) -> bool:
@@ -110,7 +114,9 @@ class Definition:
         known = {*self.hyperparameters, *(["betas"] if self.betas else [])}
         for name in self.arguments:
             if name not in self.hyperparameters:
-                self.fail(f"prepare takes `{name}`, which is derived itself and no hyperparameter: take what it follows from")
+                self.fail(
+                    f"prepare takes `{name}`, which is derived itself and no hyperparameter: take what it follows from"
+                )
         for name, default in asked.items():
             if name not in known and default is Parameter.empty:
                 self.fail(f"require asks for {name!r}: expected one of {', '.join(sorted(known))}")
@@ -132,7 +138,9 @@ class Definition:
             if found.get(name, Parameter.empty) is Parameter.empty:
                 found[name] = default
             elif default is not Parameter.empty and default != found[name]:
-                self.fail(f"`{name}` is {found[name]!r} by default here and {default!r} in prepare: expected one default")
+                self.fail(
+                    f"`{name}` is {found[name]!r} by default here and {default!r} in prepare: expected one default"
+                )
         return found
 
     def _prepared(self, found: Mapping[str, Any]) -> tuple[str, ...]:
@@ -153,7 +161,9 @@ class Definition:
             self.fail(f"state {state.name!r} exists when {state.when!r}, which is no flag of this rule: it has {flags}")
         if isinstance(state.init, str) and state.init not in self.hyperparameters:
             known = ", ".join(self.hyperparameters) or "none"
-            self.fail(f"state {state.name!r} begins as {state.init!r}, which is no hyperparameter of this rule: it has {known}")
+            self.fail(
+                f"state {state.name!r} begins as {state.init!r}, which is no hyperparameter of this rule: it has {known}"
+            )
 
     def holds(self) -> bool:
         """Whether `prepare` means what it meant when this was made; the rule looks after itself."""

@@ -17,16 +17,14 @@ from __future__ import annotations
 
 import inspect
 import math
-import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 import numpy as np
 
-from gpuopt.errors import InputError, RulePicklingError, RuleSyntaxError, caller, outside
+from gpuopt.errors import InputError, RuleSyntaxError, caller, outside
 
 if TYPE_CHECKING:
     from gpuopt.compiler.tree import FunctionTree
@@ -116,7 +114,9 @@ def _states(spec: Iterable[str] | Mapping[str, str | State]) -> tuple[State, ...
     """The states of a rule. Raises RuleSyntaxError at the author's line for what says none, or two that cannot be told apart."""
     if isinstance(spec, str) or not isinstance(spec, Iterable):
         _refuse(f"state = {spec!r}: expected names, such as state=('m',)")
-    items = spec.items() if isinstance(spec, Mapping) else [(s.name, s) if isinstance(s, State) else (s, s) for s in spec]
+    items = (
+        spec.items() if isinstance(spec, Mapping) else [(s.name, s) if isinstance(s, State) else (s, s) for s in spec]
+    )
     made = []
     for name, value in items:
         state = State(name, value) if isinstance(value, str) else value
@@ -172,6 +172,8 @@ class Rule:
         return self
 
     def __reduce__(self) -> Any:
+        from gpuopt.rules.find import find_rule, whereabouts
+
         return find_rule, whereabouts(self)
 
     def __repr__(self) -> str:
@@ -260,39 +262,9 @@ def checked_rule(found: object) -> Rule:
         raise InputError(f"{found!r} is a name, not a rule: expected gpuopt.create({found!r}, params, ...)")
     name = getattr(found, "__name__", "f")
     what = f"the function `{name}`" if inspect.isroutine(found) else f"an object of type {type(found).__name__}"
-    raise InputError(f"rule: found {what}: expected a rule, made by @gpuopt.rule(state=...) above `def {name}(p, g, ...)`")
-
-
-def whereabouts(rule: Rule) -> tuple[str, str]:
-    """The module and the name there under which a rule can be imported: its function's first. Raises RulePicklingError."""
-    home, name = rule.function.__module__, rule.function.__qualname__
-    if _at(home, name) is rule:
-        return home, name
-    for module in dict.fromkeys([home, "__main__", *sys.modules]):
-        for key, value in list(getattr(sys.modules.get(module), "__dict__", {}).items()):
-            if value is rule:
-                return module, key
-    raise RulePicklingError(
-        f"rule `{rule.name}` cannot be pickled, since no module has it under a name: expected it at the top of {home}, not "
-        "inside a function, and not loaded again since; a state_dict() needs no rule and can be saved anyhow"
+    raise InputError(
+        f"rule: found {what}: expected a rule, made by @gpuopt.rule(state=...) above `def {name}(p, g, ...)`"
     )
-
-
-def _at(module: str, name: str) -> object:
-    """What a module has under a dotted name, or None."""
-    found: object = sys.modules.get(module)
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    return found
-
-
-def find_rule(module: str, name: str) -> Rule:
-    """A pickled rule: the one of that name in its module, as Python pickles functions."""
-    import_module(module)
-    found = _at(module, name)
-    if not isinstance(found, Rule):
-        raise InputError(f"a pickle needs the rule `{name}` of the module {module}, which has none of that name now")
-    return found
 
 
 @overload
