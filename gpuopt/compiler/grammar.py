@@ -26,7 +26,7 @@ def _operations(scalar: bool) -> list[tuple[object, str]]:
     """The functions that may be called, and what they are in a tree; min and max of Python are not, they become choices."""
     from gpuopt.rules.language import PRIMITIVES
 
-    found = [(function, name) for name, function in PRIMITIVES.items()]
+    found: list[tuple[object, str]] = [(function, name) for name, function in PRIMITIVES.items()]
     return [*found, (math.exp, "exp"), (math.log, "log"), (math.sqrt, "root")] if scalar else found
 
 
@@ -268,11 +268,9 @@ class Parser:
 def display(node: ast.expr, names: Names) -> dict[str, ast.expr] | None:
     """The items of `dict(a=..., b=...)` or `{"a": ..., "b": ...}`; None for anything else."""
     if isinstance(node, ast.Call) and names.value(node.func) is dict and not node.args:
-        pairs = [(k.arg, k.value) for k in node.keywords]
+        pairs: list[tuple[object, ast.expr]] = [(k.arg, k.value) for k in node.keywords]
     elif isinstance(node, ast.Dict):
-        pairs = [
-            (k.value if isinstance(k, ast.Constant) else None, v) for k, v in zip(node.keys, node.values, strict=True)
-        ]  # type: ignore[misc]
+        pairs = [(getattr(k, "value", None), v) for k, v in zip(node.keys, node.values, strict=True)]
     else:
         return None
     made = {key: value for key, value in pairs if isinstance(key, str)}

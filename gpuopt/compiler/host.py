@@ -146,11 +146,8 @@ def row_inputs(program: Program) -> tuple[str, ...]:
     return tuple(sorted(names - {"step"}))
 
 
-RowFunction = Callable[..., tuple[float, ...]]
-
-
 @cache
-def row_function(program: Program, names: tuple[str, ...]) -> RowFunction:
+def row_function(program: Program, names: tuple[str, ...]) -> Callable[..., tuple[float, ...]]:
     """Compiled `row(step, *hyperparameters)`; `names` gives their order."""
     values = "".join(print_expr(e) + ", " for e in program.row)
     definition = program.signature.definition

@@ -5,7 +5,6 @@ two cells of one name: the text found is compiled anew and has to give the funct
 """
 
 from __future__ import annotations
-
 import __future__
 
 import ast

@@ -24,9 +24,10 @@ class MadeOptimizer(ABCMeta):
 
 def make(title: str, base: type[T], members: dict[str, Any], maker: Callable[[Rule], type], rule: Rule) -> type[T]:
     """A subclass of `base` for a rule; `maker(rule)` gives it again. It says that it comes from where the rule does."""
-    made = MadeOptimizer(title, (base,), {**members, "__module__": rule.function.__module__})
+    made: Any = MadeOptimizer(title, (base,), {**members, "__module__": rule.function.__module__})
     made.made_by = (maker, rule)
-    return made
+    result: type[T] = made
+    return result
 
 
 def _reduce(found: MadeOptimizer) -> Any:
@@ -40,4 +41,4 @@ def _reduce(found: MadeOptimizer) -> Any:
     return maker, (rule,)
 
 
-copyreg.pickle(MadeOptimizer, _reduce)  # type: ignore[arg-type]
+copyreg.pickle(MadeOptimizer, _reduce)
