@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = parser().parse_args(argv)
     try:
-        return int(arguments.command(arguments))
+        return int(arguments.command(arguments) or 0)
     except gpuopt.GpuoptError as error:
         print(f"gpuopt: {one_line(error)}", file=sys.stderr)
         return 2
@@ -85,14 +85,20 @@ def parser() -> argparse.ArgumentParser:
     """The argument parser; each command stores its function as `command`."""
     raw = argparse.RawDescriptionHelpFormatter
     top = Parser(
-        prog="gpuopt", description="GPU-accelerated optimizers.", epilog=EXAMPLES, formatter_class=raw, allow_abbrev=False
+        prog="gpuopt",
+        description="GPU-accelerated optimizers.",
+        epilog=EXAMPLES,
+        formatter_class=raw,
+        allow_abbrev=False,
     )
     top.add_argument("--version", action="version", version=f"gpuopt {gpuopt.__version__}")
-    top.set_defaults(command=lambda arguments: top.print_help() or 0)
+    top.set_defaults(command=lambda arguments: print(top.format_help(), end=""))
     commands = top.add_subparsers(title="commands", metavar="COMMAND")
 
     demo = commands.add_parser("demo", help="train on two real data sets and save a plot", allow_abbrev=False)
-    demo.add_argument("--optimizer", default="adamw", help="trains the digits classifier (adamw); `gpuopt show` lists them")
+    demo.add_argument(
+        "--optimizer", default="adamw", help="trains the digits classifier (adamw); `gpuopt show` lists them"
+    )
     demo.add_argument("--backend", help=f"{BACKENDS} (GPUOPT_BACKEND if that is set, else auto)")
     demo.add_argument("--dtype", default="float32", help="of the parameters: float64, float32, float16 or bfloat16")
     demo.add_argument("--lr", type=float, help="learning rate for the digits (one tuned for the optimizer)")
@@ -108,7 +114,9 @@ def parser() -> argparse.ArgumentParser:
         "show", help="list the optimizers, or print the generated code of one", description=SHOW_HELP, formatter_class=raw,
         allow_abbrev=False,
     )  # fmt: skip
-    show.add_argument("rule", nargs="?", help="an optimizer's name, or module:rule; lists the names where it is left out")
+    show.add_argument(
+        "rule", nargs="?", help="an optimizer's name, or module:rule; lists the names where it is left out"
+    )
     show.add_argument("--backend", default="cuda", help="cuda, cupy, numba-cuda, numba or numpy (cuda)")
     show.add_argument("--param-dtype", default="float32", help="float64, float32, float16 or bfloat16 (float32)")
     show.add_argument(

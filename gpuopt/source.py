@@ -16,7 +16,7 @@ from gpuopt.formats.dtypes import PARAMETER_DTYPES, STORAGES, state_dtype, state
 from gpuopt.messages import suggestion
 from gpuopt.optim.hyper import check_group, defaults_of
 from gpuopt.optim.settings import Settings
-from gpuopt.rules.language import Rule
+from gpuopt.rules.language import Rule, checked_rule
 
 CUDA = {
     "update": to_cuda.update_source,
@@ -29,7 +29,7 @@ NUMBA_CUDA = {
     "prepare": lambda made: to_numba_cuda.prepare_source(made, row_inputs(made)),
 }
 TEXTS: dict[str, dict[str, Callable[[Program], str]]] = {
-    "numpy": {"update": lambda made: inspect.getsource(made.signature.rule.function)},
+    "numpy": {"update": lambda made: made.signature.definition.tree.source},
     "numba": {"update": to_numba.cpu_source},
     "cuda": CUDA,
     "cupy": CUDA,
@@ -45,9 +45,7 @@ def program(
     rule: str | Rule, *, param_dtype: str = "float32", grad_dtype: str | None = None, mask: bool = False, **options: Any
 ) -> Program:
     """The straight-line program of a rule; options as for the optimizer (`amsgrad=True`, `max_grad_norm=1` ...)."""
-    rule = rules.get(rule) if isinstance(rule, str) else rule
-    if not isinstance(rule, Rule):
-        raise InputError(f"rule: expected a name or a rule (a function under @gpuopt.rule), found {rule!r}")
+    rule = rules.get(rule) if isinstance(rule, str) else checked_rule(rule)
     check_choice("param_dtype", param_dtype, PARAMETER_DTYPES)
     compute = STORAGES[param_dtype].compute
     grad_dtype = grad_dtype or param_dtype

@@ -150,7 +150,10 @@ def test_backend_without_an_array_library_says_so(monkeypatch: pytest.MonkeyPatc
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(gpuopt.GpuoptError, match=r"needs scikit-learn, threadpoolctl, matplotlib, tqdm; .*python -m pip install '\.\[demo\]'"):
+    with pytest.raises(
+        gpuopt.GpuoptError,
+        match=r"needs scikit-learn, threadpoolctl, matplotlib, tqdm; .*python -m pip install '\.\[demo\]'",
+    ):
         demos.require_packages()
 
 
@@ -231,7 +234,9 @@ def test_a_loss_that_is_the_least_one_leaves_the_picture() -> None:
     """It is not drawn at a floor that no run has reached."""
     losses = 0.5 + np.concatenate([10.0 ** -np.arange(1, 12), np.zeros(50)])
     curve = regression.Curve("Newton", losses, 0.5, 3, 1.0, "numpy", "2 x 2")
-    training = digits.Training("adam", "", [1.0, 0.5], [0.5, 0.9], [1.5, 0.5, 0.5, 0.5], [(0, 0.1), (2, 0.5), (4, 0.9)], 1.0, "", "")
+    training = digits.Training(
+        "adam", "", [1.0, 0.5], [0.5, 0.9], [1.5, 0.5, 0.5, 0.5], [(0, 0.1), (2, 0.5), (4, 0.9)], 1.0, "", ""
+    )
     left = plot.picture([curve], training).axes[0]
     assert left.get_ylim()[0] >= plot.LOWEST
     assert all((line.get_ydata()[-10:] < left.get_ylim()[0]).all() for line in left.lines[:2])

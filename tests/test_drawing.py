@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -54,6 +55,6 @@ def test_names_do_not_overlap_and_ends_outside_are_at_the_edge() -> None:
     drawing.name_ends(axes, [(10, y, f"{y}", "#000000") for y in (0.5, 0.5001, 0.51, 1e-9, 7, np.nan, np.inf)])
     figure.draw_without_rendering()
     boxes = sorted((Text.get_window_extent(text) for text in axes.texts), key=lambda box: box.y0)
-    assert all(low.y1 <= high.y0 for low, high in zip(boxes, boxes[1:], strict=False))
+    assert all(low.y1 <= high.y0 for low, high in pairwise(boxes))
     whole = figure.bbox
     assert all(box.x1 <= whole.x1 and box.y0 >= whole.y0 and box.y1 <= whole.y1 for box in boxes)

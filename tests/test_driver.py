@@ -35,7 +35,9 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Install:
     ) -> None:  # fmt: skip
         file = tmp_path / "version"
         if release:
-            file.write_text(f"NVRM version: NVIDIA UNIX x86_64 Kernel Module  {release}  Thu Feb  1 00:54:45 UTC 2024\n")
+            file.write_text(
+                f"NVRM version: NVIDIA UNIX x86_64 Kernel Module  {release}  Thu Feb  1 00:54:45 UTC 2024\n"
+            )
         monkeypatch.setattr(driver, "RELEASE_FILE", file)
         monkeypatch.setattr(driver, "library", lambda: found)
         monkeypatch.setattr(cupy, "version", distributions(cupy_for))
@@ -110,7 +112,9 @@ def test_a_driver_too_old_for_what_is_installed(nvrtc_version: str, machine: Ins
         assert f"NVRTC {nvrtc_version}" in why and "CUDA up to 12.4" in why and "'.[cuda12]'" in why
 
 
-@pytest.mark.parametrize(("version", "extra"), [(12000, "cuda12"), (12090, "cuda12"), (13000, "cuda13"), (14020, "cuda13")])
+@pytest.mark.parametrize(
+    ("version", "extra"), [(12000, "cuda12"), (12090, "cuda12"), (13000, "cuda13"), (14020, "cuda13")]
+)
 def test_missing_packages_are_those_for_the_driver(version: int, extra: str, machine: Install) -> None:
     machine(FakeDriver(version))
     line = f"in a checkout of gpuopt: python -m pip install '.[{extra}]'"
@@ -175,7 +179,9 @@ def test_auto_and_names_say_the_same(machine: Install) -> None:
 def test_install_lines_work_from_a_checkout() -> None:
     """The package is on no index: no text tells anyone to install it from one."""
     wrong = re.compile(r"pip install (?:-\S+ )*['\"]?gpuopt\b")
-    texts = [path for path in FILES if path.suffix in (".py", ".md", ".sh", ".toml") and path.name != Path(__file__).name]
+    texts = [
+        path for path in FILES if path.suffix in (".py", ".md", ".sh", ".toml") and path.name != Path(__file__).name
+    ]
     assert [str(path) for path in texts if wrong.search((ROOT / path).read_text())] == []
     assert messages.install("cuda12", "demo").endswith("python -m pip install '.[cuda12,demo]'")
 

@@ -167,7 +167,7 @@ def run_epochs(
     from tqdm import tqdm
 
     (x, y), batches, losses = data, math.ceil(len(data[1]) / BATCH), []
-    checks = [(0, accuracy(params, *test, xp))]
+    checks = [(0, accuracy(params, test[0], test[1], xp))]
     for epoch in tqdm(range(epochs), unit="epoch", desc="digits", leave=False):
         order = xp.asarray(rng.permutation(len(y)))
         for k in range(batches):
@@ -176,5 +176,5 @@ def run_epochs(
             opt.step(grads)
             losses.append(loss)
             if k + 1 == batches or (k + 1) % CHECK == 0:
-                checks.append((epoch * batches + k + 1, accuracy(params, *test, xp)))
+                checks.append((epoch * batches + k + 1, accuracy(params, test[0], test[1], xp)))
     return [float(to_host(loss)) for loss in losses], checks

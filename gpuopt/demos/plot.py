@@ -72,7 +72,9 @@ def draw_digits(loss: Any, accuracy: Any, training: Training) -> None:
     end = len(training.losses)
     for axes in (loss, accuracy):
         axes.set_xlim(0, end)
-    accuracy.set_ylim(5 * (100 * training.accuracies[0] // 5), 101)  # what the first epoch reached is where it gets interesting
+    accuracy.set_ylim(
+        5 * (100 * training.accuracies[0] // 5), 101
+    )  # what the first epoch reached is where it gets interesting
     drawing.name_ends(loss, [(end, training.losses[-1], f"{training.losses[-1]:.2g}", colour)])
     drawing.name_ends(accuracy, [(end, 100 * training.accuracy, f"{100 * training.accuracy:.1f} %", colour)])
 
