@@ -115,10 +115,64 @@ def test_bench_says_where_the_benchmarks_are(
     assert "benchmarks/" in capsys.readouterr().err
 
 
-def test_a_command_is_required(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        cli.main([])
-    assert stop.value.code == 2
+@pytest.mark.parametrize("command", [[], ["show"]])
+def test_a_command_alone_helps(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """It says what there is to say instead of failing."""
+    assert cli.main(command) == 0
+    said = capsys.readouterr().out
+    assert ("usage: gpuopt" in said) is (command == [])
+    listed = [line.split()[0] for line in said.splitlines() if line and not line.startswith("gpuopt")]
+    assert command == [] or listed == gpuopt.optimizers()
+    assert max(map(len, said.splitlines())) <= 112
+
+
+def test_the_module_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "gpuopt"], capture_output=True, text=True, check=True)
+    assert "usage: gpuopt" in done.stdout and "show" in done.stdout and not done.stderr
+
+
+OWN = """import gpuopt
+
+@gpuopt.rule(state=("m",))
+def mine(p, g, m, *, lr, beta=0.9):
+    m = m * beta + g
+    p = p - lr * m
+    return p, m
+"""
+
+
+def test_show_takes_a_rule_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By module and name, from the current folder; what does not lead to one says what there is."""
+    (tmp_path / "shown_here.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert cli.main(["show", "shown_here:mine", "--backend", "numba", "--set", "beta=0.5"]) == 0
+    assert "def update(p_, g_, m_" in capsys.readouterr().out
+    for wrong, words in (
+        ("shown_here:min", "it has mine; did you mean 'mine'?"),
+        ("shown_her:mine", "no module 'shown_her'"),
+        ("shown_here.py", "write module:rule, such as shown_here:my_rule"),
+        ("adamww", "did you mean 'adamw'?"),
+    ):
+        assert cli.main(["show", wrong]) == 2
+        assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["beta9=1"], "unknown option 'beta9' of AdamW; it takes lr, "),
+        (["betas=(0.9,1.5)"], "betas = 1.5: expected a number in [0, 1)"),
+        (["amsgrad=3"], "amsgrad = 3: expected one of (False, True)"),
+        (["lr=fast"], "lr = 'fast': expected a number"),
+        (["state_format=int3"], "expected one of float32, bfloat16"),
+    ],
+)
+def test_set_checks_values(options: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["show", "adamw", *(word for o in options for word in ("--set", o))]) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_console_script_is_installed() -> None:

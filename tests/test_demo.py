@@ -163,7 +163,9 @@ def test_matrix_products_run_on_one_thread_while_the_demo_trains(monkeypatch: py
     before = threads_of_blas()
     for module, name in ((regression, "gradient"), (digits, "loss_and_gradients")):
 
-        def watched(*args: object, inner: Callable[..., object] = getattr(module, name), name: str = name) -> object:
+        inner = getattr(module, name)
+
+        def watched(*args: object, inner: Callable[..., object] = inner, name: str = name) -> object:
             during[name] |= threads_of_blas()
             return inner(*args)
 
