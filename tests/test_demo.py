@@ -162,7 +162,6 @@ def test_matrix_products_run_on_one_thread_while_the_demo_trains(monkeypatch: py
     during: dict[str, set[int]] = {"gradient": set(), "loss_and_gradients": set()}
     before = threads_of_blas()
     for module, name in ((regression, "gradient"), (digits, "loss_and_gradients")):
-
         inner = getattr(module, name)
 
         def watched(*args: object, inner: Callable[..., object] = inner, name: str = name) -> object:
