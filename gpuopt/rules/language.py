@@ -309,6 +309,8 @@ def rule(
         if title is not None and (not isinstance(title, str) or not title):
             _refuse(f"title = {title!r}: expected a name")
         states = _states(state)
+        if function is not None:
+            return Rule(function, states, title)
     except RuleSyntaxError as error:
         raise outside(error) from None
 
@@ -318,4 +320,4 @@ def rule(
         except RuleSyntaxError as error:
             raise outside(error) from None
 
-    return decorate if function is None else decorate(function)
+    return decorate
