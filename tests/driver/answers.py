@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-VERSION = 13020  # CUDA 13.2
+VERSION = 13090  # newer than any NVRTC: else cuda.core warns that its PTX is too new
 CAPABILITY = os.environ.get("PTX_CAPABILITY", "9.0").split(".")
 MULTIPROCESSORS = int(os.environ.get("PTX_MULTIPROCESSORS", "2"))
 CONTEXT, POOL = 0x50, 0x60  # handles of the only ones there are

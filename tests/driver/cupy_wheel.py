@@ -18,9 +18,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from driver.answers import VERSION
 
-CUPY, CYTHON = "14.2.0", "3.2.4"  # the wheel says which Cython made it
+CUPY, CYTHON, CUDA = "14.2.0", "3.2.4", 13020  # the wheel says which Cython and which CUDA made it
 TOOLS = (f"cython=={CYTHON}", "setuptools", "nvidia-cuda-crt>=13,<14", "nvidia-cuda-runtime>=13,<14")
 MODULE = "cupy_backends/cuda/api/runtime"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpuopt-stand-in"
@@ -87,7 +86,7 @@ def make(work: Path) -> Path:
         wheel.extractall(packages)
     pip(work, "install", "--no-deps", "--target", str(tools), *TOOLS)
     source = unpacked(work, tools)
-    script = CYTHONIZE.format(cython=CYTHON, version=VERSION, name=MODULE.replace("/", "."), path=f"{MODULE}.pyx")
+    script = CYTHONIZE.format(cython=CYTHON, version=CUDA, name=MODULE.replace("/", "."), path=f"{MODULE}.pyx")
     run([sys.executable, "-c", script], source, PYTHONPATH=str(tools))
     declared = (source / MODULE).with_name("_runtime_extern.pxi").read_text()
     names = sorted(set(re.findall(r"\b(cuda[A-Z]\w+)\(", declared)) - {"cudaGetErrorName", "cudaGetErrorString"})

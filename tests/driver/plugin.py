@@ -42,7 +42,17 @@ def install() -> library.Driver:
 
 
 def hide_nvjitlink() -> None:
-    """Have cuda.core link with the driver, wherever nvJitLink is installed too."""
+    """Have Numba and cuda.core link with the driver also where nvJitLink is installed (torch's CUDA build brings it)."""
+    from cuda import pathfinder
+
+    load = pathfinder.load_nvidia_dynamic_lib
+
+    def without(name: str) -> object:
+        if name == "nvJitLink":
+            raise pathfinder.DynamicLibNotFoundError("hidden from this process")
+        return load(name)
+
+    pathfinder.load_nvidia_dynamic_lib = without
 
 
 driver = install()
