@@ -66,6 +66,14 @@ class Driver(Code):
                 traceback.print_exc()
             return LAUNCH_FAILED
 
+    def finish(self) -> BaseException | None:
+        """Do all work that is left; the first fault since the last time, if there was one."""
+        self.answer("cuCtxSynchronize", [0] * WORDS)
+        while any(stream.queue for stream in self.streams()):
+            self.answer("cuCtxSynchronize", [0] * WORDS)  # a fault ends a call, not the work behind it
+        fault, self.fault = self.fault, None
+        return fault
+
     def knows(self, name: str) -> bool:
         """Whether there is such an entry point."""
         found = real_name(name) in CONSTANTS or hasattr(self, real_name(name))

@@ -2,8 +2,8 @@
 
     python -m pytest -p driver.plugin -m gpu --require-gpu tests/test_gpu.py
 
-PTX_CAPABILITY, PTX_MULTIPROCESSORS: the device. PTX_SEED: threads go on in a random order. PTX_BREAK: a planted fault, see
-breaks.py. `--part K/N`: every N-th test from the K-th on. A fault fails the test in which it occurs even where nobody looks.
+PTX_CAPABILITY, PTX_MULTIPROCESSORS: the device. PTX_SEED: threads go on in a random order.
+`--part K/N`: every N-th test from the K-th on. A fault fails the test in which it occurs even where nobody looks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 
 import pytest
 
-from driver import breaks, cupy_wheel, library
+from driver import cupy_wheel, library
 
 
 def compile_ptx(source: str, arch: str) -> bytes:
@@ -37,7 +37,6 @@ def install() -> library.Driver:
     from gpuopt.compiler import nvrtc
 
     nvrtc.compile_cubin = compile_ptx
-    breaks.apply(os.environ.get("PTX_BREAK"))
     return made
 
 
@@ -71,10 +70,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> object:
     """A fault of the driver is seen even where the test does not look."""
-    driver.fault = None
+    driver.finish()
     result = yield
-    driver.everything()
-    fault, driver.fault = driver.fault, None
+    fault = driver.finish()
     if fault is not None:
         raise AssertionError(f"{type(fault).__name__}: {fault}")
     return result
