@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-import numpy as np
 import pytest
 
 from gpuopt import rules

@@ -18,7 +18,9 @@ import pytest
 from repository import ROOT
 
 TESTS = Path(__file__).parent
-FILES = sorted(path.name for path in TESTS.glob("test_*.py") if "mark.gpu" in path.read_text() and path != Path(__file__))
+FILES = sorted(
+    path.name for path in TESTS.glob("test_*.py") if "mark.gpu" in path.read_text() and path != Path(__file__)
+)
 PARTS = 6
 CHOSEN = "gpu and not hardware and not multigpu and not long"
 Count = Callable[[str, object], None]

@@ -17,7 +17,13 @@ ATTRIBUTES = {
     **{1: 1024, 2: 1024, 3: 1024, 4: 64},  # threads a block, along each axis
     **{5: 2**31 - 1, 6: 65535, 7: 65535},  # blocks of a grid along each axis
     **{8: 49152, 81: 233472, 97: 232448, 111: 1024},  # shared memory
-    **{9: 65536, 12: 65536, 82: 65536, 39: 2048, 106: 32},  # constant memory, registers, threads and blocks in residence
+    **{
+        9: 65536,
+        12: 65536,
+        82: 65536,
+        39: 2048,
+        106: 32,
+    },  # constant memory, registers, threads and blocks in residence
     **{10: 32, 11: 2**31 - 1, 13: 1_500_000, 14: 512, 15: 1, 16: MULTIPROCESSORS},
     **{19: 1, 31: 1, 40: 3, 41: 1, 78: 1, 83: 1, 89: 1, 95: 1, 115: 1},  # maps host memory, managed memory, pools, ...
     **{75: int(CAPABILITY[0]), 76: int(CAPABILITY[1])},
@@ -48,7 +54,9 @@ CONSTANTS: dict[str, Constant] = {
     "cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags": ((0, 8, 4),),
     **dict.fromkeys(("cuInit", "cuDevicePrimaryCtxRelease", "cuDevicePrimaryCtxSetFlags", "cuMemPoolSetAttribute"), ()),
     **dict.fromkeys(("cuGraphUpload", "cuGraphDestroy", "cuGraphExecDestroy"), ()),
-    **dict.fromkeys(("cuFuncSetAttribute", "cuKernelSetAttribute", "cuFuncSetCacheConfig", "cuKernelSetCacheConfig"), ()),
+    **dict.fromkeys(
+        ("cuFuncSetAttribute", "cuKernelSetAttribute", "cuFuncSetCacheConfig", "cuKernelSetCacheConfig"), ()
+    ),
     "cudaGetLastError": (),
     "cudaDriverGetVersion": ((0, VERSION, 4),),
     "cudaRuntimeGetVersion": ((0, VERSION, 4),),
@@ -92,10 +100,13 @@ ALIASES = {
     "cudaStreamCreateWithPriority": "cuStreamCreate",
     "cudaEventCreateWithFlags": "cuEventCreate",
 }
-SAME_IN_BOTH = ("MemGetInfo", "StreamDestroy", "StreamSynchronize", "StreamQuery", "StreamWaitEvent", "StreamIsCapturing")
-SAME_IN_BOTH += ("StreamBeginCapture", "StreamEndCapture", "GraphInstantiate", "GraphLaunch", "GraphUpload", "GraphDestroy")
-SAME_IN_BOTH += ("GraphExecDestroy", "EventCreate", "EventDestroy", "EventRecord", "EventQuery", "EventSynchronize")
-SAME_IN_BOTH += ("DeviceGetAttribute", "DeviceSynchronize")
+SAME_IN_BOTH = [
+    *("MemGetInfo", "DeviceGetAttribute", "DeviceSynchronize"),
+    *("StreamDestroy", "StreamSynchronize", "StreamQuery", "StreamWaitEvent"),
+    *("StreamIsCapturing", "StreamBeginCapture", "StreamEndCapture"),
+    *("GraphInstantiate", "GraphLaunch", "GraphUpload", "GraphDestroy", "GraphExecDestroy"),
+    *("EventCreate", "EventDestroy", "EventRecord", "EventQuery", "EventSynchronize"),
+]
 ALIASES |= {f"cuda{name}": f"cu{name}" for name in SAME_IN_BOTH}
 
 # What waits for the device, and so may not be called while a stream is captured.

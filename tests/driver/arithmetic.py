@@ -115,13 +115,14 @@ def fma(a: Array, b: Array, c: Array) -> Array:
 
 def permuted(a: Array, b: Array, selector: Array) -> Array:
     """prmt: each digit of the selector takes one of eight bytes or, with its highest bit, that byte's sign eight times."""
-    joined, result = a | b << np.uint64(32), np.uint64(0)
+    joined: Array = a | b << np.uint64(32)
+    result: Array = np.zeros_like(joined)
     for k in range(4):
         digit = selector >> np.uint64(4 * k) & np.uint64(15)
         byte = joined >> np.uint64(8) * (digit & np.uint64(7)) & np.uint64(255)
         sign = np.where(byte & np.uint64(128), np.uint64(255), np.uint64(0))
         result = result | np.where(digit & np.uint64(8), sign, byte) << np.uint64(8 * k)
-    return np.asarray(result).astype(np.uint32)
+    return result.astype(np.uint32)
 
 
 BINARY: dict[str, Binary] = {

@@ -10,14 +10,12 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import shutil
 import subprocess
 import sys
 import sysconfig
 import tempfile
 import zipfile
 from pathlib import Path
-
 
 CUPY, CYTHON, CUDA = "14.2.0", "3.2.4", 13020  # the wheel says which Cython and which CUDA made it
 TOOLS = (f"cython=={CYTHON}", "setuptools", "nvidia-cuda-crt>=13,<14", "nvidia-cuda-runtime>=13,<14")

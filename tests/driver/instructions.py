@@ -50,7 +50,8 @@ class Instruction:
         self.kernel, self.text = kernel, " ".join(statement.split())
         self.guard = (m[2], bool(m[1])) if m[2] else None
         self.operands = operands(m[4])
-        self.op, *rest = m[3].split(".")
+        self.op: str = m[3].partition(".")[0]
+        rest = m[3].split(".")[1:]
         self.types = [t for t in rest if t in TYPES]
         self.words = [w for w in rest if w not in TYPES]
         self.control = self.op in CONTROL

@@ -117,7 +117,8 @@ class Launch:
             return gather(address, size)
         memory = self.params if space == "param" else self.shared
         at = address.astype(np.int64) if space == "param" else self._in_block(address, threads)
-        return memory[at[:, None] + np.arange(size)].view(UNSIGNED[size]).reshape(-1)
+        found: Array = memory[at[:, None] + np.arange(size)].view(UNSIGNED[size]).reshape(-1)
+        return found
 
     def put(self, space: str, address: Array, size: int, threads: Threads, values: Array) -> None:
         """Store unsigned numbers."""
@@ -209,4 +210,6 @@ class Launch:
         found = np.minimum(np.searchsorted(at, read), len(at) - 1)
         clash = (at[found] == read) & (who[found] != by)
         if clash.any():
-            raise Fault(f"{self.kernel.name}: a thread reads address {int(read[clash][0]):#x}, which another one writes")
+            raise Fault(
+                f"{self.kernel.name}: a thread reads address {int(read[clash][0]):#x}, which another one writes"
+            )

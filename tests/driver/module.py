@@ -45,9 +45,7 @@ def placed(sizes: Iterable[tuple[str, int, int]]) -> tuple[Places, int]:
 class Kernel:
     """One .entry. params, shared: name -> (offset, bytes), in order; threads: the most that a block may have."""
 
-    def __init__(
-        self, name: str, params: str, directives: str, body: str, shared: Places, shared_bytes: int
-    ) -> None:
+    def __init__(self, name: str, params: str, directives: str, body: str, shared: Places, shared_bytes: int) -> None:
         self.name, self.shared, self.shared_bytes = name, shared, shared_bytes
         self.registers: dict[str, DType] = {}
         self.labels: dict[str, int] = {}

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 import gpuopt
-from driver import launch
 from driver.library import Driver
 from driver.plugin import driver
 from gpuopt import backends
@@ -55,8 +54,9 @@ def schedules() -> None:
     from numba import cuda
 
     given = [np.linspace(-1, 1, 5), np.linspace(0, 1, 7)]
-    results = []
-    for backend, place in (("numpy", np.copy), ("numba-cuda", cuda.to_device)):
+    results: list[list[Any]] = []
+    places: dict[str, Any] = {"numpy": np.copy, "numba-cuda": cuda.to_device}
+    for backend, place in places.items():
         params, grads = [place(a) for a in given], [place(a) for a in given]
         rates = [lambda step: 1.0 / (1 + step), lambda step: 2.0 / (1 + step)]
         made = gpuopt.AdamW([{"params": [p], "lr": r} for p, r in zip(params, rates, strict=True)], backend=backend)
@@ -110,7 +110,9 @@ def arguments(change: Callable[[tuple[Any, ...]], tuple[Any, ...]]) -> Callable[
 
     def plant(patch: Patch) -> None:
         right = CupyRuntime.launch
-        patch.setattr(CupyRuntime, "launch", lambda self, kernel, grid, a, *more: right(self, kernel, grid, change(a), *more))
+        patch.setattr(
+            CupyRuntime, "launch", lambda self, kernel, grid, a, *more: right(self, kernel, grid, change(a), *more)
+        )
 
     return plant
 

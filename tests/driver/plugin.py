@@ -19,6 +19,7 @@ from driver import cupy_wheel, library
 def compile_ptx(source: str, arch: str) -> bytes:
     """In the place of gpuopt.compiler.nvrtc.compile_cubin: the same options, PTX instead of machine code."""
     from cuda.core import Program, ProgramOptions
+
     from gpuopt.compiler.nvrtc import OPTIONS
 
     program = Program(source, "c++", options=ProgramOptions(arch=arch, **OPTIONS))
