@@ -10,6 +10,7 @@ import ctypes
 import importlib
 import re
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +33,25 @@ def gpu_count() -> int:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require-gpu", action="store_true", help="fail a test that needs a GPU where there is none")
+    parser.addoption("--proof", action="store_true", help="run nothing; print what the tests prove of each GPU backend")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    """With --proof, a table in the place of the tests."""
+    if not session.config.getoption("--proof"):
+        return None
+    lines = importlib.import_module("proof").lines(session.items)
+    print("", *lines, sep="\n")
+    return True
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """How many tests ran on the stand-in for a GPU, in processes of their own."""
+    passed = [r for r in terminalreporter.getreports("passed") if r.when == "call"]
+    count = sum(value for r in passed for name, value in r.user_properties if name == "interpreted")
+    if count:
+        terminalreporter.write_line(f"tests marked gpu that ran as interpreted PTX: {count}")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
