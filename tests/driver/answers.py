@@ -115,6 +115,12 @@ WAITS = {
     *("cuMemcpyHtoD", "cuMemsetD8", "cuMemFree", "cuMemFreeHost"),
 }
 
+# What finalizers call: at any time, so also from within another call.
+RELEASES = {
+    *("cuMemFree", "cuMemFreeAsync", "cuMemFreeHost", "cuStreamDestroy", "cuEventDestroy"),
+    *("cuModuleUnload", "cuLinkDestroy"),
+}
+
 
 def real_name(name: str) -> str:
     """The call that does the work: without its version, and not an alias."""

@@ -14,11 +14,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 from pathlib import Path
 from typing import Any
 
-from driver.answers import ALIASES, ATTRIBUTES, CONSTANTS, CONTEXT, WAITS, real_name
+from driver.answers import ALIASES, ATTRIBUTES, CONSTANTS, CONTEXT, RELEASES, WAITS, real_name
 from driver.code import Code
 from driver.memory import Fault
 from driver.words import LAUNCH_FAILED, NOT_FOUND, NOT_SUPPORTED, OUT_OF_MEMORY, SUCCESS, Words, low, put
@@ -38,14 +39,28 @@ class Driver(Code):
         super().__init__()
         self.contexts: list[int] = []
         self.calls: list[str] = []
+        self.lock, self.busy = threading.RLock(), False
+        self.later: list[tuple[str, Words]] = []  # calls that came while another one was answered
         self.asked: set[str] = set()
         self.fault: BaseException | None = None
         self.kept: tuple[Any, ...] = ()  # what C code points at
 
     def answer(self, name: str, words: Words) -> int:
-        """Do one call; its status."""
+        """Do one call, alone; its status. What Python's collector releases in the middle of a kernel is released behind it."""
+        with self.lock:
+            self.calls.append(name)
+            if self.busy and real_name(name) in RELEASES:
+                self.later.append((name, words))
+                return SUCCESS
+            outermost, self.busy = not self.busy, True
+            status = self._answer(name, words)
+            self.busy = not outermost
+            while outermost and self.later:
+                self.answer(*self.later.pop(0))
+            return status
+
+    def _answer(self, name: str, words: Words) -> int:
         real = real_name(name)
-        self.calls.append(name)
         try:
             if real in WAITS and any(s.capture is not None for s in self.streams()):
                 raise Fault(f"{name} while a stream is captured")

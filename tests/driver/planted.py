@@ -16,6 +16,7 @@ import pytest
 
 import gpuopt
 from driver.library import Driver
+from driver.memory import Fault
 from driver.plugin import driver
 from gpuopt import backends
 from gpuopt.backends.cupy import CupyRuntime
@@ -41,7 +42,8 @@ def apart() -> None:
     given = [[rng.standard_normal(n).astype(np.float32) for n in FEW] for _ in range(2)]
     placed: list[list[Any]] = []
     for arrays in given:
-        placed.append([cupy.empty(a.size + 32, a.dtype)[k % 16 : k % 16 + a.size] for k, a in enumerate(arrays)])
+        with cupy.cuda.using_allocator(None):  # the pool would give memory that was written before
+            placed.append([cupy.empty(a.size + 32, a.dtype)[k % 16 : k % 16 + a.size] for k, a in enumerate(arrays)])
         for there, here in zip(placed[-1], arrays, strict=True):
             there.set(here)
     for (params, grads), backend in ((given, "numpy"), (placed, "cupy")):
@@ -165,6 +167,20 @@ def failure(scenario: Callable[[], None]) -> str:
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_nothing_is_found_where_nothing_is_planted(scenario: Callable[[], None]) -> None:
     assert failure(scenario) == ""
+
+
+def test_what_is_released_while_work_is_done_is_released_behind_it() -> None:
+    address = driver.memory.allocate(64)
+    seen: list[bool] = []
+
+    def work() -> None:
+        assert driver.answer("cuMemFree", [address] + [0] * 11) == 0
+        seen.append(address in driver.memory.live)
+
+    driver.enqueue(driver.default, work)
+    driver.enqueue(driver.default, work)
+    assert isinstance(driver.finish(), Fault)  # freed twice
+    assert seen == [True, True] and address not in driver.memory.live
 
 
 @pytest.mark.parametrize("seed", [1, 2])
