@@ -70,9 +70,9 @@ def case(name: str, dtype: str, everything: bool, state_format: str = "float32")
     return DeviceCase(name, richest(name) | EVERYTHING, mask=True, odd=0, options=options, groups=RATES, **wide)
 
 
-SHORT = {
-    f"{name}-{dtype}-{'everything' if everything else 'plain'}": case(name, dtype, everything)
-    for name, dtype, everything in product(rules.NAMES, DTYPES, (False, True))
+SHORT = {f"{name}-{dtype}-everything": case(name, dtype, True) for name, dtype in product(rules.NAMES, DTYPES)}
+SHORT |= {
+    f"{name}-{dtype}-plain": case(name, dtype, False) for name, dtype in product(rules.NAMES, ("float32", "bfloat16"))
 }
 SHORT |= {
     f"{name}-{dtype}-state16-{'everything' if everything else 'plain'}": case(name, dtype, everything, "bfloat16")
