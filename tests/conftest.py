@@ -33,7 +33,15 @@ def gpu_count() -> int:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require-gpu", action="store_true", help="fail a test that needs a GPU where there is none")
+    parser.addoption("--long", action="store_true", help="also the tests marked long, which take hours")
     parser.addoption("--proof", action="store_true", help="run nothing; print what the tests prove of each GPU backend")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    long = [] if config.getoption("--long") else [item for item in items if item.get_closest_marker("long")]
+    if long:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
 
 
 @pytest.hookimpl(tryfirst=True)

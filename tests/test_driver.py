@@ -22,7 +22,7 @@ FILES = sorted(
     path.name for path in TESTS.glob("test_*.py") if "mark.gpu" in path.read_text() and path != Path(__file__)
 )
 PARTS = 4  # each takes ten seconds to start
-CHOSEN = "gpu and not hardware and not multigpu and not long"
+CHOSEN = "gpu and not hardware and not multigpu"
 Count = Callable[[str, object], None]
 
 
@@ -61,8 +61,6 @@ def test_planted_faults_are_found(record_property: Count) -> None:
 @pytest.mark.parametrize("part", range(1, 4 * PARTS + 1))
 @pytest.mark.parametrize("capability", ["7.5", "8.0", "9.0", "10.0", "12.0"])
 def test_the_whole_matrix(capability: str, part: int, record_property: Count) -> None:
-    chosen = "gpu and not hardware and not multigpu"
-    done = interpret(
-        *("-m", chosen, "--part", f"{part}/{4 * PARTS}", *FILES), PTX_CAPABILITY=capability, PTX_SEED=str(part)
-    )
+    share = f"{part}/{4 * PARTS}"
+    done = interpret("--long", "-m", CHOSEN, "--part", share, *FILES, PTX_CAPABILITY=capability, PTX_SEED=str(part))
     record_property("interpreted", passed(done))
