@@ -42,8 +42,7 @@ def apart() -> None:
     given = [[rng.standard_normal(n).astype(np.float32) for n in FEW] for _ in range(2)]
     placed: list[list[Any]] = []
     for arrays in given:
-        with cupy.cuda.using_allocator(None):  # the pool would give memory that was written before
-            placed.append([cupy.empty(a.size + 32, a.dtype)[k % 16 : k % 16 + a.size] for k, a in enumerate(arrays)])
+        placed.append([cupy.empty(a.size + 32, a.dtype)[k % 16 : k % 16 + a.size] for k, a in enumerate(arrays)])
         for there, here in zip(placed[-1], arrays, strict=True):
             there.set(here)
     for (params, grads), backend in ((given, "numpy"), (placed, "cupy")):
@@ -154,11 +153,14 @@ SCENARIOS: tuple[Callable[[], None], ...] = (everything, apart, schedules, two_s
 
 def failure(scenario: Callable[[], None]) -> str:
     """What is wrong with it: a fault that the driver saw, or an error; empty if nothing is."""
+    import cupy
+
     backends.get.cache_clear()
     driver.finish()
     error: BaseException | None = None
     try:
-        scenario()
+        with cupy.cuda.using_allocator(None):  # CuPy's pool would give memory that was written before
+            scenario()
     except Exception as raised:
         error = raised
     return str(driver.finish() or error or "")
