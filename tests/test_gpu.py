@@ -230,6 +230,7 @@ def test_address_that_moves_after_capture_is_an_error() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.hardware
 def test_more_than_two_to_the_31_elements() -> None:
     """2**31 + 17 bfloat16 parameters: every element is updated, the last ones too."""
     import cupy

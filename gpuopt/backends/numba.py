@@ -21,6 +21,7 @@ from gpuopt.compiler.lower import Program
 from gpuopt.launch import table as t
 from gpuopt.launch.launcher import Launch
 from gpuopt.launch.plan import Plan
+from gpuopt.messages import one_line
 
 TILE = 16384
 SERIAL = 16384  # elements below which waking a second thread costs more than it saves
@@ -33,7 +34,7 @@ def missing() -> str | None:
     try:
         import numba  # noqa: F401
     except ImportError as error:
-        return f"Numba does not import ({error}); pip install numba"
+        return f"Numba does not import ({one_line(error)}); python -m pip install numba"
     return None
 
 

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from gpuopt.arrays import memory
 from gpuopt.backends.host import HostBackend
-from gpuopt.compiler.host import prepared_values
 from gpuopt.compiler.lower import Program
 from gpuopt.compiler.names import OPTION
 from gpuopt.formats import philox
@@ -61,11 +60,11 @@ class Backend(HostBackend):
 
     def scalars(self, launch: Launch, multiplier: float) -> list[tuple[dict[str, float], dict[str, float]]]:
         """Hyperparameters and what `prepare` derives from them, for each clock."""
-        rule, made = launch.plan.program.signature.rule, []
-        for clock in launch.clocks:
-            values = {**clock.values(), "grad_multiplier": multiplier}
-            made.append((values, prepared_values(rule, clock.step, values)))
-        return made
+        definition = launch.plan.program.signature.definition
+        return [
+            ({**clock.values(), "grad_multiplier": multiplier}, dict(clock.prepared(definition)))
+            for clock in launch.clocks
+        ]
 
     def rehearse(self, launch: Launch, multiplier: float) -> None:
         """The rule on no elements: what it raises for these scalars, a division by zero say, it raises here."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from gpuopt.errors import GpuoptError
 
-DEFAULT_OUT = "benchmarks/results"
+DEFAULT_OUT = "gpuopt-bench"
 
 QUICK_MINUTES = 0.6  # for the cases of a quick run; with imports and the suite `start` it stays under one
 

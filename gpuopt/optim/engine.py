@@ -174,7 +174,7 @@ class Engine:
 
     def _plan_key(self) -> tuple[Any, ...]:
         """What the launches are made for. Where step counts are kept is part of it: with new launches they change sides."""
-        return self._flags(), self.settings.key(), self._on_device()
+        return self._flags(), self.settings.key(), self._on_device(), self.groups.definition
 
     def _on_device(self) -> bool:
         """Whether step counts and decisions live on the device, for the host may not wait for what they depend on."""

@@ -15,8 +15,11 @@ from typing import Any
 import torch
 
 from gpuopt import rules
+from gpuopt.errors import GpuoptError, outside
+from gpuopt.optim.classes import make
 from gpuopt.optim.hyper import GROUP_OPTIONS, defaults_of
-from gpuopt.rules.language import Rule
+from gpuopt.rules.definition import Definition
+from gpuopt.rules.language import Rule, checked_rule
 from gpuopt.torch import differentiable
 from gpuopt.torch import tensors as _tensors  # noqa: F401  registers torch tensors as arrays
 from gpuopt.torch.hooks import with_hooks
@@ -51,7 +54,18 @@ def _torch_defaults(theirs: Any, required: Iterable[str]) -> dict[str, Any]:
 
 
 def make_optimizer(rule: Rule) -> type[TorchOptimizer]:
-    """A `torch.optim.Optimizer` class for a rule of your own; hyperparameters as arguments, options as keywords."""
+    """A `torch.optim.Optimizer` class for a rule of your own; hyperparameters as arguments, options as keywords.
+
+    Called again it gives the same class, until the rule's `prepare` is defined anew. Raises InputError for what is no rule.
+    """
+    try:
+        return _made(checked_rule(rule), rule.definition())
+    except GpuoptError as error:
+        raise outside(error) from None
+
+
+@cache
+def _made(rule: Rule, definition: Definition) -> type[TorchOptimizer]:
     own = {k: v for k, v in defaults_of(rule).items() if k not in GROUP_OPTIONS or k == "maximize"}
     empty = inspect.Parameter.empty
     required = [k for k, v in own.items() if v is empty or (k == "betas" and empty in v)]
@@ -61,7 +75,7 @@ def make_optimizer(rule: Rule) -> type[TorchOptimizer]:
     fields = {k: theirs.get(k, own.get(k)) for k in dict.fromkeys((*theirs, *names, *own))}
     fields.setdefault(differentiable.KEY, False)
 
-    def __init__(self: TorchOptimizer, params: Any, *args: Any, **given: Any) -> None:
+    def __init__(self: TorchOptimizer, /, params: Any, *args: Any, **given: Any) -> None:
         values = dict(zip(names, args, strict=False)) | given
         if len(args) > len(names):
             raise TypeError(f"{rule.title} takes params and {names} by position, {len(args)} values were given")
@@ -77,9 +91,8 @@ def make_optimizer(rule: Rule) -> type[TorchOptimizer]:
 
     members = {"__init__": __init__, "__doc__": rule.__doc__, "rule": rule, "torch_defaults": theirs}
     members["twin"] = rule.name if twin else ""
-    made: type[TorchOptimizer] = type(rule.title, (TorchOptimizer,), members)
+    made = make(rule.title, TorchOptimizer, members, make_optimizer, rule)
     made.step = with_hooks(made, TorchOptimizer.step)  # type: ignore[method-assign]
-    made.__module__ = "gpuopt.torch"
     made.__signature__ = _signature(names, fields, required)  # type: ignore[attr-defined]
     return made
 
@@ -105,7 +118,9 @@ def _signature(names: list[str], fields: dict[str, Any], required: list[str]) ->
 
 @cache
 def _named(title: str) -> type[TorchOptimizer]:
-    return make_optimizer(rules.get(_TITLES[title]))
+    made = make_optimizer(rules.get(_TITLES[title]))
+    made.__module__ = "gpuopt.torch"
+    return made
 
 
 def create(name: str, params: Any, **options: Any) -> TorchOptimizer:

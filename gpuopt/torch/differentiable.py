@@ -17,7 +17,7 @@ import torch
 
 from gpuopt import arrays
 from gpuopt.backends.numpy import apply
-from gpuopt.compiler.host import prepare_arguments, prepared_values
+from gpuopt.compiler.host import prepared_values
 from gpuopt.compiler.names import OPTION
 from gpuopt.errors import InputError
 from gpuopt.formats.dtypes import STORAGES
@@ -171,7 +171,8 @@ class Step:
         x = {name: real(t).to(TYPES[compute], copy=True) for name, t in tensors.items()}
         before = x | {"g": real(p.grad).to(TYPES[compute])}
         after = before | ({} if mask is None else {OPTION + "mask": mask})
-        scalars = environment(hyper, count) | live | {"grad_multiplier": 1.0 if multiplier is None else multiplier}
+        scalars = environment(hyper, count, self.rule.definition().betas) | live
+        scalars["grad_multiplier"] = 1.0 if multiplier is None else multiplier
         with compute_dtype(np.dtype(compute)):
             apply(self.rule, flags, after, scalars, self._prepared(count, scalars, live))
         written = ["p", *(s.name for s in active if not s.readonly)]
@@ -206,16 +207,16 @@ class Step:
     def _live(self, group: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """The hyperparameters that require grad, by the rule's names."""
         given = {k: v for k, v in group.items() if k in defaults_of(self.rule) and k != "betas"}
-        given |= {f"beta{k + 1}": b for k, b in enumerate(group.get("betas", ()))}
+        given |= dict(zip(self.rule.definition().betas, group.get("betas", ()), strict=True))
         tensors = {k: v for k, v in given.items() if isinstance(v, torch.Tensor) and v.requires_grad}
         return {k: v.reshape(()) for k, v in tensors.items()} if self.live else {}
 
     def _prepared(self, count: int, scalars: Mapping[str, Any], live: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        function = self.rule.prepare_function
-        if function is None or live.keys().isdisjoint(prepare_arguments(function)):
-            return prepared_values(self.rule, count, scalars)
-        taken = {n: live[n].as_subclass(Live) if n in live else scalars[n] for n in prepare_arguments(function)}
-        made = function(count, **taken)
+        definition = self.rule.definition()
+        if definition.prepare is None or live.keys().isdisjoint(definition.arguments):
+            return prepared_values(definition, count, scalars)
+        taken = {n: live[n].as_subclass(Live) if n in live else scalars[n] for n in definition.arguments}
+        made = definition.prepare.function(count, **taken)
         return {k: v.as_subclass(torch.Tensor) if isinstance(v, torch.Tensor) else float(v) for k, v in made.items()}
 
 
