@@ -35,7 +35,11 @@ def seen_by_getters(params: Params, states: list[torch.Tensor]) -> Callable[[], 
     def see() -> str:
         last.append(looked(params, states))
         before, after = last[-2:]
-        if (before.where, before.layout, before.states) != (after.where, after.layout, after.states) or not after.as_stored:
+        if (before.where, before.layout, before.states) != (
+            after.where,
+            after.layout,
+            after.states,
+        ) or not after.as_stored:
             return "other"
         return "same" if before.addresses == after.addresses else "moved"
 

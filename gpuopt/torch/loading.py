@@ -73,7 +73,9 @@ def check_entry(
         pairs = p.is_complex() and not value.is_complex()
         shape = (*p.shape, 2) if pairs else tuple(p.shape)
         if tuple(value.shape) != shape:
-            raise InputError(f"{key} of {label}: shape {tuple(value.shape)}: expected {tuple(p.shape)}, that of {label}")
+            raise InputError(
+                f"{key} of {label}: shape {tuple(value.shape)}: expected {tuple(p.shape)}, that of {label}"
+            )
         if value.is_complex() and not p.is_complex():
             raise InputError(f"{key} of {label}: dtype {value.dtype}: expected real numbers, as {label}")
 

@@ -46,9 +46,7 @@ def where(params: Sequence[torch.Tensor]) -> Any:
     return list(map(ADDRESS, params)), [p.nbytes for p in params], order(params)
 
 
-def look(
-    params: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor], states: Sequence[torch.Tensor]
-) -> Look:
+def look(params: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor], states: Sequence[torch.Tensor]) -> Look:
     """A Look at parameters, their gradients, and states. Raises RuntimeError for a gradient without an address, a sparse one."""
     here, dtypes = where(params), [g.dtype for g in gradients]
     addresses = list(map(ADDRESS, gradients))

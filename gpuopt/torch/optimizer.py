@@ -44,7 +44,9 @@ class TorchOptimizer(torch.optim.Optimizer):
         if "betas" in defaults:
             defaults = {**defaults, "betas": members(defaults["betas"], defaults["betas"])}  # a tuple, as in torch
         self._keys = tuple(defaults)
-        self._taken: dict[torch.Tensor, int] = {}  # the steps made with each parameter, where `self.state` does not say it
+        self._taken: dict[
+            torch.Tensor, int
+        ] = {}  # the steps made with each parameter, where `self.state` does not say it
         self._reset()
         self._settings().check(self.rule)
         self._check_group(defaults, self.rule.title)
@@ -137,7 +139,11 @@ class TorchOptimizer(torch.optim.Optimizer):
             loading.check_entry(self.rule, found, always, self._counts_steps, p, label)
             states = {s.name: found[s.key] for s in self.rule.states if found.get(s.key) is not None}
             new = new_states(self.rule, settings, self.param_groups[index], p, states)
-            step = int(found.get("step", 0)) if self._counts_steps else max(bool(states), self._taken.get(p, 0)) * (not new)
+            step = (
+                int(found.get("step", 0))
+                if self._counts_steps
+                else max(bool(states), self._taken.get(p, 0)) * (not new)
+            )
             slot = make_slot(work, label, engine.clock(index, step), self._mask.get(p), states | new)
             slot.number = number
             engine.choice(slot)

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from gpuopt.arrays import memory
 from gpuopt.launch.launcher import Clock
 
-
 # The dtypes in which a step count is kept as it is found; another is replaced by one that torch would make.
 DTYPES: dict[torch.dtype, Any] = {
     torch.float32: np.float32,
@@ -26,7 +25,9 @@ DTYPES: dict[torch.dtype, Any] = {
 
 def step_tensor(step: float) -> torch.Tensor:
     """A step count as torch makes it: float64 where that is the default, else float32, which counts to 2^24."""
-    return torch.tensor(float(step), dtype=torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32)
+    return torch.tensor(
+        float(step), dtype=torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
+    )
 
 
 def usable(tensor: Any) -> bool:

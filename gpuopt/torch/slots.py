@@ -21,8 +21,9 @@ from gpuopt.optim.slots import Slot, checked_mask, parameter_view
 from gpuopt.rules.language import Rule
 from gpuopt.torch.tensors import DEVICES, NAMES, zeros
 
-
-Member = tuple[str, torch.Tensor, int, int]  # what errors call a parameter, the parameter, its group, and its place among all
+Member = tuple[
+    str, torch.Tensor, int, int
+]  # what errors call a parameter, the parameter, its group, and its place among all
 
 
 def labelled(groups: Sequence[Mapping[str, Any]]) -> Iterator[Member]:
@@ -102,8 +103,8 @@ def check_apart(members: Sequence[tuple[str, torch.Tensor, torch.Tensor]]) -> No
     Those that are stepped where they lie are checked by the engine.
     """
     for k, (label, p, work) in enumerate(members):
-        for j, (other, q, twin) in enumerate(members):
-            if p is work or j == k or (j < k and q is not twin) or p.device != q.device or not p.numel() * q.numel():
+        for j, (other, q, twin) in enumerate(members if p is not work else ()):
+            if j == k or (j < k and q is not twin) or p.device != q.device or not p.numel() * q.numel():
                 continue
             if np.shares_memory(np.asarray(Place(p)), np.asarray(Place(q))):
                 raise InputError(
@@ -111,10 +112,8 @@ def check_apart(members: Sequence[tuple[str, torch.Tensor, torch.Tensor]]) -> No
                 )
 
 
-def make_slot(
-    work: torch.Tensor, label: str, clock: Clock, mask: Any, states: dict[str, torch.Tensor]
-) -> Slot:
-    """The Slot of a parameter; work: the parameter itself or what is stepped in its place. mask: of both parts of complex numbers."""
+def make_slot(work: torch.Tensor, label: str, clock: Clock, mask: Any, states: dict[str, torch.Tensor]) -> Slot:
+    """The Slot of a parameter; work: the parameter itself or what is stepped in its place; mask: of its real numbers."""
     slot = Slot(label, work, parameter_view(work, label), clock.group, clock, None, states)
     slot.mask = checked_mask(mask, slot)
     return slot
