@@ -15,7 +15,7 @@ from types import ModuleType
 from gpuopt import rules
 from gpuopt.errors import GpuoptError, InputError
 from gpuopt.messages import one_line, suggestion
-from gpuopt.rules.language import Rule
+from gpuopt.rules.language import Rule, checked_rule
 
 WIDTH = 100
 
@@ -33,21 +33,18 @@ def find(text: str) -> Rule:
     Raises InputError listing what there is, GpuoptError where the module does not import.
     """
     module_name, colon, name = text.partition(":")
-    if not colon:
-        if "." in text or "/" in text:
-            raise InputError(f"{text!r} names no rule: write module:rule, such as {Path(text).stem}:my_rule")
+    if not module_name or not colon:
+        if colon or "." in text or "/" in text:
+            module_name = "my_rules" if colon else Path(text).stem
+            raise InputError(f"{text!r} names no rule: write module:rule, such as {module_name}:my_rule")
         return rules.get(text)
     module = imported(module_name.removesuffix(".py").replace("/", "."))
     found = getattr(module, name, None)
-    if isinstance(found, Rule):
-        return found
-    own = [key for key, value in vars(module).items() if isinstance(value, Rule)]
     if found is None:
+        own = [key for key, value in vars(module).items() if isinstance(value, Rule)]
         listed = f"it has {', '.join(own)}" if own else "it has none"
         raise InputError(f"{module.__name__} has no rule {name!r}; {listed}{suggestion(name, own)}")
-    if callable(found):
-        raise InputError(f"{text} is not a rule: write @gpuopt.rule(state=...) above the function")
-    raise InputError(f"{text} is not a rule but of type {type(found).__name__}")
+    return checked_rule(found)
 
 
 def imported(name: str) -> ModuleType:

@@ -26,7 +26,7 @@ def draw(rows: list[Row], folder: Path) -> Iterator[Path]:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
-        raise GpuoptError(f"--plot needs matplotlib; {install('demo')}") from None
+        raise GpuoptError(f"drawing needs matplotlib; {install('demo')}") from None
     for name, (suite, panel) in PICTURES.items():
         devices = list(dict.fromkeys(r.device for r in rows))
         groups = [g for g in (table.newest(rows, device, suite) for device in devices) if g]
