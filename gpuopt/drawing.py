@@ -8,6 +8,7 @@ from __future__ import annotations
 import colorsys
 import math
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ OTHERS = ("#B35806", "#8C8C8C", "#C0392B", "#7F8C3A", "#B07AA1", "#6B4C3B", "#E0
 GREY, INK = "#767676", "#222222"
 SMALL = 8.5  # points, of labels and ticks
 LINE_SPACING = 1.3
+NEAR = 0.85  # of the width: from there on, names stand right of the axes
 
 
 def figure(width: float, height: float) -> Any:
@@ -102,17 +104,28 @@ def within_axes(fraction: float) -> float:
 def name_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]]) -> None:
     """Write names right of the axes, each in its line's colour and led to its end: (x, y, text, colour).
 
-    Comes last: limits and scales must be set. An end outside the limits is taken to be at the nearest edge, NaN at the top.
+    Comes last: limits and scales must be set. An end outside the limits is taken to be at the nearest edge, NaN at the top. The
+    name of a line that ends long before the right edge stands at that end.
     """
     axes.figure.draw_without_rendering()
     height = axes.get_window_extent().height * 72 / axes.figure.dpi
     to_axes = axes.transScale + axes.transLimits
     points = [tuple(map(within_axes, to_axes.transform((x, y)))) for x, y, _, _ in ends]
     gap = LINE_SPACING * SMALL / height
-    places = spread([y for _, y in points], gap, gap / 2, 1)
-    for point, place, (_, _, text, colour) in zip(points, places, ends, strict=True):
-        lead = {"arrowstyle": "-", "color": colour, "linewidth": 0.7, "alpha": 0.7, "shrinkA": 0, "shrinkB": 2}
-        axes.annotate(
-            text, point, xytext=(1.035, place), xycoords="axes fraction", textcoords="axes fraction", color=colour,
-            fontsize=SMALL, va="center", annotation_clip=False, arrowprops=lead | {"relpos": (0, 0.5)},
-        )  # fmt: skip
+    outside = [k for k, (x, _) in enumerate(points) if x > NEAR]
+    places = dict(zip(outside, spread([points[k][1] for k in outside], gap, gap / 2, 1), strict=True))
+    for k, (point, (_, _, text, colour)) in enumerate(zip(points, ends, strict=True)):
+        style = {
+            "color": colour,
+            "fontsize": SMALL,
+            "va": "center",
+            "annotation_clip": False,
+            "xycoords": "axes fraction",
+        }
+        if k in places:
+            lead = {"arrowstyle": "-", "color": colour, "linewidth": 0.7, "alpha": 0.7, "shrinkA": 0, "shrinkB": 2}
+            target = {"xytext": (1.035, places[k]), "textcoords": "axes fraction"}
+            axes.annotate(text, point, **target, **style, arrowprops=lead | {"relpos": (0, 0.5)})
+        else:
+            made = axes.annotate(text, point, xytext=(6, -1), textcoords="offset points", zorder=5, **style)
+            made.set_path_effects([import_module("matplotlib.patheffects").withStroke(linewidth=3, foreground="white")])

@@ -359,7 +359,10 @@ def test_results_go_into_the_current_folder_and_the_end_says_where(
     monkeypatch.chdir(tmp_path)
     assert bench.main(["--suite", "optimizers", "--quick", "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
-    assert tracked.read_bytes() == before and sorted(p.name for p in tmp_path.iterdir()) == ["benchmarks", "gpuopt-bench"]
+    assert tracked.read_bytes() == before and sorted(p.name for p in tmp_path.iterdir()) == [
+        "benchmarks",
+        "gpuopt-bench",
+    ]
     made = Path("gpuopt-bench")
     assert f"rows added to {made / rows.NAME}" in printed and f"plot: {made / 'optimizers.png'}" in printed
     assert (made / "optimizers.png").stat().st_size > 10_000

@@ -1,4 +1,4 @@
-"""How the command line helps: lists, suggestions for misspelt words, checked options, rules of one's own, ends without a traceback."""
+"""How the command line helps: lists, suggestions for misspelt words, checked options, own rules, ends without a traceback."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ import gpuopt
 from gpuopt import cli, rules
 from gpuopt.optim.hyper import defaults_of
 from repository import ROOT
-
 
 # ---------------------------------------------------------------------------------------------------- help
 
@@ -179,7 +178,9 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         del sys.modules[name]
 
 
-@pytest.mark.parametrize("name", ["own_rules:mine", "own_rules.py:mine", "own_package.rules:mine", "own_package/rules.py:mine"])
+@pytest.mark.parametrize(
+    "name", ["own_rules:mine", "own_rules.py:mine", "own_package.rules:mine", "own_package/rules.py:mine"]
+)
 @pytest.mark.parametrize("backend", ["numba", "cuda", "numpy"])
 def test_show_takes_a_rule_of_the_current_folder(
     name: str, backend: str, own: Path, capsys: pytest.CaptureFixture[str]

@@ -58,3 +58,15 @@ def test_names_do_not_overlap_and_ends_outside_are_at_the_edge() -> None:
     assert all(low.y1 <= high.y0 for low, high in pairwise(boxes))
     whole = figure.bbox
     assert all(box.x1 <= whole.x1 and box.y0 >= whole.y0 and box.y1 <= whole.y1 for box in boxes)
+
+
+def test_a_line_that_ends_early_has_its_name_there() -> None:
+    """No leader across the other lines."""
+    figure = drawing.figure(6, 4)
+    axes = figure.subplots()
+    axes.set(xlim=(1, 1000), ylim=(0, 1), xscale="log")
+    drawing.name_ends(axes, [(1000, 0.5, "whole", "#000000"), (100, 0.5, "early", "#111111")])
+    whole, early = axes.texts
+    assert whole.arrow_patch is not None and early.arrow_patch is None
+    figure.draw_without_rendering()
+    assert Text.get_window_extent(early).x1 < axes.bbox.x1 < Text.get_window_extent(whole).x0

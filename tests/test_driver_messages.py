@@ -35,7 +35,9 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Install:
     ) -> None:  # fmt: skip
         file = tmp_path / "version"
         if release:
-            file.write_text(f"NVRM version: NVIDIA UNIX x86_64 Kernel Module  {release}  Thu Feb  1 00:54:45 UTC 2024\n")
+            file.write_text(
+                f"NVRM version: NVIDIA UNIX x86_64 Kernel Module  {release}  Thu Feb  1 00:54:45 UTC 2024\n"
+            )
         monkeypatch.setattr(driver, "RELEASE_FILE", file)
         monkeypatch.setattr(driver, "library", lambda: found)
         monkeypatch.setattr(cupy, "version", distributions(cupy_for))
@@ -177,7 +179,9 @@ def test_auto_and_names_say_the_same(machine: Install) -> None:
 def test_install_lines_work_from_a_checkout() -> None:
     """The package is on no index: no text tells anyone to install it from one."""
     wrong = re.compile(r"pip install (?:-\S+ )*['\"]?gpuopt\b")
-    texts = [path for path in FILES if path.suffix in (".py", ".md", ".sh", ".toml") and path.name != Path(__file__).name]
+    texts = [
+        path for path in FILES if path.suffix in (".py", ".md", ".sh", ".toml") and path.name != Path(__file__).name
+    ]
     assert [str(path) for path in texts if wrong.search((ROOT / path).read_text())] == []
     assert messages.install("cuda12", "demo").endswith("python -m pip install '.[cuda12,demo]'")
 

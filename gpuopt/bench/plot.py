@@ -112,8 +112,12 @@ def bars(axes: Any, group: list[Row]) -> None:
         begin = at
         for row in sorted(rows, key=lambda r: providers.index(r.provider)) if best else ():
             ratio = (row.p50_us or 0) / best
-            axes.barh(at, ratio, 0.8, color=colours[row.provider])
-            axes.text(ratio * 1.04, at, f"{row.provider} {ratio:.2g}", va="center", fontsize=drawing.SMALL - 2)
+            axes.barh(at, ratio - 1, 0.8, left=1, color=colours[row.provider])
+            axes.plot(ratio, at, "o", color=colours[row.provider], markersize=4)
+            said = f"{row.provider}, {ratio:.1f}" if ratio < 10 else f"{row.provider}, {ratio:.0f}"
+            axes.annotate(
+                said, (ratio, at), xytext=(6, 0), textcoords="offset points", va="center", fontsize=drawing.SMALL - 1
+            )
             at += 1
         places.append((begin + at - 1) / 2)
         labels.append(name)
@@ -121,8 +125,12 @@ def bars(axes: Any, group: list[Row]) -> None:
     axes.set_yticks(places, labels)
     axes.invert_yaxis()
     axes.axvline(1, color=drawing.INK, linewidth=0.8)
-    axes.set(xlabel="time over that of gpuopt's fastest", xscale="log", xmargin=0.25)
-    axes.set_xlim(right=axes.get_xlim()[1] * 4)
+    axes.set(xlabel="time over that of gpuopt's fastest", xscale="log")
+    right = axes.get_xlim()[1] * 2
+    ticks = [t for t in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if t <= right]
+    axes.set_xlim(0.9, right)
+    axes.set_xticks(ticks, map(str, ticks))
+    axes.minorticks_off()
     headed(axes, group, f"{MAIN}, float32, the tensors of whole models")
 
 
@@ -151,11 +159,19 @@ def accuracy(axes: Any, group: list[Row]) -> None:
             ours = own(row.provider)
             x = row.bytes / row.parameters
             axes.scatter(x, row.error, color=OWN if ours else PEER, s=20 if ours else 12)
-            text = f"{row.dtype}/{row.state_format}/{row.param_format}"
+            text = f"{row.dtype}, states {row.state_format}"
+            text += "" if row.param_format == "native" else f", parameters {row.param_format}"
             if ours and text not in named:
                 named.add(text)
-                axes.annotate(text, (x, row.error), fontsize=5, xytext=(2, 2), textcoords="offset points")
-    axes.margins(x=0.2)
+                axes.annotate(
+                    text,
+                    (x, row.error),
+                    xytext=(0, -13),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=drawing.SMALL,
+                )
+    axes.margins(x=0.25, y=0.12)
     axes.set(xlabel="bytes moved per parameter", ylabel="relative error of the step against float64", yscale="log")
     headed(axes, group, "Storage formats: gpuopt (blue, named), others (brown)")
 
