@@ -20,7 +20,7 @@ LINES = [line for block in BLOCKS for line in block.splitlines()]
 SET_UP = next(line for line in LINES if line.endswith("&& gpuopt demo"))
 INSTALL, DEMO = SET_UP.split(" && ")
 OTHERS = ["gpuopt bench --quick", "gpuopt", "gpuopt show", "python -m gpuopt"]  # named in the text
-COMMANDS = [DEMO, *(line for line in LINES if line.startswith("gpuopt ")), *OTHERS]
+COMMANDS = list(dict.fromkeys([DEMO, *(line for line in LINES if line.startswith("gpuopt ")), *OTHERS]))
 
 
 @pytest.fixture(scope="module")
