@@ -49,6 +49,7 @@ class View:
 class Kind:
     """An array library. matches(array); describe(array) -> View; zeros(array, dtype) -> array like it, filled with 0;
     relayout(array, like, out) -> copy of `array` in the memory order of `like`; clone(array) -> copy; assign(array, values).
+    fixed: whether an array keeps its memory as long as it lives, so that seeing it again means that nothing moved.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Kind:
     relayout: Callable[[Any, Any, Any], Any]
     clone: Callable[[Any], Any]
     assign: Callable[[Any, Any], None]
+    fixed: bool = False
 
 
 def lowest(address: int, shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> int:
@@ -103,6 +105,9 @@ def _strides(array: Any) -> tuple[int, ...]:
 
 
 def _numpy_view(array: Any) -> View:
+    if isinstance(array, np.ma.MaskedArray):
+        raise DtypeError("a masked array: expected a plain one, since what lies under the mask would be used; "
+                         "use .filled(0)")
     data = array.__array_interface__["data"]
     strides = _strides(array)
     if not array.dtype.isnative:
@@ -251,6 +256,7 @@ KINDS: tuple[Kind, ...] = (
         _array_relayout(lambda: np),
         lambda a: a.copy(),
         _assign,
+        fixed=True,
     ),
     Kind(
         "cupy",
@@ -260,6 +266,7 @@ KINDS: tuple[Kind, ...] = (
         _array_relayout(_cupy),
         lambda a: a.copy(),
         _assign,
+        fixed=True,
     ),
     Kind(
         "cuda-array-interface",
@@ -302,6 +309,9 @@ def describe(array: Any, label: str) -> View:
     """The View of an array, its errors naming `label`."""
     kind = kind_of(array, label)
     try:
-        return kind.describe(array)
+        view = kind.describe(array)
+        if not view.address and view.numel and (view.device == "cpu" or view.device.startswith("cuda")):
+            raise InputError(f"shape {view.shape} without memory: its owner has given it up")
+        return view
     except (InputError, DtypeError) as error:
         raise type(error)(f"{label}: {error}") from None
