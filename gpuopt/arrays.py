@@ -106,8 +106,9 @@ def _strides(array: Any) -> tuple[int, ...]:
 
 def _numpy_view(array: Any) -> View:
     if isinstance(array, np.ma.MaskedArray):
-        raise DtypeError("a masked array: expected a plain one, since what lies under the mask would be used; "
-                         "use .filled(0)")
+        raise DtypeError(
+            "a masked array: expected a plain one, since what lies under the mask would be used; use .filled(0)"
+        )
     data = array.__array_interface__["data"]
     strides = _strides(array)
     if not array.dtype.isnative:
@@ -228,9 +229,12 @@ def _dlpack(array: Any) -> Any:
     """The same memory as an array of NumPy or CuPy."""
     xp = np if array.__dlpack_device__()[0] == DLPACK_CPU else _cupy()
     try:
-        return xp.from_dlpack(array)
+        found = xp.from_dlpack(array)
     except (BufferError, RuntimeError, TypeError) as error:
         raise InputError(f"{type(array).__name__} gives no access to its memory through DLPack: {error}") from None
+    if xp is np and found.size and found.flags.owndata:  # NumPy allocates where it is given a null pointer
+        raise InputError(f"{type(array).__name__} {found.shape} has no memory: its owner has given it up")
+    return found
 
 
 def _through_dlpack(method: str) -> Callable[..., Any]:
@@ -309,9 +313,6 @@ def describe(array: Any, label: str) -> View:
     """The View of an array, its errors naming `label`."""
     kind = kind_of(array, label)
     try:
-        view = kind.describe(array)
-        if not view.address and view.numel and (view.device == "cpu" or view.device.startswith("cuda")):
-            raise InputError(f"shape {view.shape} without memory: its owner has given it up")
-        return view
+        return kind.describe(array)
     except (InputError, DtypeError) as error:
         raise type(error)(f"{label}: {error}") from None
