@@ -284,7 +284,11 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         "dlpack",
         lambda a: hasattr(a, "__dlpack__") and hasattr(a, "__dlpack_device__"),
-        *map(_through_dlpack, ("describe", "zeros", "relayout", "clone", "assign")),
+        _through_dlpack("describe"),
+        _through_dlpack("zeros"),
+        _through_dlpack("relayout"),
+        _through_dlpack("clone"),
+        _through_dlpack("assign"),
     ),
 )
 _by_type: dict[type, Kind] = {}
