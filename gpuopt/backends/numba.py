@@ -7,6 +7,7 @@ with ranges of equal cost. Numba's `parallel=True` on each rule would cost secon
 from __future__ import annotations
 
 import linecache
+import os
 import threading
 from collections.abc import Callable
 from functools import cache
@@ -82,6 +83,17 @@ def c_function(function: Callable[..., None], arguments: int) -> int:
 
 # One parallel region at a time: it has all cores anyway, and Numba's workqueue layer dies of two.
 _region = threading.Lock()
+_threads = {"started": False, "lost": False}  # lost: to a fork, after which OpenMP ends the process that asks for them
+
+
+def _after_fork() -> None:
+    global _region
+    _region = threading.Lock()  # another thread of the parent may have held the old one
+    _threads["lost"] |= _threads["started"]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 _alive: list[Any] = []  # compiled functions, whose addresses are in use
 
 
@@ -126,9 +138,15 @@ class Drivers(NamedTuple):
     held: Callable[..., None]
 
 
-@cache
 def drivers(parallel: bool) -> Drivers:
-    """Compiled once for every rule."""
+    """Compiled once for every rule; serial ones in a process that was forked from one that had threads."""
+    parallel = parallel and not _threads["lost"]
+    _threads["started"] |= parallel
+    return _drivers(parallel)
+
+
+@cache
+def _drivers(parallel: bool) -> Drivers:
     from numba import njit, prange
     from numba.extending import intrinsic
 
@@ -194,6 +212,8 @@ class Backend(HostBackend):
         if "walk" not in private:
             private["walk"] = self.prepared_walk(launch.plan)
         driver, arguments = private["walk"]
+        if _threads["lost"]:  # the driver may be older than the fork
+            driver = drivers(False).walk
         with _region:
             driver(*arguments, private["rows"].ctypes.data)
 

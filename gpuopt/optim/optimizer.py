@@ -128,7 +128,9 @@ class Optimizer:
         grads mirrors params (a list of one such tree per group where there are several groups); None skips a tensor, its
         step count included. Raises InputError or DtypeError before anything is written.
         """
-        self._engine.step(self._leaves(grads))
+        leaves = self._leaves(grads)
+        self._engine.look()
+        self._engine.step(leaves)
 
     def _leaves(self, grads: Any) -> Sequence[Any]:
         if len(self._structures) == 1 and not self._grouped:

@@ -41,6 +41,8 @@ class Groups:
         for index, group in enumerate(self.dicts):
             values = tuple(map(group.get, self._known))
             if index < len(self._values) and all(map(is_, values, self._values[index])):
+                if self._environments[index] is None:
+                    self._check_again(index, values)
                 continue
             label = f"param_groups[{index}]"
             for name, value in zip(self._known, values, strict=True):
@@ -51,6 +53,12 @@ class Groups:
             self._environments[index : index + 1] = [self._made(group, 1) if plain(values) else None]
             self._on_gpu[index : index + 1] = [any(map(hyper.on_gpu, values))]
             self._flags.clear()
+
+    def _check_again(self, index: int, values: tuple[Any, ...]) -> None:
+        """The same for the same objects: those on the host that can change in themselves."""
+        for name, value in zip(self._known, values, strict=True):
+            if not plain((value,)) and not callable(value) and not hyper.on_gpu(value):
+                hyper.check_value(name, value, self.rule, self._known[name], f"param_groups[{index}]")
 
     def on_gpu(self) -> bool:
         """Whether a value lies on a GPU, where kernels read it: the host would have to wait for it."""
