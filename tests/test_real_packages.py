@@ -92,3 +92,40 @@ def test_accelerate(tmp_path):
     accelerator.load_state(str(tmp_path))
     assert accelerate_steps(accelerator, model, opt, 10, 20) == losses[10:]
     assert all(torch.equal(a, b) for a, b in zip(whole, model.parameters(), strict=True))
+
+
+def run_lightning(make, folder, resume=None):
+    import lightning
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.model, self.losses = Model(), []
+
+        def training_step(self, batch, index):
+            loss = self.model(**batch)["loss"]
+            self.losses.append(loss.item())
+            return loss
+
+        def configure_optimizers(self):
+            return make(self.parameters(), **OPTIONS)
+
+    saves = lightning.pytorch.callbacks.ModelCheckpoint(folder, "{step}", every_n_epochs=1, save_top_k=-1)
+    trainer = lightning.Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, callbacks=[saves], default_root_dir=folder,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    module = Module()
+    loader = torch.utils.data.DataLoader(examples(), batch_size=8)  # ten steps an epoch
+    trainer.fit(module, loader, ckpt_path=resume)
+    return module
+
+
+def test_lightning(tmp_path):
+    theirs = run_lightning(CLASSES["torch"], tmp_path / "torch").losses
+    whole = run_lightning(CLASSES["gpuopt"], tmp_path / "gpuopt")
+    assert len(whole.losses) == 20
+    assert whole.losses == pytest.approx(theirs, abs=1e-4)
+    resumed = run_lightning(CLASSES["gpuopt"], tmp_path / "again", str(tmp_path / "gpuopt" / "step=10.ckpt"))
+    assert resumed.losses == whole.losses[10:]
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
