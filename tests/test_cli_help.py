@@ -160,13 +160,13 @@ number = 3
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The current folder with some modules in it."""
     files = {
-        "own_rules.py": OWN,
-        "own_broken.py": "x = 1\ny = x / 0\n",
-        "own_syntax.py": "x = = 1\n",
-        "own_needs.py": "import no_such_package\n",
-        "own_power.py": "import gpuopt\n\n@gpuopt.rule()\ndef power(p, g, *, lr):\n    p = p ** lr\n    return p\n",
-        "own_package/__init__.py": "",
-        "own_package/rules.py": OWN,
+        "cli_rules.py": OWN,
+        "cli_broken.py": "x = 1\ny = x / 0\n",
+        "cli_syntax.py": "x = = 1\n",
+        "cli_needs.py": "import no_such_package\n",
+        "cli_power.py": "import gpuopt\n\n@gpuopt.rule()\ndef power(p, g, *, lr):\n    p = p ** lr\n    return p\n",
+        "cli_package/__init__.py": "",
+        "cli_package/rules.py": OWN,
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -174,12 +174,12 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield tmp_path
-    for name in [name for name in sys.modules if name.startswith("own_")]:
+    for name in [name for name in sys.modules if name.startswith("cli_")]:
         del sys.modules[name]
 
 
 @pytest.mark.parametrize(
-    "name", ["own_rules:mine", "own_rules.py:mine", "own_package.rules:mine", "own_package/rules.py:mine"]
+    "name", ["cli_rules:mine", "cli_rules.py:mine", "cli_package.rules:mine", "cli_package/rules.py:mine"]
 )
 @pytest.mark.parametrize("backend", ["numba", "cuda", "numpy"])
 def test_show_takes_a_rule_of_the_current_folder(
@@ -196,26 +196,26 @@ def test_show_of_a_rule_in_the_console_script(own: Path) -> None:
     """Whose own folder, not the current one, leads Python's path."""
     script = Path(sys.executable).with_name("gpuopt")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([script, "show", "own_rules:mine"], capture_output=True, text=True, cwd=own, env=environment)
+    done = subprocess.run([script, "show", "cli_rules:mine"], capture_output=True, text=True, cwd=own, env=environment)
     assert done.returncode == 0 and "gpuopt_update" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("own_rules", ("unknown optimizer 'own_rules'", "adamw")),
-        ("own_rules.py", ("write module:rule", "own_rules:")),
-        ("own_rules:mien", ("own_rules has no rule 'mien'; it has mine", "did you mean 'mine'?")),
-        ("own_rules:", ("it has mine",)),
-        ("own_broken:x", ("ZeroDivisionError", "own_broken.py", "line 2")),
-        ("own_syntax:x", ("SyntaxError", "own_syntax.py", "line 1")),
-        ("own_needs:x", ("own_needs does not import", "no_such_package")),
-        ("own_power:power", ("p ** lr", "own_power.py, line 5")),
-        ("own_rules:plain", ("the function `plain`", "@gpuopt.rule(state=...)")),
-        ("own_rules:number", ("an object of type int", "@gpuopt.rule")),
-        ("own_rule:mine", ("no module 'own_rule'", "did you mean 'own_rules'?")),
-        ("own_package.rule:mine", ("no module 'own_package.rule'",)),
-        ("own_nothing.rules:mine", ("no module 'own_nothing.rules'",)),
+        ("cli_rules", ("unknown optimizer 'cli_rules'", "adamw")),
+        ("cli_rules.py", ("write module:rule", "cli_rules:")),
+        ("cli_rules:mien", ("cli_rules has no rule 'mien'; it has mine", "did you mean 'mine'?")),
+        ("cli_rules:", ("it has mine",)),
+        ("cli_broken:x", ("ZeroDivisionError", "cli_broken.py", "line 2")),
+        ("cli_syntax:x", ("SyntaxError", "cli_syntax.py", "line 1")),
+        ("cli_needs:x", ("cli_needs does not import", "no_such_package")),
+        ("cli_power:power", ("p ** lr", "cli_power.py, line 5")),
+        ("cli_rules:plain", ("the function `plain`", "@gpuopt.rule(state=...)")),
+        ("cli_rules:number", ("an object of type int", "@gpuopt.rule")),
+        ("cli_rule:mine", ("no module 'cli_rule'", "did you mean 'cli_rules'?")),
+        ("cli_package.rule:mine", ("no module 'cli_package.rule'",)),
+        ("cli_nothing.rules:mine", ("no module 'cli_nothing.rules'",)),
         (":mine", ("write module:rule", "my_rules:my_rule")),
     ],
 )

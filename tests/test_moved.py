@@ -76,6 +76,12 @@ def test_masked_arrays_are_refused_by_name():
         gpuopt.GD([w], lr=0.1, mask=[np.ma.array([True, False], mask=[0, 1])])
 
 
+MADE_LATE = """def step(of=[]):
+    global opt, other
+    if not of:
+        of += made()
+        opt, other = of"""
+
 # Results are read through NumPy: torch's own arithmetic on several threads hangs in a forked child.
 FORK = """
 import os
@@ -109,8 +115,12 @@ in_child(child)
 """
 
 
+@pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize(("before", "again"), [(1, False), (0, True), (2, True)])
-def test_a_forked_child_steps(before, again):
+def test_a_forked_child_steps(before, again, late):
+    """`late`: torch has its threads before gpuopt's backend is imported, in the parent or, with no step before, in the child."""
     text = FORK.format(before=before, again=again)
+    if late:
+        text = text.replace("opt, other = ", "def made():\n    return ").replace("def step():", MADE_LATE)
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stdout + done.stderr

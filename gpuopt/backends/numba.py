@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,17 +84,43 @@ def c_function(function: Callable[..., None], arguments: int) -> int:
 
 # One parallel region at a time: it has all cores anyway, and Numba's workqueue layer dies of two.
 _region = threading.Lock()
-_threads = {"started": False, "lost": False}  # lost: to a fork, after which OpenMP ends the process that asks for them
+_threads = {
+    "started": False,
+    "lost": False,
+}  # lost: to a fork, after which OpenMP hangs or ends the process that asks for them
+
+
+def openmp_loaded() -> bool:
+    """Whether an OpenMP library is in this process: torch's and Numba's are one, so that another package may have its threads."""
+    try:
+        return any("omp" in Path(line).name for line in Path("/proc/self/maps").read_text().splitlines())
+    except OSError:  # not Linux
+        return _threads["started"]
+
+
+def forked() -> bool:
+    """Whether this process came of a fork without a program of its own: the kernel's flag PF_FORKNOEXEC."""
+    try:
+        return bool(int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[6]) & 0x40)
+    except OSError:
+        return False
+
+
+def threads_lost() -> bool:
+    """Whether this is a forked process that must do with one thread."""
+    return _threads["lost"]
 
 
 def _after_fork() -> None:
     global _region
     _region = threading.Lock()  # another thread of the parent may have held the old one
-    _threads["lost"] |= _threads["started"]
+    _threads["lost"] = _threads["lost"] or openmp_loaded()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
+if forked():  # before this module was imported
+    _after_fork()
 _alive: list[Any] = []  # compiled functions, whose addresses are in use
 
 
@@ -139,7 +166,7 @@ class Drivers(NamedTuple):
 
 
 def drivers(parallel: bool) -> Drivers:
-    """Compiled once for every rule; serial ones in a process that was forked from one that had threads."""
+    """Compiled once for every rule; serial ones in a process that was forked from one that may have had threads."""
     parallel = parallel and not _threads["lost"]
     _threads["started"] |= parallel
     return _drivers(parallel)

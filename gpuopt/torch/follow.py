@@ -19,7 +19,7 @@ from gpuopt.optim.engine import Engine
 from gpuopt.torch import native
 from gpuopt.torch.look import Look, look_at, places, where
 from gpuopt.torch.shown import Counts
-from gpuopt.torch.tensors import resolved
+from gpuopt.torch.tensors import assign, resolved
 
 WORD = np.dtype(np.int64)
 # Where a list object keeps the address of its items: in front of its last word, which counts those it has room for.
@@ -134,7 +134,7 @@ class Follower:
         if self._copies:
             with torch.no_grad():
                 for p, work in self._copies:
-                    work.copy_(p)
+                    assign(work, p)
         return self.engine.skipped
 
     def _written(self, skipped: int) -> None:
@@ -149,7 +149,7 @@ class Follower:
         if self._copies:
             with torch.no_grad():
                 for p, work in self._copies:
-                    p.copy_(work)
+                    assign(p, work)
         self._versions.call()
         self.counts.show()
 

@@ -4,12 +4,15 @@ imported.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
 from gpuopt import arrays
 from gpuopt.arrays import Kind, View
+from gpuopt.backends import numba as cpu
 from gpuopt.errors import DtypeError, InputError
 from gpuopt.launch.stream import override
 
@@ -24,6 +27,8 @@ NAMES = {
 }
 TYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 DEVICES = ("cpu", "cuda")
+P = ParamSpec("P")
+R = TypeVar("R")
 COMPLEX = {"float64": torch.complex128, "float32": torch.complex64}
 
 
@@ -58,12 +63,31 @@ def storage(like: torch.Tensor, dtype: str) -> tuple[torch.Tensor, torch.dtype]:
     return like, TYPES[dtype]
 
 
+def survives_fork(work: Callable[P, R]) -> Callable[P, R]:
+    """Work of torch that is done on one thread in a forked process, whose others are gone and would be waited for, for ever."""
+
+    @wraps(work)
+    def on_one_thread(*args: P.args, **kwargs: P.kwargs) -> R:
+        threads = torch.get_num_threads()
+        if threads == 1 or not cpu.threads_lost():
+            return work(*args, **kwargs)
+        torch.set_num_threads(1)
+        try:
+            return work(*args, **kwargs)
+        finally:
+            torch.set_num_threads(threads)
+
+    return on_one_thread
+
+
+@survives_fork
 def zeros(like: torch.Tensor, dtype: str) -> torch.Tensor:
     """A state for a parameter: its shape, memory order and device, complex where it is complex."""
     shaped, kept = storage(like, dtype)
     return torch.zeros_like(shaped, dtype=kept, memory_format=torch.preserve_format, requires_grad=False)
 
 
+@survives_fork
 def relayout(tensor: torch.Tensor, like: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
     """A copy in the memory order of `like`, into `out` where it fits. Pairs of real numbers may stand for complex ones."""
     if like.is_complex() and tensor.ndim > like.ndim:
@@ -77,12 +101,13 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
 
 
+@survives_fork
 def assign(tensor: torch.Tensor, values: torch.Tensor) -> None:
     """Copy values into a tensor."""
     tensor.copy_(values)
 
 
-TENSORS = Kind("torch", _is_tensor, describe, zeros, relayout, torch.clone, assign)
+TENSORS = Kind("torch", _is_tensor, describe, zeros, relayout, survives_fork(torch.clone), assign)
 arrays.register(TENSORS)
 
 
