@@ -169,20 +169,23 @@ class TorchOptimizer(torch.optim.Optimizer):
         return loss
 
     @torch._disable_dynamo  # type: ignore[attr-defined]
-    def _run(self, part: frozenset[torch.Tensor] | None = None) -> None:
-        """Step the parameters that have a gradient: all, or those of a part."""
+    def _run(self, part: frozenset[torch.Tensor] | None = None) -> Sequence[torch.Tensor]:
+        """Step the parameters that have a gradient, all or those of a part; returns them, where they are a part."""
         if differentiable.asked(self.param_groups):
             self._save_steps()
             self._reset()
             differentiable.Step(self).run()
-            return
+            return ()
         follower = self._followers.get(part)
         if follower is not None and follower.same_parameters(self.param_groups) and self._stepped(follower):
-            return
+            return follower.params
         every = labelled(self.param_groups)
         members = [m for m in every if m[1].grad is not None and (part is None or m[1] in part)]
-        if members:
-            self._stepped(self._made_follower(part, members))
+        if not members:
+            return ()
+        made = self._made_follower(part, members)
+        self._stepped(made)
+        return made.params
 
     def _stepped(self, follower: Follower) -> bool:
         """One step, where the parameters and states are still the tensors that the engine works on."""

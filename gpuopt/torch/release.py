@@ -99,6 +99,7 @@ class Release:
 
     def begin(self) -> Waiting:
         """A backward pass has begun: torch calls `finish` at its end, unless it fails."""
+        check_options(self.opt)
         self.passes += 1
         if self.passes & (self.passes - 1) == 0:  # the 1st, 2nd, 4th, ...: what comes into use later is found too, at no cost
             refuse_users(self.params)
@@ -119,8 +120,7 @@ class Release:
 
     def step(self, batch: Batch) -> None:
         """Step a batch and free its gradients."""
-        self.opt._run(frozenset(batch.params))
-        for p in batch.params:
+        for p in self.opt._run(frozenset(batch.params)):
             p.grad = None
 
 
@@ -138,13 +138,18 @@ def check(model: torch.nn.Module, opt: Any) -> None:
             f"release_gradients: the optimizer is a {found}: expected one of gpuopt.torch, which steps single parameters, "
             "itself and not in a wrapper"
         )
+    check_options(opt)
+    refuse_synchronized(model.modules())
+
+
+def check_options(opt: TorchOptimizer) -> None:
+    """Raise InputError for options that cannot be had."""
     settings = opt._settings()
     asked = {name: getattr(settings, name) for name in ("max_grad_norm", "skip_nonfinite", "capturable")}
     asked["differentiable"] = any(group.get("differentiable") for group in opt.param_groups)
     for name, value in asked.items():
         if value is not None and value is not False:
             raise InputError(f"gradient release cannot go with {name} = {value!r}: it needs every gradient at once")
-    refuse_synchronized(model.modules())
 
 
 def refuse_synchronized(found: Iterable[Any]) -> None:
@@ -159,13 +164,24 @@ def refuse_synchronized(found: Iterable[Any]) -> None:
 
 
 def refuse_users(params: set[torch.Tensor]) -> None:
-    """Raise InputError where a GradScaler scales losses, or one of these parameters belongs to a model that exchanges gradients:
-    neither leaves a trace in a gradient, so they are looked for among all objects, which takes some 20 ms.
+    """Raise InputError where a GradScaler scales losses, or one of these parameters belongs to a model that exchanges gradients."""
+    scaled, synchronized = users(params)
+    if scaled:
+        raise InputError(SCALER)
+    refuse_synchronized(synchronized)
+
+
+def users(params: set[torch.Tensor]) -> tuple[bool, list[torch.nn.Module]]:
+    """Whether a GradScaler scales losses, and the modules with these parameters that exchange gradients: neither leaves a trace
+    in a gradient, so they are looked for among all objects, which takes some 50 ms. A traceback should hold none of these.
     """
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    for each in gc.get_objects():
-        names = {cls.__name__ for cls in type(each).__mro__}
-        if "GradScaler" in names and getattr(each, "_enabled", False) and getattr(each, "_scale", None) is not None:
-            raise InputError(SCALER)
-        if distributed and names & SYNCHRONIZED and not params.isdisjoint(each.parameters()):
-            refuse_synchronized([each])
+    everything = gc.get_objects()
+    names = {kind: {cls.__name__ for cls in kind.__mro__} for kind in set(map(type, everything))}
+    wanted = {kind for kind, of in names.items() if of & {"GradScaler", *SYNCHRONIZED}}
+    found = [each for each in everything if type(each) in wanted]
+    scalers = [each for each in found if "GradScaler" in names[type(each)]]
+    scaled = any(getattr(s, "_enabled", False) and getattr(s, "_scale", None) is not None for s in scalers)
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return scaled, []
+    modules = [each for each in found if names[type(each)] & SYNCHRONIZED]
+    return scaled, [module for module in modules if not params.isdisjoint(module.parameters())]
