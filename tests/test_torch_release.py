@@ -122,6 +122,16 @@ def test_options(options: dict[str, Any]) -> None:
     assert trained(True, make) == trained(False, make)
 
 
+@pytest.mark.usefixtures("batches")
+def test_steps_are_counted_where_no_state_says_so() -> None:
+    """Whatever a parameter was stepped with the last time."""
+
+    def make(net: Net) -> Any:
+        return gpuopt.torch.SGD(net.parameters(), lr=lambda t: 0.1 / (t + 1))
+
+    assert trained(True, make) == trained(False, make)
+
+
 def halve(number: int, net: Net, opt: Any) -> None:
     opt.param_groups[number % 2]["lr"] *= 0.5
 
@@ -167,6 +177,7 @@ def other_group(number: int, net: Net, opt: Any) -> None:
 def take_out(opt: Any, p: torch.Tensor) -> None:
     group = opt.param_groups[0]
     group["params"] = [other for other in group["params"] if other is not p]
+    opt.state.pop(p, None)
 
 
 def removed(number: int, net: Net, opt: Any) -> None:
@@ -285,6 +296,27 @@ def test_passes_inside_a_pass() -> None:
         return everything(opt)
 
     assert run(True) == run(False)
+
+
+def test_each_pass_ends_with_its_own_steps() -> None:
+    """Also one that another makes half way, where gradients of both wait."""
+    net, left = Net(), []
+
+    class Inner(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            with torch.enable_grad():
+                net.left(samples(0)).sum().backward()
+            left.extend([net.left.weight.grad, net.right.weight.grad])
+            return grads
+
+    gpuopt.torch.release_gradients(net, gpuopt.torch.AdamW(net.parameters()))
+    net.right(Inner.apply(net.first(samples(1)))).sum().backward()
+    assert left[0] is None and left[1] is not None and net.right.weight.grad is None
 
 
 def test_two_passes_through_one_graph_are_two_steps() -> None:
@@ -430,6 +462,18 @@ def test_gradient_release_refuses_what_needs_every_gradient(option: dict[str, An
     model = network()
     with pytest.raises(InputError, match="every gradient"):
         gpuopt.torch.release_gradients(model, gpuopt.torch.AdamW(model.parameters(), **option))
+
+
+@pytest.mark.parametrize("option", ["capturable", "differentiable"])
+def test_gradient_release_refuses_what_is_set_later(option: str) -> None:
+    model = network()
+    opt = gpuopt.torch.AdamW(model.parameters())
+    gpuopt.torch.release_gradients(model, opt)
+    before = bits(list(model.parameters()))
+    opt.param_groups[0][option] = True
+    with pytest.raises(InputError, match="every gradient"):
+        model(torch.ones(2, 3)).sum().backward()
+    assert bits(list(model.parameters())) == before
 
 
 def test_gradient_release_refuses_other_optimizers() -> None:
