@@ -43,6 +43,10 @@ class Net(nn.Module):
         return self.frozen(order[1](order[0](x).tanh())).square().mean()
 
 
+def decaying(steps: int) -> float:
+    return 0.1 / (steps + 1)
+
+
 class Broken(torch.autograd.Function):
     """Backward fails here."""
 
@@ -107,7 +111,7 @@ def test_it_is_ordinary_training(name: str) -> None:
     [
         {"state_format": "bfloat16", "seed": 9},
         {"amsgrad": True, "l1": 0.01, "clip_value": 0.01},
-        {"lr": lambda t: 0.1 / (t + 1)},
+        {"lr": decaying},
         {"lr": torch.tensor(0.1)},
         {"grad_scale": 4.0, "backend": "numpy"},
     ],
@@ -127,7 +131,7 @@ def test_steps_are_counted_where_no_state_says_so() -> None:
     """Whatever a parameter was stepped with the last time."""
 
     def make(net: Net) -> Any:
-        return gpuopt.torch.SGD(net.parameters(), lr=lambda t: 0.1 / (t + 1))
+        return gpuopt.torch.SGD(net.parameters(), lr=decaying)
 
     assert trained(True, make) == trained(False, make)
 
