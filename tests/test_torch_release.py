@@ -70,9 +70,7 @@ def grouped(net: Net, name: str = "adamw", **options: Any) -> Any:
     return create(name, groups, **options)
 
 
-def trained(
-    released: bool, make: Callable[[Net], Any], between: Callable[[int, Net, Any], None] | None = None
-) -> Any:
+def trained(released: bool, make: Callable[[Net], Any], between: Callable[[int, Net, Any], None] | None = None) -> Any:
     """Everything after 12 passes. between: is called after each, with its number."""
     net = Net()
     opt = make(net)

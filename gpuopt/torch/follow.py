@@ -1,8 +1,8 @@
 """Follows the parameters of an engine from step to step: sees what moved since the last one, and takes the shortest way.
 
-One for each engine: of a whole optimizer, or of parameters that are stepped apart. The engine has a slot for each parameter that has a gradient; the others are not looked
-at. Python's getters look first (`look`); where there are many tensors and steps repeat, compiled code does (`native`). Knows no
-rule and no state dict.
+One for each engine: of a whole optimizer, or of parameters that are stepped apart. The engine has a slot for each parameter that
+has a gradient; the others are not looked at. Python's getters look first (`look`); where there are many tensors and steps repeat,
+compiled code does (`native`). Knows no rule and no state dict.
 """
 
 from __future__ import annotations
@@ -41,9 +41,8 @@ class Follower:
         part: Collection[torch.Tensor] | None = None,
     ) -> None:
         self.engine, self.params, self._publish = engine, list(params), publish
-        self._every: list[torch.Tensor] = [
-            p for group in groups for p in group["params"] if part is None or p in part
-        ]
+        every = (p for group in groups for p in group["params"])
+        self._every: list[torch.Tensor] = [p for p in every if part is None or p in part]
         self._lists = [contents(group["params"]) for group in groups]
         self._present = [k for k, p in enumerate(self._every) if p.grad is not None]
         # Parameters that are stepped in a dense copy.

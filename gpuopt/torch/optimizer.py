@@ -170,7 +170,7 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     @torch._disable_dynamo  # type: ignore[attr-defined]
     def _run(self, part: frozenset[torch.Tensor] | None = None) -> Sequence[torch.Tensor]:
-        """Step the parameters that have a gradient, all or those of a part; returns them, where they are a part."""
+        """Step the parameters that have a gradient, all or those of a part; returns those whose gradients were used."""
         if differentiable.asked(self.param_groups):
             self._save_steps()
             self._reset()
