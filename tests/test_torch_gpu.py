@@ -241,6 +241,35 @@ def test_gradient_release_on_the_streams_of_backward() -> None:
     assert run(True) == run(False)
 
 
+def test_gradient_release_of_layers_on_streams_of_their_own() -> None:
+    """Gradients wait on the stream that makes them, and what comes after `backward()` waits for their steps."""
+
+    def run(release: bool) -> Any:
+        torch.manual_seed(0)
+        layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(3)).cuda()
+        opt = gpuopt.torch.AdamW(layers.parameters(), lr=0.1)
+        if release:
+            gpuopt.torch.release_gradients(layers, opt)
+        sides = [torch.cuda.Stream() for _ in layers]
+        seen = []
+        for number in range(5):
+            opt.zero_grad()
+            x = torch.full((8, 64), 0.1 * number + 0.1, device="cuda")
+            for layer, side in zip(layers, sides, strict=True):
+                side.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(side):
+                    torch.cuda._sleep(5_000_000)
+                    x = layer(x).tanh()
+                torch.cuda.current_stream().wait_stream(side)
+            x.square().mean().backward()
+            opt.step()
+            seen.append([p.detach().clone() for p in layers.parameters()])
+        torch.cuda.synchronize()
+        return bits(seen)
+
+    assert run(True) == run(False)
+
+
 # ---------------------------------------------------------------------------------------------------- memory
 
 

@@ -269,7 +269,7 @@ def test_where_numba_does_not_import_the_getters_go_on(monkeypatch: pytest.Monke
     params = parameters([(2,)] * native.FROM)
     opt = gpuopt.torch.SGD(params, lr=0.1, backend="numpy")
     train(opt, params, range(5))
-    assert opt._follower is not None and opt._follower._dump is None
+    assert opt._followers[None]._dump is None
 
 
 def test_training_goes_over_to_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,7 +282,7 @@ def test_training_goes_over_to_compiled_code(monkeypatch: pytest.MonkeyPatch) ->
             for k, (p, g) in enumerate(zip(params, gradients(params, number), strict=True)):
                 p.grad = None if number == 6 and k == 4 else g.t().contiguous().t() if number == 8 else g
             opt.step()
-        used.append(ours._follower is not None and ours._follower._dump is not None)
+        used.append(ours._followers[None]._dump is not None)
     # After the third look that finds all as it was; what changed at 6 to 9 makes it wait for the sixth.
     assert used == [3 <= k < 6 or k >= 13 for k in range(20)]
     assert furthest(found, expected) <= ULPS

@@ -1,10 +1,8 @@
-"""Torch's tools around an optimizer: every scheduler, AMP's GradScaler, clipping, averaged models, gradient release."""
+"""Torch's tools around an optimizer: every scheduler, AMP's GradScaler, clipping, averaged models."""
 
 from __future__ import annotations
 
 import warnings
-import weakref
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +11,6 @@ from torch import nn
 from torch.optim import lr_scheduler, swa_utils
 
 import gpuopt.torch
-from gpuopt.errors import InputError
 from torch_samples import bits, everything, furthest, gradients, parameters, train
 
 ULPS = 16 * torch.finfo(torch.float32).eps  # values of order 1, a handful of steps, rounded in another order
@@ -200,108 +197,3 @@ def test_skip_nonfinite_without_a_scaler() -> None:
         p.grad = torch.full_like(p, torch.nan)
     opt.step()
     assert everything(opt) == before
-
-
-# ---------------------------------------------------------------------------------------------------- gradient release
-
-
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
-
-
-def passes(model: nn.Module, opt: Any, steps: range) -> None:
-    for number in steps:
-        x = torch.randn(8, 3, generator=torch.Generator().manual_seed(number))
-        opt.zero_grad()
-        model(x).square().mean().backward()
-        opt.step()
-
-
-def test_gradient_release_is_ordinary_training() -> None:
-    model, ordinary = network(), network()
-    opt, usual = gpuopt.torch.AdamW(model.parameters()), gpuopt.torch.AdamW(ordinary.parameters())
-    passes(ordinary, usual, range(8))
-    passes(model, opt, range(2))
-    end = gpuopt.torch.release_gradients(model, opt)
-    passes(model, opt, range(2, 6))
-    assert opt.state_dict()["state"][0]["step"] == 6
-    end()
-    passes(model, opt, range(6, 8))
-    assert all(p.grad is not None for p in model.parameters()), "it has ended"
-    assert everything(opt) == everything(usual)
-
-
-def test_gradient_release_frees_each_gradient_at_once() -> None:
-    model, alive = network(), []
-    opt = gpuopt.torch.AdamW(model.parameters())
-    seen: list[Any] = []
-
-    def watch(p: torch.Tensor) -> None:
-        alive.append(sum(r() is not None for r in seen))
-        seen.append(weakref.ref(p.grad.untyped_storage()))
-
-    for p in model.parameters():
-        p.register_post_accumulate_grad_hook(watch)
-    gpuopt.torch.release_gradients(model, opt)
-    model(torch.ones(2, 3)).sum().backward()
-    assert alive == [0, 0, 0, 0] and all(p.grad is None for p in model.parameters())
-
-
-@pytest.mark.parametrize("option", [{"max_grad_norm": 1.0}, {"skip_nonfinite": True}, {"capturable": True}])
-def test_gradient_release_refuses_what_needs_every_gradient(option: dict[str, Any]) -> None:
-    model = network()
-    with pytest.raises(InputError, match="every gradient"):
-        gpuopt.torch.release_gradients(model, gpuopt.torch.AdamW(model.parameters(), **option))
-
-
-def test_gradient_release_refuses_other_optimizers() -> None:
-    model = network()
-    with pytest.raises(
-        InputError, match=r"the optimizer is a torch\.optim\.adamw\.AdamW: expected one of gpuopt\.torch"
-    ):
-        gpuopt.torch.release_gradients(model, torch.optim.AdamW(model.parameters()))
-    with pytest.raises(InputError, match="none of the model's parameters"):
-        gpuopt.torch.release_gradients(model, gpuopt.torch.AdamW(network().parameters()))
-
-
-@pytest.mark.parametrize("late", [False, True], ids=["scaler first", "scaler later"])
-def test_gradient_release_refuses_a_grad_scaler_before_a_step_is_made(late: bool) -> None:
-    model = network()
-    opt = gpuopt.torch.AdamW(model.parameters())
-    before = everything(opt)
-    scaler = None if late else torch.amp.GradScaler("cpu")
-    end = gpuopt.torch.release_gradients(model, opt)
-    scaler = scaler or torch.amp.GradScaler("cpu")
-    with pytest.raises(InputError, match="GradScaler"):
-        scaler.scale(model(torch.ones(2, 3)).sum()).backward()
-    assert everything(opt) == before
-    end()
-    del scaler
-
-
-def test_gradient_release_beside_a_scaler_that_is_off() -> None:
-    model = network()
-    opt = gpuopt.torch.AdamW(model.parameters())
-    gpuopt.torch.release_gradients(model, opt)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    scaler.scale(model(torch.ones(2, 3)).sum()).backward()
-    assert opt.state_dict()["state"][0]["step"] == 1
-
-
-@pytest.mark.parametrize("given", ["wrapper", "module", "wrapped later"])
-def test_gradient_release_refuses_distributed_data_parallel(given: str, tmp_path: Path) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        model = network()
-        opt = gpuopt.torch.AdamW(model.parameters())
-        before = everything(opt)
-        wrapper = None if given == "wrapped later" else nn.parallel.DistributedDataParallel(model)
-        with pytest.raises(InputError, match="DistributedDataParallel"):
-            gpuopt.torch.release_gradients(wrapper if given == "wrapper" else model, opt)
-            wrapper = wrapper or nn.parallel.DistributedDataParallel(model)
-            wrapper(torch.ones(2, 3)).sum().backward()
-        assert everything(opt) == before
-        del wrapper
-    finally:
-        torch.distributed.destroy_process_group()

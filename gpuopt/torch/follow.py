@@ -1,14 +1,14 @@
 """Follows the parameters of an engine from step to step: sees what moved since the last one, and takes the shortest way.
 
-One for each engine of a whole optimizer. The engine has a slot for each parameter that has a gradient; the others are not looked
-at. Python's getters look first (`look`); where there are many tensors and steps repeat, compiled code does (`native`). Knows no
-rule and no state dict.
+One for each engine: of a whole optimizer, or of parameters that are stepped apart. The engine has a slot for each parameter that
+has a gradient; the others are not looked at. Python's getters look first (`look`); where there are many tensors and steps repeat,
+compiled code does (`native`). Knows no rule and no state dict.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -27,7 +27,8 @@ ITEMS = list.__basicsize__ - 2 * WORD.itemsize
 
 
 class Follower:
-    """params: of each slot of the engine the parameter, which all have a gradient. publish: shows states that the engine has made,
+    """groups: of the optimizer; part: those of their parameters that are stepped here, if not all. params: of each slot of the
+    engine the parameter, which all have a gradient, in the order of the groups. publish: shows states that the engine has made,
     and returns the step tensors, one for each slot, or none.
     """
 
@@ -37,9 +38,11 @@ class Follower:
         groups: Sequence[Mapping[str, Any]],
         params: Sequence[torch.Tensor],
         publish: Callable[[Follower], Sequence[torch.Tensor]],
+        part: Collection[torch.Tensor] | None = None,
     ) -> None:
         self.engine, self.params, self._publish = engine, list(params), publish
-        self._every: list[torch.Tensor] = [p for group in groups for p in group["params"]]
+        every = (p for group in groups for p in group["params"])
+        self._every: list[torch.Tensor] = [p for p in every if part is None or p in part]
         self._lists = [contents(group["params"]) for group in groups]
         self._present = [k for k, p in enumerate(self._every) if p.grad is not None]
         # Parameters that are stepped in a dense copy.

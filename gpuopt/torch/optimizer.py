@@ -85,8 +85,9 @@ class TorchOptimizer(torch.optim.Optimizer):
         return made
 
     def _reset(self) -> None:
-        self._follower: Follower | None = None
-        self._single: dict[torch.Tensor, Follower] = {}
+        # Of the whole optimizer under None, of parameters that gradient release steps together under those; no two of them
+        # have a parameter with a gradient in common.
+        self._followers: dict[frozenset[torch.Tensor] | None, Follower] = {}
 
     # ------------------------------------------------------------------------------------------- groups and slots
 
@@ -113,18 +114,20 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     @property
     def _engine(self) -> Engine | None:
-        return None if self._follower is None else self._follower.engine
+        return self._followers[None].engine if None in self._followers else None
 
-    def _made_follower(self) -> Follower:
-        """Follows an engine over the parameters that have a gradient, with the states that are in `self.state`."""
-        if self._follower is None:
-            members = [member for member in labelled(self.param_groups) if member[1].grad is not None]
-            self._follower = self._followed(members, self.param_groups)
-        return self._follower
-
-    def _followed(self, members: Sequence[Member], groups: Sequence[Mapping[str, Any]]) -> Follower:
-        made = Follower(self._made_engine(members), groups, [p for _, p, *_ in members], self._publish)
+    def _made_follower(self, part: frozenset[torch.Tensor] | None, members: Sequence[Member]) -> Follower:
+        """Follows a new engine over parameters that have a gradient, with the states that are in `self.state`; it replaces those
+        that know other states or step counts of these parameters.
+        """
+        params, told, old = [p for _, p, *_ in members], self._told(), self._followers.get(part)
+        mine, every = set(params), [*self._followers.items()]
+        gone = [key for key, other in every if told or other is old or not mine.isdisjoint(other.params)]
+        self._save_steps([self._followers.pop(key) for key in gone])
+        made = Follower(self._made_engine(members), self.param_groups, params, self._publish, part)
+        made.patience = made.patience if old is None else old.patience
         self._watch()
+        self._followers[part] = made
         return made
 
     def _made_engine(self, members: Sequence[Member]) -> Engine:
@@ -166,21 +169,23 @@ class TorchOptimizer(torch.optim.Optimizer):
         return loss
 
     @torch._disable_dynamo  # type: ignore[attr-defined]
-    def _run(self) -> None:
+    def _run(self, part: frozenset[torch.Tensor] | None = None) -> Sequence[torch.Tensor]:
+        """Step the parameters that have a gradient, all or those of a part; returns those whose gradients were used."""
         if differentiable.asked(self.param_groups):
             self._save_steps()
             self._reset()
             differentiable.Step(self).run()
-            return
-        follower = self._follower
+            return ()
+        follower = self._followers.get(part)
         if follower is not None and follower.same_parameters(self.param_groups) and self._stepped(follower):
-            return
-        self._save_steps()
-        self._reset()
-        if any(p.grad is not None for group in self.param_groups for p in group["params"]):
-            made = self._made_follower()
-            made.patience = made.patience if follower is None else follower.patience
-            self._stepped(made)
+            return follower.params
+        every = labelled(self.param_groups)
+        members = [m for m in every if m[1].grad is not None and (part is None or m[1] in part)]
+        if not members:
+            return ()
+        made = self._made_follower(part, members)
+        self._stepped(made)
+        return made.params
 
     def _stepped(self, follower: Follower) -> bool:
         """One step, where the parameters and states are still the tensors that the engine works on."""
@@ -236,25 +241,13 @@ class TorchOptimizer(torch.optim.Optimizer):
                 if state.name in made:
                     self.state[p].setdefault(state.key, made[state.name])
 
-    @torch._disable_dynamo  # type: ignore[attr-defined]
-    def _step_one(self, p: torch.Tensor) -> None:
-        """Step one parameter, with an engine of its own: for gradient release."""
-        if self._follower is not None or self._told():  # it does not know of the steps that are made here
-            self._save_steps()
-            single = {} if self._told() else self._single
-            self._reset()
-            self._single = single
-        if p in self._single and self._stepped(self._single[p]):
-            return
-        member = next(m for m in labelled(self.param_groups) if m[1] is p)
-        self._single[p] = self._followed([member], [{"params": [p]}])
-        self._stepped(self._single[p])
-
     # ------------------------------------------------------------------------------------------- state dict
 
-    def _save_steps(self) -> None:
-        """Bring step counts back from the GPU into the step tensors; one that was set from outside stays as it is."""
-        for follower in (*self._single.values(), *([self._follower] if self._follower else [])):
+    def _save_steps(self, followers: Iterable[Follower] | None = None) -> None:
+        """Bring step counts back from the GPU into the step tensors, of all followers or of these; one that was set from outside
+        stays as it is.
+        """
+        for follower in self._followers.values() if followers is None else followers:
             with TorchStreams():
                 follower.engine.synchronize()
             follower.counts.settle()
