@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 
+from gpuopt.errors import LayoutError
 from gpuopt.optim.engine import Engine
 from gpuopt.torch import native
 from gpuopt.torch.look import Look, look_at, places, where
@@ -28,7 +30,7 @@ ITEMS = list.__basicsize__ - 2 * WORD.itemsize
 
 class Follower:
     """params: of each slot of the engine the parameter, which all have a gradient. publish: shows states that the engine has made,
-    and returns the step tensors, one for each slot, or none.
+    and returns the step tensors, one for each slot, or none. dense: makes dense gradients of sparse ones, or raises.
     """
 
     def __init__(
@@ -37,8 +39,9 @@ class Follower:
         groups: Sequence[Mapping[str, Any]],
         params: Sequence[torch.Tensor],
         publish: Callable[[Follower], Sequence[torch.Tensor]],
+        dense: Callable[[Engine, Sequence[torch.Tensor]], list[torch.Tensor]],
     ) -> None:
-        self.engine, self.params, self._publish = engine, list(params), publish
+        self.engine, self.params, self._publish, self._dense = engine, list(params), publish, dense
         self._every: list[torch.Tensor] = [p for group in groups for p in group["params"]]
         self._lists = [contents(group["params"]) for group in groups]
         self._present = [k for k, p in enumerate(self._every) if p.grad is not None]
@@ -98,8 +101,13 @@ class Follower:
             return False
         if len(present) != len(self._present):
             return False
-        look, seen = look_at(self.params, present, self._flat, engine.slots), self._seen
-        self._seen, self._looks = None, self._looks + 1
+        seen, self._seen = self._seen, None
+        try:
+            look = look_at(self.params, present, self._flat, engine.slots)
+        except LayoutError:
+            present = self._dense(engine, present)
+            look = replace(look_at(self.params, present, self._flat, engine.slots), as_stored=False)
+        self._looks += 1
         if look.where != self._where or look.states != self._places or self.counts.changed():
             return False
         if seen is not None and look.as_stored and look.layout == seen.layout and engine.settled():
