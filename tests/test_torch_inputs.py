@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from torch_inputs import CLASSES, FLAGS, HALVES, Case, cases, check, closure_of, layer, snapshot
+from torch_inputs import CLASSES, FLAGS, HALVES, Case, cases, check, closure_of, layer, model_of, snapshot
 
 FLOATS = (torch.float64, torch.float32, *HALVES)
 
@@ -67,6 +66,37 @@ def test_a_learning_rate_in_a_tensor(info: Any) -> None:
         check(scenario, [case])
 
 
+@pytest.mark.parametrize("foreach", [False, True])
+@CLASSES
+def test_betas_in_tensors(info: Any, foreach: bool) -> None:
+    def scenario(cls: Any, case: Case) -> Any:
+        weight, bias, x = layer()
+        opt = case.make(cls, [weight, bias])
+        descend(opt, closure_of(opt, weight, bias, x), steps=5)
+        return snapshot(opt, [weight, bias])[:2]
+
+    for case in cases(info):
+        if "betas" in info.optim_cls([torch.zeros(2)]).defaults and not case.kwargs.get("fused"):
+            case.kwargs.update(betas=tuple(torch.tensor(b, dtype=torch.float64) for b in (0.8, 0.9)), foreach=foreach)
+            check(scenario, [case])
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last], ids=str)
+@CLASSES
+def test_parameters_of_four_axes(info: Any, order: Any) -> None:
+    def scenario(cls: Any, case: Case) -> Any:
+        model = torch.nn.Conv2d(4, 2, 2, stride=2).double().to(memory_format=order)
+        x, params = torch.rand(2, 4, 8, 8, dtype=torch.float64), list(model.parameters())
+        opt = case.make(cls, params)
+        for _ in range(5):
+            opt.zero_grad()
+            model(x).square().sum().backward()
+            opt.step()
+        return snapshot(opt, params), [p.stride() for p in params]
+
+    check(scenario, cases(info))
+
+
 @CLASSES
 def test_groups_with_their_own_decay(info: Any) -> None:
     def scenario(cls: Any, case: Case) -> Any:
@@ -95,11 +125,6 @@ def test_groups_with_their_own_rate(info: Any) -> None:
         return descend(opt, closure), snapshot(opt, [weight, bias, still]), torch.equal(still, before)
 
     check(scenario, cases(info, "group"))
-
-
-def model_of(dtype: Any) -> Any:
-    linear, sigmoid = torch.nn.Linear, torch.nn.Sigmoid
-    return torch.nn.Sequential(linear(2, 3), sigmoid(), linear(3, 1), sigmoid()).to(dtype)
 
 
 @pytest.mark.parametrize("default", [torch.float32, torch.float64, torch.float16], ids=str)
@@ -148,99 +173,6 @@ def test_dtypes_side_by_side(info: Any) -> None:
     check(scenario, cases(info, "16-bit"))
 
 
-def rosenbrock(xy: Any) -> Any:
-    return (1 - xy[0]) ** 2 + 100 * (xy[1] - xy[0] ** 2) ** 2
-
-
-def slope(xy: Any) -> Any:
-    return torch.stack((-400 * xy[0] * (xy[1] - xy[0] ** 2) - 2 * (1 - xy[0]), 200 * (xy[1] - xy[0] ** 2)))
-
-
-def one_of_two(gradient: Any, index: int, sparse: bool) -> Any:
-    """The gradient in one coordinate; a sparse one is given in two pieces."""
-    if not sparse:
-        return gradient * (torch.arange(2) == index)
-    value = gradient[index].detach()
-    return torch.sparse_coo_tensor([[index, index]], torch.stack([value / 4, value - value / 4]), (2,), check_invariants=False)
-
-
-@pytest.mark.parametrize("scheduled", [True, False])
-@CLASSES
-def test_sparse_gradients(info: Any, scheduled: bool) -> None:
-    """Down a valley by one coordinate at a time, as torch and as with dense gradients; refused where torch refuses them."""
-    changed, schedulers = info.metadata_for_sparse
-
-    def scenario(cls: Any, case: Case, sparse: bool = True) -> Any:
-        params = [torch.nn.Parameter(torch.tensor([1.5, 1.5], dtype=d)) for d in (torch.float64, torch.float32)]
-        opt, seen = case.make(cls, params), []
-        made = [make(opt) for make in (schedulers if scheduled else [])]
-        for step in range(50):
-            for p in params:
-                p.grad = one_of_two(slope(p.detach()), step % 2, sparse)
-            opt.step()
-            for scheduler in made:
-                scheduler.step(*([1.0] if isinstance(scheduler, ReduceLROnPlateau) else []))
-            seen.append(params[0].detach().clone())
-        assert not sparse or torch.allclose(torch.stack(seen), torch.stack(scenario(cls, case, sparse=False)[0]))
-        return seen, snapshot(opt, params[:1])
-
-    check(scenario, [replace(c, kwargs=c.kwargs | changed) for c in cases(info, "sparse")], fails=not info.supports_sparse)
-
-
-@CLASSES
-def test_sparse_gradients_and_decay(info: Any) -> None:
-    def scenario(cls: Any, case: Case) -> Any:
-        p = torch.nn.Parameter(torch.ones(2, 3, dtype=torch.float64))
-        opt, seen = case.make(cls, [p]), []
-        for rows in ([0], [1, 1], [], [0, 1]):
-            p.grad = torch.sparse_coo_tensor([rows], torch.rand(len(rows), 3, dtype=torch.float64), (2, 3), check_invariants=False)
-            opt.step()
-            seen.append(p.detach().clone())
-        return seen
-
-    check(scenario, cases(info, "sparse"), fails=True)
-
-
-COMPLEX = pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
-
-
-@COMPLEX
-@CLASSES
-def test_complex_parameters_beside_real_ones(info: Any, dtype: Any) -> None:
-    real = dtype.to_real()
-
-    def scenario(cls: Any, case: Case) -> Any:
-        params = [torch.randn(s, dtype=d, requires_grad=True) for s, d in (((10, 5), dtype), (10, dtype), ((10, 5), real))]
-        opt, seen = case.make(cls, params), []
-        for _ in range(3):
-            for p in params:
-                p.grad = torch.randn_like(p)
-            opt.step()
-            seen.append(snapshot(opt, params))
-        return seen
-
-    check(scenario, cases(info, "complex"))
-
-
-@COMPLEX
-@CLASSES
-def test_a_complex_parameter_is_its_two_parts(info: Any, dtype: Any) -> None:
-    def scenario(cls: Any, case: Case) -> Any:
-        whole = torch.randn(2, dtype=dtype, requires_grad=True)
-        parts = [part.detach().clone().requires_grad_() for part in (whole.real, whole.imag)]
-        both, seen = [case.make(cls, [whole]), case.make(cls, parts)], []
-        for _ in range(3):
-            for opt, given in zip(both, (whole, None), strict=True):
-                opt.zero_grad()
-                rosenbrock(torch.complex(*parts) if given is None else given).abs().backward()
-                opt.step()
-            near = torch.allclose(whole.real, parts[0]) and torch.allclose(whole.imag, parts[1])
-            seen.append([near, whole.detach().clone(), *(p.detach().clone() for p in parts)])
-        return seen
-
-    check(scenario, cases(info, "complex"))
-
-
 @CLASSES
 def test_nothing_happens_without_gradients(info: Any) -> None:
     def scenario(cls: Any, case: Case) -> Any:
@@ -285,34 +217,6 @@ def test_a_step_that_found_infinity_is_skipped(info: Any, scaled: bool) -> None:
         return [p.clone() for p in params], steps
 
     check(scenario, (c for c in cases(info) if c.kwargs.get("fused")))
-
-
-@CLASSES
-def test_parameters_on_meta_are_materialized_later(info: Any) -> None:
-    def step(opt: Any, model: Any) -> Any:
-        for p in model.parameters():
-            p.grad = torch.rand_like(p)
-        opt.step()
-
-    def on_meta(cls: Any, case: Case) -> Any:
-        model = model_of(torch.float64).to("meta")
-        step(case.make(cls, list(model.parameters())), model)
-
-    def later(cls: Any, case: Case) -> Any:
-        model = model_of(torch.float64).to("meta")
-        opt = case.make(cls, list(model.parameters()))
-        if cls is not case.info.optim_cls or case.kwargs.get("fused"):
-            with pytest.raises(RuntimeError, match="meta"):
-                step(opt, model)
-        opt.zero_grad()
-        model.to_empty(device="cpu")
-        for p in model.parameters():
-            torch.nn.init.uniform_(p)
-        step(opt, model)
-        return [p.detach().clone() for p in model.parameters()]
-
-    check(on_meta, cases(info, "meta"), fails=True)
-    check(later, cases(info))
 
 
 @CLASSES

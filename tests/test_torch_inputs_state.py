@@ -10,11 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-from torch.testing._internal.common_optimizers import OptimizerErrorEnum
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torch_inputs import CLASSES, OURS, Case, cases, check, closure_of, detached, layer, mixed, snapshot
+from torch_inputs import CLASSES, OURS, Case, cases, check, closure_of, detached, layer, snapshot
 
 NAMED = pytest.mark.parametrize("named", [(a, b) for a in (True, False) for b in (True, False)], ids=str)
 
@@ -71,7 +69,9 @@ def test_older_state_dicts(info: Any) -> None:
                 group.pop(flag, None)
         opt.load_state_dict(old)
         step(opt, *params)
-        return snapshot(opt, params)[:2], [sorted(map(str, group.items())) for group in opt.state_dict()["param_groups"]]
+        return snapshot(opt, params)[:2], [
+            sorted(map(str, group.items())) for group in opt.state_dict()["param_groups"]
+        ]
 
     check(scenario, cases(info))
 
@@ -79,7 +79,7 @@ def test_older_state_dicts(info: Any) -> None:
 @CLASSES
 def test_saved_and_read_again(info: Any) -> None:
     def scenario(cls: Any, case: Case) -> Any:
-        opt, params, _ = trained(cls, case)
+        opt, *_ = trained(cls, case)
         file, made = io.BytesIO(), opt.state_dict()
         torch.save(made, file)
         read = [torch.load(io.BytesIO(file.getvalue()), weights_only=only) for only in (True, False)]
@@ -162,7 +162,9 @@ def test_order_and_types_of_a_state_dict(info: Any) -> None:
 def test_state_is_there_after_a_step(info: Any) -> None:
     def scenario(cls: Any, case: Case) -> Any:
         opt, params, _ = trained(cls, case, 1)
-        return [[n for n, v in opt.state[p].items() if v is not None] for p in params], all(map(len, opt.state.values()))
+        return [[n for n, v in opt.state[p].items() if v is not None] for p in params], all(
+            map(len, opt.state.values())
+        )
 
     check(scenario, cases(info))
 
@@ -206,208 +208,3 @@ def test_a_step_makes_no_tensors(info: Any) -> None:
             with Made() as made:
                 opt.step()
         assert made.nbytes == 0, case.kwargs
-
-
-# ---------------------------------------------------------------------------------------------------- hooks
-
-
-def add_note(opt: Any) -> None:
-    opt.state["test"] = 1
-
-
-def take_note(opt: Any, saved: dict[str, Any]) -> dict[str, Any]:
-    saved["had"] = saved["state"].pop("test", None)
-    return saved
-
-
-@pytest.mark.parametrize("pre", [True, False])
-@pytest.mark.parametrize("post", [True, False])
-@CLASSES
-def test_hooks_of_state_dict(info: Any, pre: bool, post: bool) -> None:
-    def scenario(cls: Any, case: Case) -> Any:
-        opt = case.make(cls, [torch.rand(2, 3, requires_grad=True)])
-        if pre:
-            opt.register_state_dict_pre_hook(add_note)
-        if post:
-            opt.register_state_dict_post_hook(take_note)
-        made = opt.state_dict()
-        return list(made), made.get("had"), made["state"].get("test")
-
-    check(scenario, cases(info, differentiable=True))
-
-
-def to_2(opt: Any, saved: dict[str, Any]) -> None:
-    saved["param_groups"][0]["lr"] = 0.002
-
-
-def to_3(opt: Any, saved: dict[str, Any]) -> dict[str, Any]:
-    mine = copy.deepcopy(saved)
-    mine["param_groups"][0]["lr"] = 0.003
-    return mine
-
-
-def look_at(opt: Any) -> None:
-    opt.state["rate"], opt.state["seen"] = opt.param_groups[0]["lr"], True
-
-
-@pytest.mark.parametrize("hooks", [[to_2], [to_3], [to_2, to_3], [to_3, to_2], []], ids=lambda h: "-".join(f.__name__ for f in h))
-@pytest.mark.parametrize("prepend", [True, False])
-@CLASSES
-def test_hooks_of_load_state_dict(info: Any, hooks: Any, prepend: bool) -> None:
-    def scenario(cls: Any, case: Case) -> Any:
-        opt = case.make(cls, [torch.rand(2, 3, requires_grad=True)])
-        saved, seen = opt.state_dict(), []
-        for hook in hooks:
-            opt.register_load_state_dict_pre_hook(hook, prepend=prepend)
-        opt.load_state_dict(saved)
-        seen.append(opt.param_groups[0]["lr"])
-        opt.register_load_state_dict_post_hook(look_at, prepend=prepend)
-        opt.load_state_dict(opt.state_dict())
-        return [*seen, opt.param_groups[0]["lr"], opt.state["rate"], opt.state["seen"]]
-
-    check(scenario, cases(info, differentiable=True))
-
-
-@CLASSES
-def test_hooks_of_step(info: Any) -> None:
-    def scenario(cls: Any, case: Case) -> Any:
-        params, order = [torch.tensor([1.0, 1.0])], []
-        opt, other = case.make(cls, params), cls(params, lr=0.1)
-
-        def note(what: str) -> Any:
-            return lambda opt, args, kwargs: order.append((what, len(args), len(kwargs)))
-
-        handles = [register_optimizer_step_pre_hook(note("before all")), register_optimizer_step_post_hook(note("after all"))]
-        for each in (opt, other):
-            handles += [each.register_step_pre_hook(note("before")), each.register_step_post_hook(note("after"))]
-        try:
-            opt.step()
-            other.step(lambda: 1)
-            opt.step(closure=lambda: 2)
-        finally:
-            for handle in handles:
-                handle.remove()
-        opt.step()
-        return order
-
-    check(scenario, cases(info, differentiable=True))
-
-
-@CLASSES
-def test_a_pre_hook_may_change_the_arguments(info: Any) -> None:
-    def scenario(cls: Any, case: Case) -> Any:
-        opt = case.make(cls, [torch.tensor([1.0, 1.0])])
-        opt.register_step_pre_hook(lambda opt, args, kwargs: ((lambda: 7,), {}))
-        result = opt.step()
-        opt.register_step_pre_hook(lambda opt, args, kwargs: 3)
-        return result, opt.step()
-
-    check(scenario, cases(info), fails=True)
-
-
-# ---------------------------------------------------------------------------------------------------- wrong arguments
-
-
-def errors(info: Any) -> list[Any]:
-    return info.optim_error_inputs_func(device="cpu", dtype=torch.float32)
-
-
-@CLASSES
-def test_torchs_error_inputs(info: Any) -> None:
-    """As torch gives them, which is None for params in many, and with parameters that are right."""
-
-    for k, error in enumerate(errors(info)):
-
-        def scenario(cls: Any, case: Case, k: int = k, at: Any = error.error_on) -> Any:
-            wrong = errors(info)[k].optimizer_error_input
-            params = [torch.nn.Parameter(torch.ones(2, 2))] if case.tags else wrong.params
-            opt = cls(params, **case.kwargs)
-            if at is OptimizerErrorEnum.STEP_ERROR:
-                opt.step()
-
-        wrong = error.optimizer_error_input
-        made = [Case(info, wrong.kwargs, wrong.desc, {"right"})] if wrong.params is None else []
-        made += [Case(info, wrong.kwargs, wrong.desc)] if not made or not mixed(made[0]) else []
-        check(scenario, made, fails=True)
-
-
-def wrong_params() -> dict[str, Any]:
-    """Values for `params`, right and wrong ones."""
-    p, q = (torch.nn.Parameter(torch.ones(2, 2)) for _ in range(2))
-    return {
-        "a parameter": p,
-        "None": None,
-        "nothing": [],
-        "an empty group": [{"params": []}],
-        "numbers": [1.0],
-        "text": "weight",
-        "a set": {p, q},
-        "a group with a set": [{"params": {p, q}}],
-        "a group without parameters": [{"lr": 0.1}],
-        "a group with one": [{"params": p}],
-        "no leaf": [p * 2],
-        "twice": [p, p],
-        "in two groups": [{"params": [p]}, {"params": [q, p]}],
-        "names and none": [("a", p), q],
-        "groups with names and without": [{"params": [("a", p)]}, {"params": [q]}],
-        "a generator": (x for x in (p, q)),
-        "a tuple": (p, q),
-        "a dict": {"a": p},
-        "a dict of names": {"params": [p]},
-        "arrays": [p.detach().numpy()],
-        "names": [("a", p), ("b", q)],
-        "the same name twice": [("a", p), ("a", q)],
-        "whole numbers": [torch.ones(2, 2, dtype=torch.int64)],
-        "no gradients": [torch.ones(2, 2)],
-    }
-
-
-@pytest.mark.parametrize("what", wrong_params())
-@CLASSES
-def test_params_of_every_kind(info: Any, what: str) -> None:
-    def made(cls: Any, case: Case) -> Any:
-        return [list(g) for g in case.make(cls, wrong_params()[what]).param_groups]
-
-    def added(cls: Any, case: Case) -> Any:
-        opt = case.make(cls, [torch.nn.Parameter(torch.ones(2, 2))])
-        opt.add_param_group({"params": wrong_params()[what]})
-        return [list(g) for g in opt.param_groups]
-
-    def as_group(cls: Any, case: Case) -> Any:
-        opt = case.make(cls, [torch.nn.Parameter(torch.ones(2, 2))])
-        opt.add_param_group(wrong_params()[what])
-        return [list(g) for g in opt.param_groups]
-
-    for scenario in (made, added, as_group):
-        check(scenario, [Case(info, {}, "default")], fails=True)
-
-
-NUMBERS = {
-    "-1": -1.0,
-    "0": 0.0,
-    "1": 1.0,
-    "2": 2.0,
-    "whole": 1,
-    "nan": float("nan"),
-    "inf": float("inf"),
-    "None": None,
-    "text": "0.1",
-    "a tensor": torch.tensor(0.5, dtype=torch.float64),
-    "a tensor of one": torch.tensor([0.5], dtype=torch.float64),
-    "two": torch.tensor([0.1, 0.2]),
-    "none": torch.tensor([]),
-    "a list": [0.1],
-}
-
-
-@pytest.mark.parametrize("name", NUMBERS)
-@CLASSES
-def test_rates_of_every_kind(info: Any, name: str) -> None:
-    def scenario(cls: Any, case: Case) -> Any:
-        p = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.float64))
-        opt = case.make(cls, [p])
-        p.grad = torch.full((2, 2), 0.5, dtype=torch.float64)
-        opt.step()
-        return snapshot(opt, [p])[:2]
-
-    check(scenario, [Case(info, {"lr": NUMBERS[name]}, name)], fails=True)

@@ -349,7 +349,9 @@ class TorchOptimizer(torch.optim.Optimizer):
             self._options, self._asked, self._mask, self._keys = state.pop("gpuopt")
         super().__setstate__(state)
         for group in self.param_groups:
-            for key in self._keys:  # what torch's class did not always have was as it says; our options are as given here
+            for (
+                key
+            ) in self._keys:  # what torch's class did not always have was as it says; our options are as given here
                 group.setdefault(key, self.torch_later.get(key, self.defaults[key]))
             for p in group["params"]:
                 found = self.state.get(p)
