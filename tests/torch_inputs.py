@@ -131,7 +131,7 @@ def mixed(case: Case) -> bool:
     lr, betas = case.kwargs.get("lr"), members(case.kwargs.get("betas", ()))
     tensors = [isinstance(b, torch.Tensor) for b in betas]
     one = isinstance(lr, torch.Tensor) and lr.numel() == 1
-    return any(tensors) != all(tensors) or bool(case.kwargs.get("foreach") and (one or any(tensors)))
+    return len(set(tensors)) > 1 or bool(case.kwargs.get("foreach") and (one or any(tensors)))
 
 
 def alone(case: Case) -> Case:
