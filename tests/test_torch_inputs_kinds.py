@@ -9,7 +9,57 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from torch_inputs import CLASSES, Case, cases, check, model_of, snapshot
+import gpuopt.torch
+from gpuopt.torch import native
+from torch_inputs import CLASSES, INFOS, OURS, Case, cases, check, model_of, snapshot
+from torch_samples import everything, gradients, parameters
+
+SPARSE = [info for info in INFOS if info.supports_sparse]
+
+
+@pytest.mark.parametrize("released", [True, False])
+@pytest.mark.parametrize("info", SPARSE, ids=lambda info: info.name)
+def test_sparse_gradients_among_many(info: Any, released: bool) -> None:
+    """An embedding's among those of more tensors than Python looks at itself, sparse in some steps; with gradient release too."""
+
+    def scenario(cls: Any, case: Case) -> Any:
+        model = torch.nn.ModuleList(
+            [torch.nn.Embedding(7, 3), *(torch.nn.Linear(3, 3) for _ in range(native.FROM))]
+        ).double()
+        opt = case.make(cls, list(model.parameters()))
+        ours = released and cls is OURS[info.name]
+        end = gpuopt.torch.release_gradients(model, opt) if ours else opt.step
+        for step in range(8):
+            model[0].sparse = step not in (0, 5, 6)
+            opt.zero_grad()
+            x = model[0](torch.tensor([1, 1, step % 7]))
+            sum((layer(x) ** 2).sum() for layer in list(model)[1:]).backward()
+            if not ours:
+                opt.step()
+        if ours:
+            end()
+        return snapshot(opt, list(model.parameters()))
+
+    check(scenario, [Case(info, {"lr": 1e-3}, "")])
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_grad_norm": 0.5}, {"skip_nonfinite": True}, {"l1": 0.1}, {"clip_value": 0.2}], ids=str
+)
+@pytest.mark.parametrize("info", SPARSE, ids=lambda info: info.name)
+def test_sparse_gradients_with_our_options(info: Any, options: Any) -> None:
+    """Bit for bit as dense ones."""
+    results = []
+    for sparse in (True, False):
+        params = parameters(((4, 3), (5,)))
+        opt = OURS[info.name](params, lr=0.1, **options)
+        for number in range(4):
+            for p, g in zip(params, gradients(params, number), strict=True):
+                g *= number != 2 or torch.inf
+                p.grad = g.to_sparse() if sparse else g
+            opt.step()
+        results.append(everything(opt))
+    assert results[0] == results[1]
 
 
 def rosenbrock(xy: Any) -> Any:

@@ -6,13 +6,16 @@ import copy
 import io
 import pickle
 from collections import OrderedDict
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torch_inputs import CLASSES, OURS, Case, cases, check, closure_of, detached, layer, snapshot
+import gpuopt.torch
+from torch_inputs import CLASSES, INFOS, OURS, Case, cases, check, closure_of, detached, layer, snapshot
+from torch_samples import create
 
 NAMED = pytest.mark.parametrize("named", [(a, b) for a in (True, False) for b in (True, False)], ids=str)
 
@@ -74,6 +77,44 @@ def test_older_state_dicts(info: Any) -> None:
         ]
 
     check(scenario, cases(info))
+
+
+def keys_of(info: Any) -> set[str]:
+    opt, params, _ = trained(info.optim_cls, Case(info, {}, ""), 1)
+    return {key for p in params for key, value in opt.state[p].items() if value is not None}
+
+
+@CLASSES
+def test_checkpoints_of_a_class_with_the_same_states(info: Any) -> None:
+    """Adam's in AdamW goes on as AdamW's, AdamW's in Adam brings its flag along; with and without the keys that are newer."""
+    others = [other for other in INFOS if keys_of(other) == keys_of(info) and "step" in keys_of(info)]
+
+    def scenario(cls: Any, case: Case, other: Any, old: bool) -> Any:
+        source = other.optim_cls if cls is info.optim_cls else OURS[other.name]
+        opt, params, step = trained(source, Case(other, {}, ""))
+        saved, into = copy.deepcopy(opt.state_dict()), case.make(cls, params)
+        for group in saved["param_groups"] if old else []:
+            group.pop("decoupled_weight_decay", None)
+        into.load_state_dict(saved)
+        step(into, *params)
+        return snapshot(into, params)
+
+    for other in others:
+        for old in (True, False):
+            check(partial(scenario, other=other, old=old), cases(info))
+
+
+@pytest.mark.parametrize("name", gpuopt.torch.optimizers())
+def test_options_that_a_checkpoint_does_not_have(name: str) -> None:
+    """Those that torch's class has are as it says, ours as they are given here; a rule that torch has not keeps its own."""
+    options: dict[str, Any] = {"maximize": True, "clip_value": 0.5}
+    opt = create(name, [torch.nn.Parameter(torch.ones(2, 2))], **options)
+    saved = opt.state_dict()
+    for key in options:
+        del saved["param_groups"][0][key]
+    opt.load_state_dict(saved)
+    assert opt.param_groups[0]["maximize"] is (not opt.twin)
+    assert opt.param_groups[0]["clip_value"] == 0.5
 
 
 @CLASSES

@@ -23,7 +23,8 @@ from gpuopt.torch.shown import ShownState, ShownStates, step_tensor, usable
 from gpuopt.torch.slots import Member, check_apart, labelled, make_slot, new_states, state_dtypes, walked
 from gpuopt.torch.tensors import DEVICES, TorchStreams
 
-# Keys of torch's groups that choose another algorithm: only torch's default of that class is what this class does.
+# Keys of torch's groups that choose another algorithm: only torch's default of that class is what this class does. A checkpoint
+# may have another, as Adam's in AdamW, and is taken over to this class, as in torch.
 ALGORITHMS = ("decoupled_weight_decay",)
 WITHOUT_STEP = ("sgd",)  # torch.optim.SGD keeps no step count: a momentum buffer means that a first step was made
 EAGER = ("adagrad",)  # torch.optim.Adagrad allocates its state at once
@@ -109,11 +110,14 @@ class TorchOptimizer(torch.optim.Optimizer):
         check_group({k: _plain(v) for k, v in group.items() if k in own}, self.rule, label)
 
     def _check_algorithm(self, group: Mapping[str, Any]) -> None:
-        own = defaults_of(self.rule)
-        for key in ALGORITHMS:
-            wanted = self.torch_defaults.get(key)
-            if key not in own and wanted is not None and group.get(key, wanted) != wanted:
+        for key, wanted in self._algorithm().items():
+            if group.get(key, wanted) != wanted:
                 raise InputError(f"{key} = {group[key]}: gpuopt's {self.rule.title} is torch's with {key} = {wanted}")
+
+    def _algorithm(self) -> dict[str, Any]:
+        """What every group has for the keys that choose another algorithm, where the rule itself has no such choice."""
+        own = defaults_of(self.rule)
+        return {k: self.torch_defaults[k] for k in ALGORITHMS if k in self.torch_defaults and k not in own}
 
     @property
     def _engine(self) -> Engine | None:
@@ -293,8 +297,6 @@ class TorchOptimizer(torch.optim.Optimizer):
         loaded: list[Mapping[str, Any]] = []
 
         def check(_: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-            for group in saved["param_groups"]:
-                self._check_algorithm(group)
             self._check_saved(saved)
             loaded.append(saved)
 
@@ -353,6 +355,7 @@ class TorchOptimizer(torch.optim.Optimizer):
                 key
             ) in self._keys:  # what torch's class did not always have was as it says; our options are as given here
                 group.setdefault(key, self.torch_later.get(key, self.defaults[key]))
+            group.update(self._algorithm())
             for p in group["params"]:
                 found = self.state.get(p)
                 if isinstance(found, dict) and isinstance(found.get("step"), (int, float)):
