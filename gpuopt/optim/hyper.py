@@ -82,7 +82,8 @@ def check_value(name: str, value: Any, rule: Rule, default: Any, label: str) -> 
     elif name == "betas":
         count, found = len(rule.definition().betas), members(value)
         if found is None or len(found) != count:
-            raise InputError(f"{label}: betas = {value!r}: expected {count} numbers in [0, 1)")
+            error = KindError if found is None else InputError
+            raise error(f"{label}: betas = {value!r}: expected {count} numbers in [0, 1)")
         for beta in found:
             check_number("betas", beta, label)
     elif not (name == "lr" and callable(value)) and not (name == "clip_value" and value is None):
