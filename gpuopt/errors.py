@@ -28,6 +28,18 @@ class DtypeError(GpuoptError, TypeError):
     """An array of a kind or dtype that cannot be used (integer, complex, sparse ...)."""
 
 
+class KindError(InputError, TypeError):
+    """What stands for a hyperparameter is no number at all (text, None, a list)."""
+
+
+class DeviceError(InputError, RuntimeError):
+    """A tensor on a device that no backend works on; torch too raises RuntimeError for what its kernels cannot take."""
+
+
+class LayoutError(DtypeError, RuntimeError):
+    """A sparse tensor, where only dense ones can be used; torch too raises RuntimeError for those."""
+
+
 class BackendUnavailable(GpuoptError, RuntimeError):
     """A backend that was asked for by name cannot run here; the message says what is missing and how to install it."""
 

@@ -140,6 +140,16 @@ def test_option_of_the_whole_optimizer(option: str, value: Any, allowed: str) ->
     assert all(word in str(caught.value) for word in (option, allowed)), caught.value
 
 
+@pytest.mark.parametrize("name", ["lr", "eps", "betas", "weight_decay", "l1", "clip_value", "max_grad_norm"])
+@pytest.mark.parametrize("value", ["fast", b"1", True, None, [[0.1], [0.2]], {}, object()], ids=lambda v: type(v).__name__)
+def test_what_is_no_number_at_all_is_a_type_error_too(name: str, value: Any) -> None:
+    if value is None and name in ("clip_value", "max_grad_norm"):  # which means none
+        return
+    with pytest.raises(gpuopt.InputError, match=name) as caught:
+        gpuopt.Adam(np.ones(3), **{"lr": 0.1, "backend": "numpy", name: value})
+    assert isinstance(caught.value, TypeError)
+
+
 @BACKENDS
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf, "fast", None])
 def test_lr_callable_that_gives_a_bad_value(value: Any, backend: str) -> None:

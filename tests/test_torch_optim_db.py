@@ -10,19 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch.testing._internal.common_optimizers import optim_db
 
-import gpuopt.torch
+from torch_inputs import OURS, SHARED, takes_any_shape
 
 SHAPES = ((10, 5), (10,), (0,), (3, 4, 5), ())
 STEPS = 7
 # float32: torch rounds a step size in float64 and its operands in another order, so a few ulp of the largest value.
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 8 * torch.finfo(torch.float32).eps}
-OURS = {name: getattr(gpuopt.torch, name) for name in gpuopt.torch.__all__ if name.lower() in gpuopt.torch.optimizers()}
 TABLE = [
     pytest.param(info.optim_cls, OURS[info.optim_cls.__name__], given.kwargs, id=f"{info.optim_cls.__name__}-{k}")
-    for info in optim_db
-    if info.optim_cls.__name__ in OURS
+    for info in SHARED
     for k, given in enumerate(info.optim_inputs_func(device="cpu"))
 ]
 
@@ -40,15 +37,6 @@ def protocol(cls: Any, kwargs: dict[str, Any], dtype: torch.dtype) -> tuple[list
             p.grad = None if missing else grad
         opt.step()
     return params, opt
-
-
-def takes_any_shape(cls: Any) -> bool:
-    """Torch's Muon refuses all but matrices."""
-    try:
-        cls([torch.nn.Parameter(torch.zeros(3))])
-    except ValueError:
-        return False
-    return True
 
 
 def difference(found: torch.Tensor, expected: torch.Tensor) -> float:

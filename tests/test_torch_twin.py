@@ -145,7 +145,7 @@ def test_a_checkpoint_without_a_state_is_refused(name: str, key: str) -> None:
 def test_a_checkpoint_of_another_optimizer_is_refused(name: str, other: str) -> None:
     options = {"momentum": 0.9} if other == "sgd" else {}
     saved, opt = state_of(other, **options), pair(name)[0][0]
-    alike = name == other or (name, other) == ("adam", "adamw")  # AdamW's decay is a flag of Adam, which it takes over
+    alike = name == other or {name, other} == {"adam", "adamw"}  # AdamW's decay is a flag of Adam
     before = everything(opt)
     if alike:
         opt.load_state_dict(saved)

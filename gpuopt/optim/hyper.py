@@ -14,7 +14,7 @@ import numpy as np
 
 from gpuopt import arrays
 from gpuopt.compiler.names import GIVEN
-from gpuopt.errors import DtypeError, InputError
+from gpuopt.errors import DtypeError, InputError, KindError
 from gpuopt.rules.language import Rule
 
 # name -> the allowed range; one that is not here takes any finite number
@@ -54,15 +54,22 @@ def within(number: float, interval: str) -> bool:
 
 
 def check_number(name: str, value: Any, label: str = "") -> float:
-    """The value as a float. Raises InputError naming it unless it is a number within the range of `name`."""
+    """The value as a float. Raises InputError naming it unless it is a number within the range of `name`; KindError for what is
+    no number.
+    """
     interval = RANGES.get(name, "(-inf, inf)")
     where = f"{label}: " if label else ""
+    error: type[InputError] = InputError
     try:
-        number = math.nan if isinstance(value, (bool, str, bytes)) else float(value)
-    except (TypeError, ValueError, RuntimeError):  # torch's, of a tensor that holds more than one
+        if isinstance(value, (bool, str, bytes)):
+            raise TypeError
+        number = float(value)
+    except TypeError:
+        number, error = math.nan, KindError
+    except (ValueError, RuntimeError):  # torch's, of a tensor that holds more than one
         number = math.nan
     if not within(number, interval):
-        raise InputError(f"{where}{name} = {value!r}: expected a number in {interval}")
+        raise error(f"{where}{name} = {value!r}: expected a number in {interval}")
     return number
 
 
@@ -75,7 +82,8 @@ def check_value(name: str, value: Any, rule: Rule, default: Any, label: str) -> 
     elif name == "betas":
         count, found = len(rule.definition().betas), members(value)
         if found is None or len(found) != count:
-            raise InputError(f"{label}: betas = {value!r}: expected {count} numbers in [0, 1)")
+            error = KindError if found is None else InputError
+            raise error(f"{label}: betas = {value!r}: expected {count} numbers in [0, 1)")
         for beta in found:
             check_number("betas", beta, label)
     elif not (name == "lr" and callable(value)) and not (name == "clip_value" and value is None):

@@ -50,7 +50,20 @@ def _torch_defaults(theirs: Any, required: Iterable[str]) -> dict[str, Any]:
     """The keys and defaults of torch's groups, in torch's order, from torch's own class; empty where it has none."""
     if theirs is None:
         return {}
-    return dict(theirs([torch.nn.Parameter(torch.zeros(0))], **dict.fromkeys(required, 1.0)).defaults)
+    return dict(_torch_made(theirs, required).defaults)
+
+
+def _torch_later(theirs: Any, required: Iterable[str]) -> dict[str, Any]:
+    """What torch's class puts into the groups of a checkpoint that is older than these keys; empty where torch has none."""
+    if theirs is None:
+        return {}
+    made = _torch_made(theirs, required)
+    made.__setstate__({"state": {}, "param_groups": [{"params": []}]})
+    return {k: v for k, v in made.param_groups[0].items() if k != "params"}
+
+
+def _torch_made(theirs: Any, required: Iterable[str]) -> Any:
+    return theirs([torch.nn.Parameter(torch.zeros(0))], **dict.fromkeys(required, 1.0))
 
 
 def make_optimizer(rule: Rule) -> type[TorchOptimizer]:
@@ -90,6 +103,7 @@ def _made(rule: Rule, definition: Definition) -> type[TorchOptimizer]:
         TorchOptimizer.__init__(self, params, fields | values | extra, options, options.pop("backend"))
 
     members = {"__init__": __init__, "__doc__": rule.__doc__, "rule": rule, "torch_defaults": theirs}
+    members["torch_later"] = _torch_later(twin, required)
     members["twin"] = rule.name if twin else ""
     made = make(rule.title, TorchOptimizer, members, make_optimizer, rule)
     made.step = with_hooks(made, TorchOptimizer.step)  # type: ignore[method-assign]

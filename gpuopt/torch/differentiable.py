@@ -25,6 +25,7 @@ from gpuopt.optim.hyper import check_group, defaults_of, environment
 from gpuopt.optim.settings import Settings
 from gpuopt.rules import language
 from gpuopt.rules.language import Rule, compute_dtype
+from gpuopt.torch.shown import step_tensor
 from gpuopt.torch.tensors import NAMES, TYPES, resolved, zeros
 
 if TYPE_CHECKING:
@@ -197,7 +198,7 @@ class Step:
         """The states that there are not yet, in torch's order."""
         made = {}
         if self.opt._counts_steps and "step" not in state:
-            made["step"] = torch.tensor(0.0, dtype=torch.promote_types(torch.get_default_dtype(), torch.float32))
+            made["step"] = step_tensor(0, {})
         for s in self.rule.active_states(flags):
             if state.get(s.key) is None:
                 first = hyper[s.init] if isinstance(s.init, str) else s.init

@@ -8,13 +8,19 @@ compiled code does (`native`). Knows no rule and no state dict.
 from __future__ import annotations
 
 import ctypes
+<<<<<<< HEAD
 from collections.abc import Callable, Collection, Mapping, Sequence
+=======
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+>>>>>>> wt-a10
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 
+from gpuopt.errors import LayoutError
 from gpuopt.optim.engine import Engine
 from gpuopt.torch import native
 from gpuopt.torch.look import Look, look_at, places, where
@@ -27,9 +33,14 @@ ITEMS = list.__basicsize__ - 2 * WORD.itemsize
 
 
 class Follower:
+<<<<<<< HEAD
     """groups: of the optimizer; part: those of their parameters that are stepped here, if not all. params: of each slot of the
     engine the parameter, which all have a gradient, in the order of the groups. publish: shows states that the engine has made,
     and returns the step tensors, one for each slot, or none.
+=======
+    """params: of each slot of the engine the parameter, which all have a gradient. publish: shows states that the engine has made,
+    and returns the step tensors, one for each slot, or none. dense: makes dense gradients of sparse ones, or raises.
+>>>>>>> wt-a10
     """
 
     def __init__(
@@ -38,11 +49,18 @@ class Follower:
         groups: Sequence[Mapping[str, Any]],
         params: Sequence[torch.Tensor],
         publish: Callable[[Follower], Sequence[torch.Tensor]],
+<<<<<<< HEAD
         part: Collection[torch.Tensor] | None = None,
     ) -> None:
         self.engine, self.params, self._publish = engine, list(params), publish
         every = (p for group in groups for p in group["params"])
         self._every: list[torch.Tensor] = [p for p in every if part is None or p in part]
+=======
+        dense: Callable[[Engine, Sequence[torch.Tensor]], list[torch.Tensor]],
+    ) -> None:
+        self.engine, self.params, self._publish, self._dense = engine, list(params), publish, dense
+        self._every: list[torch.Tensor] = [p for group in groups for p in group["params"]]
+>>>>>>> wt-a10
         self._lists = [contents(group["params"]) for group in groups]
         self._present = [k for k, p in enumerate(self._every) if p.grad is not None]
         # Parameters that are stepped in a dense copy.
@@ -101,8 +119,13 @@ class Follower:
             return False
         if len(present) != len(self._present):
             return False
-        look, seen = look_at(self.params, present, self._flat, engine.slots), self._seen
-        self._seen, self._looks = None, self._looks + 1
+        seen, self._seen = self._seen, None
+        try:
+            look = look_at(self.params, present, self._flat, engine.slots)
+        except LayoutError:
+            present = self._dense(engine, present)
+            look = replace(look_at(self.params, present, self._flat, engine.slots), as_stored=False)
+        self._looks += 1
         if look.where != self._where or look.states != self._places or self.counts.changed():
             return False
         if seen is not None and look.as_stored and look.layout == seen.layout and engine.settled():

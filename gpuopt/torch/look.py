@@ -69,7 +69,7 @@ def look_at(
     states: Sequence[torch.Tensor],
     slots: Sequence[Slot],
 ) -> Look:
-    """A Look; slots: of the parameters. Raises DtypeError naming a gradient that is sparse."""
+    """A Look; slots: of the parameters. Raises LayoutError naming a gradient that is sparse."""
     try:
         return look(params, gradients, states)
     except RuntimeError:

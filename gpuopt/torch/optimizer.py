@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from gpuopt import backends
-from gpuopt.errors import InputError
+from gpuopt import arrays, backends
+from gpuopt.errors import InputError, LayoutError
 from gpuopt.optim.engine import Engine
 from gpuopt.optim.hyper import check_group, defaults_of, members
 from gpuopt.optim.settings import Settings
@@ -23,17 +23,20 @@ from gpuopt.torch.shown import ShownState, ShownStates, step_tensor, usable
 from gpuopt.torch.slots import Member, check_apart, labelled, make_slot, new_states, state_dtypes, walked
 from gpuopt.torch.tensors import DEVICES, TorchStreams
 
-# Keys of torch's groups that choose another algorithm: only torch's default of that class is what this class does.
+# Keys of torch's groups that choose another algorithm: only torch's default of that class is what this class does. A checkpoint
+# may have another, as Adam's in AdamW, and is taken over to this class, as in torch.
 ALGORITHMS = ("decoupled_weight_decay",)
 WITHOUT_STEP = ("sgd",)  # torch.optim.SGD keeps no step count: a momentum buffer means that a first step was made
 EAGER = ("adagrad",)  # torch.optim.Adagrad allocates its state at once
+SPARSE = ("adagrad", "sgd")  # torch's classes that take sparse gradients, to the same result as dense ones
 
 
 class TorchOptimizer(torch.optim.Optimizer):
-    """Common part of `gpuopt.torch.AdamW` and its kin; `rule`, `torch_defaults` and `twin` are set by the subclass."""
+    """Common part of `gpuopt.torch.AdamW` and its kin; the class attributes are set by the subclass."""
 
     rule: Rule
     torch_defaults: dict[str, Any]
+    torch_later: dict[str, Any]  # of a group in a checkpoint that is older than these keys
     twin: str  # the name of the rule where torch has this optimizer too, else empty
     _step_supports_amp_scaling = True
 
@@ -51,6 +54,8 @@ class TorchOptimizer(torch.optim.Optimizer):
         self._settings().check(self.rule)
         self._check_group(defaults, self.rule.title)
         super().__init__(params, defaults)
+        if defaults.get("fused") and defaults.get("foreach"):
+            raise RuntimeError("`fused` and `foreach` cannot be `True` together.")  # as torch
         self._mask = self._masks(mask)
         self.state = ShownStates(self.state, self._edits)
         if self.twin in EAGER:
@@ -106,16 +111,20 @@ class TorchOptimizer(torch.optim.Optimizer):
         check_group({k: _plain(v) for k, v in group.items() if k in own}, self.rule, label)
 
     def _check_algorithm(self, group: Mapping[str, Any]) -> None:
-        own = defaults_of(self.rule)
-        for key in ALGORITHMS:
-            wanted = self.torch_defaults.get(key)
-            if key not in own and wanted is not None and group.get(key, wanted) != wanted:
+        for key, wanted in self._algorithm().items():
+            if group.get(key, wanted) != wanted:
                 raise InputError(f"{key} = {group[key]}: gpuopt's {self.rule.title} is torch's with {key} = {wanted}")
+
+    def _algorithm(self) -> dict[str, Any]:
+        """What every group has for the keys that choose another algorithm, where the rule itself has no such choice."""
+        own = defaults_of(self.rule)
+        return {k: self.torch_defaults[k] for k in ALGORITHMS if k in self.torch_defaults and k not in own}
 
     @property
     def _engine(self) -> Engine | None:
         return self._followers[None].engine if None in self._followers else None
 
+<<<<<<< HEAD
     def _made_follower(self, part: frozenset[torch.Tensor] | None, members: Sequence[Member]) -> Follower:
         """Follows a new engine over parameters that have a gradient, with the states that are in `self.state`; it replaces those
         that know other states or step counts of these parameters.
@@ -126,6 +135,18 @@ class TorchOptimizer(torch.optim.Optimizer):
         self._save_steps([self._followers.pop(key) for key in gone])
         made = Follower(self._made_engine(members), self.param_groups, params, self._publish, part)
         made.patience = made.patience if old is None else old.patience
+=======
+    def _made_follower(self) -> Follower:
+        """Follows an engine over the parameters that have a gradient, with the states that are in `self.state`."""
+        if self._follower is None:
+            members = [member for member in labelled(self.param_groups) if member[1].grad is not None]
+            self._follower = self._followed(members, self.param_groups)
+        return self._follower
+
+    def _followed(self, members: Sequence[Member], groups: Sequence[Mapping[str, Any]]) -> Follower:
+        params = [p for _, p, *_ in members]
+        made = Follower(self._made_engine(members), groups, params, self._publish, self._dense)
+>>>>>>> wt-a10
         self._watch()
         self._followers[part] = made
         return made
@@ -212,12 +233,22 @@ class TorchOptimizer(torch.optim.Optimizer):
             if self._counts_steps:
                 step = state.get("step")
                 if not usable(step) or step.data_ptr() in own:  # what one parameter's count says is not another's
-                    step = state["step"] = step_tensor(slot.clock.step)
+                    step = state["step"] = step_tensor(slot.clock.step, self.param_groups[slot.clock.group])
                 own.add(step.data_ptr())
                 steps.append(step)
             state.update({keys[name]: tensor for name, tensor in slot.states.items()})
         self._watch()
         return steps
+
+    def _dense(self, engine: Engine, gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Sparse gradients as dense ones. Raises LayoutError where torch's class takes none."""
+        for slot, gradient in zip(engine.slots, gradients, strict=True):
+            label = f"gradient of {slot.label}"
+            if gradient.layout is not torch.sparse_coo or self.twin not in SPARSE:
+                arrays.describe(gradient, label)
+            elif self.param_groups[slot.clock.group].get("weight_decay"):
+                raise LayoutError(f"{label}: a sparse one does not go with weight_decay, which is of every element")
+        return [g.to_dense() if g.layout is torch.sparse_coo else g for g in gradients]
 
     def _watch(self) -> None:
         """Notice from now on what others do to `self.state`."""
@@ -234,9 +265,10 @@ class TorchOptimizer(torch.optim.Optimizer):
     def _allocate(self, params: Iterable[torch.Tensor]) -> None:
         chosen, settings = set(params), self._settings()
         for _, p, index, _ in labelled(self.param_groups):
-            made = new_states(self.rule, settings, self.param_groups[index], p) if p in chosen else {}
+            group = self.param_groups[index]
+            made = new_states(self.rule, settings, group, p) if p in chosen else {}
             if made and self._counts_steps:
-                self.state[p].setdefault("step", step_tensor(0))
+                self.state[p].setdefault("step", step_tensor(0, group))
             for state in self.rule.states:
                 if state.name in made:
                     self.state[p].setdefault(state.key, made[state.name])
@@ -270,8 +302,6 @@ class TorchOptimizer(torch.optim.Optimizer):
         loaded: list[Mapping[str, Any]] = []
 
         def check(_: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-            for group in saved["param_groups"]:
-                self._check_algorithm(group)
             self._check_saved(saved)
             loaded.append(saved)
 
@@ -326,11 +356,15 @@ class TorchOptimizer(torch.optim.Optimizer):
             self._options, self._asked, self._mask, self._keys = state.pop("gpuopt")
         super().__setstate__(state)
         for group in self.param_groups:
-            for key in self._keys:
-                group.setdefault(key, self.defaults[key])
-        for state in self.state.values():
-            if isinstance(state, dict) and isinstance(state.get("step"), (int, float)):
-                state["step"] = step_tensor(state["step"])  # as old checkpoints have it
+            for (
+                key
+            ) in self._keys:  # what torch's class did not always have was as it says; our options are as given here
+                group.setdefault(key, self.torch_later.get(key, self.defaults[key]))
+            group.update(self._algorithm())
+            for p in group["params"]:
+                found = self.state.get(p)
+                if isinstance(found, dict) and isinstance(found.get("step"), (int, float)):
+                    found["step"] = step_tensor(found["step"], group)  # as old checkpoints have it
         self._edits, self._taken = [], {}
         self.state = ShownStates(self.state, self._edits)
         self._reset()

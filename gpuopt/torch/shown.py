@@ -23,11 +23,12 @@ DTYPES: dict[torch.dtype, Any] = {
 }
 
 
-def step_tensor(step: float) -> torch.Tensor:
-    """A step count as torch makes it: float64 where that is the default, else float32, which counts to 2^24."""
-    return torch.tensor(
-        float(step), dtype=torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
-    )
+def step_tensor(step: float, group: Mapping[str, Any]) -> torch.Tensor:
+    """A step count as torch makes it in a group: float64 where that is the default, unless `fused` is asked for, else float32,
+    which counts to 2^24.
+    """
+    wide = torch.get_default_dtype() == torch.float64 and not group.get("fused")
+    return torch.tensor(float(step), dtype=torch.float64 if wide else torch.float32)
 
 
 def usable(tensor: Any) -> bool:

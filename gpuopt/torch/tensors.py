@@ -13,7 +13,7 @@ import torch
 from gpuopt import arrays
 from gpuopt.arrays import Kind, View
 from gpuopt.backends import numba as cpu
-from gpuopt.errors import DtypeError, InputError
+from gpuopt.errors import DeviceError, InputError, LayoutError
 from gpuopt.launch.stream import override
 
 NAMES = {
@@ -33,14 +33,14 @@ COMPLEX = {"float64": torch.complex128, "float32": torch.complex64}
 
 
 def describe(tensor: torch.Tensor) -> View:
-    """The View of a tensor; a complex one as real numbers with a last axis of 2. Raises DtypeError for sparse ones, InputError
-    for those that keep their values in other tensors.
+    """The View of a tensor; a complex one as real numbers with a last axis of 2. Raises LayoutError for sparse ones, DeviceError
+    for those on other devices, InputError for those that keep their values in other tensors.
     """
     if tensor.layout is not torch.strided:
-        raise DtypeError(f"layout {tensor.layout}: expected a dense tensor; sparse gradients are not supported")
+        raise LayoutError(f"layout {tensor.layout}: expected a dense tensor; sparse gradients are not supported")
     device = tensor.device
     if device.type not in DEVICES:
-        raise InputError(f"on device {device}: expected a tensor on cpu or cuda")
+        raise DeviceError(f"on device {device}: expected a tensor on cpu or cuda")
     if tensor.numel() and not tensor.data_ptr():
         raise InputError(
             f"a {type(tensor).__name__} has no memory of its own: expected a plain tensor, such as to_local() of a DTensor"
