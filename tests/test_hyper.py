@@ -141,7 +141,9 @@ def test_option_of_the_whole_optimizer(option: str, value: Any, allowed: str) ->
 
 
 @pytest.mark.parametrize("name", ["lr", "eps", "betas", "weight_decay", "l1", "clip_value", "max_grad_norm"])
-@pytest.mark.parametrize("value", ["fast", b"1", True, None, [[0.1], [0.2]], {}, object()], ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize(
+    "value", ["fast", b"1", True, None, [[0.1], [0.2]], {}, object()], ids=lambda v: type(v).__name__
+)
 def test_what_is_no_number_at_all_is_a_type_error_too(name: str, value: Any) -> None:
     if value is None and name in ("clip_value", "max_grad_norm"):  # which means none
         return
