@@ -8,12 +8,8 @@ compiled code does (`native`). Knows no rule and no state dict.
 from __future__ import annotations
 
 import ctypes
-<<<<<<< HEAD
 from collections.abc import Callable, Collection, Mapping, Sequence
-=======
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
->>>>>>> wt-a10
 from itertools import chain
 from typing import Any
 
@@ -33,14 +29,9 @@ ITEMS = list.__basicsize__ - 2 * WORD.itemsize
 
 
 class Follower:
-<<<<<<< HEAD
     """groups: of the optimizer; part: those of their parameters that are stepped here, if not all. params: of each slot of the
     engine the parameter, which all have a gradient, in the order of the groups. publish: shows states that the engine has made,
-    and returns the step tensors, one for each slot, or none.
-=======
-    """params: of each slot of the engine the parameter, which all have a gradient. publish: shows states that the engine has made,
     and returns the step tensors, one for each slot, or none. dense: makes dense gradients of sparse ones, or raises.
->>>>>>> wt-a10
     """
 
     def __init__(
@@ -49,18 +40,12 @@ class Follower:
         groups: Sequence[Mapping[str, Any]],
         params: Sequence[torch.Tensor],
         publish: Callable[[Follower], Sequence[torch.Tensor]],
-<<<<<<< HEAD
+        dense: Callable[[Engine, Sequence[torch.Tensor]], list[torch.Tensor]],
         part: Collection[torch.Tensor] | None = None,
     ) -> None:
-        self.engine, self.params, self._publish = engine, list(params), publish
+        self.engine, self.params, self._publish, self._dense = engine, list(params), publish, dense
         every = (p for group in groups for p in group["params"])
         self._every: list[torch.Tensor] = [p for p in every if part is None or p in part]
-=======
-        dense: Callable[[Engine, Sequence[torch.Tensor]], list[torch.Tensor]],
-    ) -> None:
-        self.engine, self.params, self._publish, self._dense = engine, list(params), publish, dense
-        self._every: list[torch.Tensor] = [p for group in groups for p in group["params"]]
->>>>>>> wt-a10
         self._lists = [contents(group["params"]) for group in groups]
         self._present = [k for k, p in enumerate(self._every) if p.grad is not None]
         # Parameters that are stepped in a dense copy.

@@ -124,7 +124,6 @@ class TorchOptimizer(torch.optim.Optimizer):
     def _engine(self) -> Engine | None:
         return self._followers[None].engine if None in self._followers else None
 
-<<<<<<< HEAD
     def _made_follower(self, part: frozenset[torch.Tensor] | None, members: Sequence[Member]) -> Follower:
         """Follows a new engine over parameters that have a gradient, with the states that are in `self.state`; it replaces those
         that know other states or step counts of these parameters.
@@ -133,20 +132,8 @@ class TorchOptimizer(torch.optim.Optimizer):
         mine, every = set(params), [*self._followers.items()]
         gone = [key for key, other in every if told or other is old or not mine.isdisjoint(other.params)]
         self._save_steps([self._followers.pop(key) for key in gone])
-        made = Follower(self._made_engine(members), self.param_groups, params, self._publish, part)
+        made = Follower(self._made_engine(members), self.param_groups, params, self._publish, self._dense, part)
         made.patience = made.patience if old is None else old.patience
-=======
-    def _made_follower(self) -> Follower:
-        """Follows an engine over the parameters that have a gradient, with the states that are in `self.state`."""
-        if self._follower is None:
-            members = [member for member in labelled(self.param_groups) if member[1].grad is not None]
-            self._follower = self._followed(members, self.param_groups)
-        return self._follower
-
-    def _followed(self, members: Sequence[Member], groups: Sequence[Mapping[str, Any]]) -> Follower:
-        params = [p for _, p, *_ in members]
-        made = Follower(self._made_engine(members), groups, params, self._publish, self._dense)
->>>>>>> wt-a10
         self._watch()
         self._followers[part] = made
         return made
