@@ -123,7 +123,7 @@ class Release:
 
     def step(self, batch: Batch) -> None:
         """Step a batch and free its gradients."""
-        for p in self.opt._run(frozenset(batch.params)):
+        for p in self.opt._run(frozenset(p for p in batch.params if p.grad is not None)):
             p.grad = None
 
 
