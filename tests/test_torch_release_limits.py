@@ -123,8 +123,9 @@ def test_gradient_release_refuses_a_grad_scaler_before_a_step_is_made(late: bool
     scaler = None if late else torch.amp.GradScaler("cpu")
     end = gpuopt.torch.release_gradients(model, opt)
     scaler = scaler or torch.amp.GradScaler("cpu")
-    with pytest.raises(InputError, match="GradScaler"):
-        scaler.scale(model(torch.ones(2, 3)).sum()).backward()
+    for _ in range(4):
+        with pytest.raises(InputError, match="GradScaler"):
+            scaler.scale(model(torch.ones(2, 3)).sum()).backward()
     assert everything(opt) == before
     end()
     del scaler

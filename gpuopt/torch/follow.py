@@ -8,7 +8,7 @@ compiled code does (`native`). Knows no rule and no state dict.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -29,8 +29,8 @@ ITEMS = list.__basicsize__ - 2 * WORD.itemsize
 
 
 class Follower:
-    """groups: of the optimizer; part: those of their parameters that are stepped here, if not all. params: of each slot of the
-    engine the parameter, which all have a gradient, in the order of the groups. publish: shows states that the engine has made,
+    """groups: of the optimizer; every: the parameters that are stepped here when they have a gradient. params: of each slot of the
+    engine the parameter, which all have one, in the same order. publish: shows states that the engine has made,
     and returns the step tensors, one for each slot, or none. dense: makes dense gradients of sparse ones, or raises.
     """
 
@@ -38,14 +38,13 @@ class Follower:
         self,
         engine: Engine,
         groups: Sequence[Mapping[str, Any]],
+        every: Sequence[torch.Tensor],
         params: Sequence[torch.Tensor],
         publish: Callable[[Follower], Sequence[torch.Tensor]],
         dense: Callable[[Engine, Sequence[torch.Tensor]], list[torch.Tensor]],
-        part: Collection[torch.Tensor] | None = None,
     ) -> None:
         self.engine, self.params, self._publish, self._dense = engine, list(params), publish, dense
-        every = (p for group in groups for p in group["params"])
-        self._every: list[torch.Tensor] = [p for p in every if part is None or p in part]
+        self._every = list(every)
         self._lists = [contents(group["params"]) for group in groups]
         self._present = [k for k, p in enumerate(self._every) if p.grad is not None]
         # Parameters that are stepped in a dense copy.

@@ -129,12 +129,14 @@ class TorchOptimizer(torch.optim.Optimizer):
         that know other states or step counts of these parameters.
         """
         params, told, old = [p for _, p, *_ in members], self._told(), self._followers.get(part)
-        mine, every = set(params), [*self._followers.items()]
-        gone = [key for key, other in every if told or other is old or not mine.isdisjoint(other.params)]
+        mine, known = set(params), [*self._followers.items()]
+        gone = [key for key, other in known if told or other is old or not mine.isdisjoint(key or other.params)]
         self._save_steps([self._followers.pop(key) for key in gone])
-        made = Follower(self._made_engine(members), self.param_groups, params, self._publish, self._dense, part)
+        every = [p for group in self.param_groups for p in group["params"]] if part is None else params
+        made = Follower(self._made_engine(members), self.param_groups, every, params, self._publish, self._dense)
         made.patience = made.patience if old is None else old.patience
-        self._watch()
+        if told:
+            self._watch()
         self._followers[part] = made
         return made
 
@@ -178,7 +180,7 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     @torch._disable_dynamo  # type: ignore[attr-defined]
     def _run(self, part: frozenset[torch.Tensor] | None = None) -> Sequence[torch.Tensor]:
-        """Step the parameters that have a gradient, all or those of a part; returns those whose gradients were used."""
+        """Step the parameters that have a gradient, or those of a part, which all have one; returns those that were stepped."""
         if differentiable.asked(self.param_groups):
             self._save_steps()
             self._reset()
@@ -188,7 +190,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         if follower is not None and follower.same_parameters(self.param_groups) and self._stepped(follower):
             return follower.params
         every = labelled(self.param_groups)
-        members = [m for m in every if m[1].grad is not None and (part is None or m[1] in part)]
+        members = [m for m in every if (m[1].grad is not None if part is None else m[1] in part)]
         if not members:
             return ()
         made = self._made_follower(part, members)
@@ -224,7 +226,7 @@ class TorchOptimizer(torch.optim.Optimizer):
                 own.add(step.data_ptr())
                 steps.append(step)
             state.update({keys[name]: tensor for name, tensor in slot.states.items()})
-        self._watch()
+        self._edits.clear()  # these are its own
         return steps
 
     def _dense(self, engine: Engine, gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:

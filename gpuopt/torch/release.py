@@ -103,9 +103,10 @@ class Release:
     def begin(self) -> Waiting:
         """A backward pass has begun: torch calls `finish` at its end, unless it fails."""
         check_options(self.opt)
-        self.passes += 1
-        if self.passes.bit_count() == 1:  # the 1st, 2nd, 4th, ...: what comes into use later is found too, at no cost
+        # At the 1st, 2nd, 4th, ...: what comes into use later is found too, at no cost. One that is refused does not count.
+        if (self.passes + 1).bit_count() == 1:
             refuse_users(self.params)
+        self.passes += 1
         made = Waiting()
         torch.autograd.Variable._execution_engine.queue_callback(partial(self.finish, made))
         return made
@@ -123,7 +124,7 @@ class Release:
 
     def step(self, batch: Batch) -> None:
         """Step a batch and free its gradients."""
-        for p in self.opt._run(frozenset(batch.params)):
+        for p in self.opt._run(frozenset(p for p in batch.params if p.grad is not None)):
             p.grad = None
 
 
