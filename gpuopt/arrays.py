@@ -10,6 +10,7 @@ import ctypes
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from math import prod
 from typing import Any
 
@@ -17,11 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuopt.errors import DtypeError, InputError
+from gpuopt.pairs import alike, as_pairs, is_complex, paired
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One array. strides are in elements; address is of the lowest element; device is "cpu" or "cuda:N".
+    """One array. strides are in elements; address is of the lowest element; device is "cpu" or "cuda:N". pairs: its elements are
+    the real and imaginary parts of complex numbers, along a last axis of 2.
 
     pin: what keeps the address true as long as the View is kept. NumPy refuses to resize an array in place, even with
     `refcheck=False`, while there is a weak reference to it.
@@ -34,6 +37,7 @@ class View:
     device: str
     writable: bool = True
     pin: object = field(default=None, compare=False, repr=False)
+    pairs: bool = False
 
     @property
     def numel(self) -> int:
@@ -122,7 +126,7 @@ def _numpy_view(array: Any) -> View:
     if any(s % array.dtype.itemsize for s in array.strides):
         raise InputError(f"strides {array.strides} are not multiples of the item size {array.dtype.itemsize}")
     address = lowest(data[0], array.shape, strides, array.dtype.itemsize)
-    return View(address, array.shape, strides, array.dtype.name, "cpu", not data[1], weakref.ref(array))
+    return paired(View(address, array.shape, strides, array.dtype.name, "cpu", not data[1], weakref.ref(array)))
 
 
 def _in_order_of(xp: Any, like: Any, dtype: Any) -> Any:
@@ -141,9 +145,7 @@ def _in_order_of(xp: Any, like: Any, dtype: Any) -> Any:
 
 def _array_zeros(xp: Any) -> Callable[[Any, str], Any]:
     def zeros(like: Any, dtype: str) -> Any:
-        from gpuopt.formats.dtypes import numpy_dtype
-
-        result = _in_order_of(xp(), like, numpy_dtype(dtype))
+        result = _in_order_of(xp(), *alike(like, dtype))
         result[...] = 0
         return result
 
@@ -152,6 +154,7 @@ def _array_zeros(xp: Any) -> Callable[[Any, str], Any]:
 
 def _array_relayout(xp: Any) -> Callable[[Any, Any, Any], Any]:
     def relayout(array: Any, like: Any, out: Any) -> Any:
+        like = as_pairs(like) if is_complex(like) and array.ndim > like.ndim else like
         out = _in_order_of(xp(), like, array.dtype) if out is None or out.dtype != array.dtype else out
         out[...] = array
         return out
@@ -168,7 +171,7 @@ def _cupy() -> Any:
 def _cupy_view(array: Any) -> View:
     strides = _strides(array)
     address = lowest(array.data.ptr, array.shape, strides, array.dtype.itemsize)
-    return View(address, array.shape, strides, array.dtype.name, f"cuda:{array.device.id}")
+    return paired(View(address, array.shape, strides, array.dtype.name, f"cuda:{array.device.id}"))
 
 
 # ------------------------------------------------------------------------------------- any CUDA array interface
@@ -184,7 +187,8 @@ def _interface_view(array: Any) -> View:
     else:
         strides = tuple(s // dtype.itemsize for s in strides)
     address, readonly = interface["data"]
-    return View(lowest(address, shape, strides, dtype.itemsize), shape, strides, dtype.name, "cuda:0", not readonly)
+    at = lowest(address, shape, strides, dtype.itemsize)
+    return paired(View(at, shape, strides, dtype.name, "cuda:0", not readonly))
 
 
 def _interface_zeros(like: Any, dtype: str) -> Any:
@@ -229,12 +233,26 @@ def _dlpack(array: Any) -> Any:
     """The same memory as an array of NumPy or CuPy."""
     xp = np if array.__dlpack_device__()[0] == DLPACK_CPU else _cupy()
     try:
-        found = xp.from_dlpack(array)
+        found = (
+            _bfloat16(array)
+            if xp is np and str(getattr(array, "dtype", "")).endswith("bfloat16")
+            else xp.from_dlpack(array)
+        )
     except (BufferError, RuntimeError, TypeError) as error:
         raise InputError(f"{type(array).__name__} gives no access to its memory through DLPack: {error}") from None
-    if xp is np and found.size and found.flags.owndata:  # NumPy allocates where it is given a null pointer
+    if (
+        xp is np and found.size and found.flags.owndata and found.flags.writeable
+    ):  # NumPy allocates where it is given a null pointer
         raise InputError(f"{type(array).__name__} {found.shape} has no memory: its owner has given it up")
     return found
+
+
+def _bfloat16(array: Any) -> Any:
+    """A read-only array, for it may be a copy: NumPy's `from_dlpack` does not know bfloat16."""
+    seen = np.asarray(array)
+    seen = seen.view()
+    seen.flags.writeable = False
+    return seen
 
 
 def _through_dlpack(method: str) -> Callable[..., Any]:
@@ -291,6 +309,9 @@ KINDS: tuple[Kind, ...] = (
         _through_dlpack("assign"),
     ),
 )
+# What else is given for an array -> what makes one of it, by a method that only such things have.
+REMEDIES = {"toarray": "a sparse matrix, convert it with .toarray()", "to_numpy": "use .to_numpy()"}
+REMEDY = "use numpy.asarray(..., numpy.float32), and keep the array, which is updated in place"
 _by_type: dict[type, Kind] = {}
 
 
@@ -304,11 +325,14 @@ def register(kind: Kind) -> None:
 def kind_of(array: Any, label: str) -> Kind:
     """The Kind of an array. Raises DtypeError for what is no dense array (lists, sparse matrices)."""
     found = _by_type.get(type(array))
+    if found is None and any(base.__module__ == "torch" for base in type(array).__mro__):
+        import_module("gpuopt.torch.tensors")  # which registers them, whether anyone else imports it or not
+        found = _by_type.get(type(array))
     if found is None:
         found = next((kind for kind in KINDS if kind.matches(array)), None)
         if found is None:
-            sparse = " (a sparse matrix: convert it with .toarray())" if hasattr(array, "toarray") else ""
-            raise DtypeError(f"{label}: expected a dense array, found {type(array).__name__}{sparse}")
+            remedy = next((text for name, text in REMEDIES.items() if hasattr(array, name)), REMEDY)
+            raise DtypeError(f"{label}: expected a dense array, found {type(array).__name__}: {remedy}")
         _by_type[type(array)] = found
     return found
 

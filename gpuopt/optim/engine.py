@@ -22,8 +22,9 @@ from gpuopt.formats.dtypes import STORAGES, state_dtype, state_storage
 from gpuopt.launch.launcher import Backend, Clock, Demand, Launch
 from gpuopt.launch.plan import Plan
 from gpuopt.optim.settings import Settings
-from gpuopt.optim.slots import Slot, Written, check_overlap, fitted, gradient_view, parameter_view, same_order
+from gpuopt.optim.slots import Slot, Written, as_array, check_overlap, fitted, gradient_view, parameter_view, same_order
 from gpuopt.optim.watch import Flags, Groups
+from gpuopt.pairs import filled
 from gpuopt.rules.language import Rule
 
 Change = tuple[Slot, Any, View | None]  # a slot, its new gradient, and that gradient's View
@@ -167,6 +168,7 @@ class Engine:
         for slot, grad, seen in zip(self.slots, leaves, self._seen, strict=True):
             if grad is seen:
                 continue
+            grad = as_array(grad, slot)
             view = None if grad is None else gradient_view(grad, slot, f"gradient of {slot.label}")
             changes.append((slot, grad, view))
         read = [(f"gradient of {slot.label}", view) for slot, _, view in changes if view is not None]
@@ -253,7 +255,7 @@ class Engine:
                 array = kind.zeros(slot.array, dtype)
                 init = state.init if isinstance(state.init, (int, float)) else self.groups.dicts[slot.group][state.init]
                 if init:
-                    array[...] = init
+                    array[...] = filled(init, array)
                 found[state.name] = array
         return found
 

@@ -15,6 +15,7 @@ import numpy as np
 from gpuopt import arrays
 from gpuopt.compiler.names import GIVEN
 from gpuopt.errors import DtypeError, InputError, KindError
+from gpuopt.messages import suggestion
 from gpuopt.rules.language import Rule
 
 # name -> the allowed range; one that is not here takes any finite number
@@ -102,6 +103,14 @@ def members(value: Any, default: Any = None) -> Any:
     return tuple(value[k] for k in range(len(value)))
 
 
+def of_constructor() -> list[str]:
+    """The options of a whole optimizer, given when it is made."""
+    from gpuopt.optim.optimizer import Optimizer  # which calls this module
+
+    parameters = inspect.signature(Optimizer).parameters.values()
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+
+
 def check_group(group: Mapping[str, Any], rule: Rule, label: str) -> None:
     """Raise InputError naming group, value and allowed range for a hyperparameter that cannot be used."""
     known = defaults_of(rule)
@@ -109,7 +118,10 @@ def check_group(group: Mapping[str, Any], rule: Rule, label: str) -> None:
         if name in GROUP_KEYS:
             continue
         if name not in known:
-            raise InputError(f"{label}: unknown option {name!r} of {rule.title}; it takes {', '.join(known)}")
+            names = [*known, *of_constructor()]
+            raise InputError(
+                f"{label}: unknown option {name!r} of {rule.title}; it takes {', '.join(names)}{suggestion(name, names)}"
+            )
         if value is inspect.Parameter.empty:
             raise InputError(f"{label}: {rule.title} needs {name}{rule.definition().hint(name)}")
         check_value(name, value, rule, known[name], label)

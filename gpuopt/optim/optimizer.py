@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from gpuopt.errors import InputError
@@ -21,8 +22,9 @@ from gpuopt.rules.language import Rule, checked_rule
 class Optimizer:
     """Runs a rule on arrays, in place, all tensors of equal dtypes in one launch.
 
-    rule: the update rule. params: an array, a (nested) list or dict of arrays, or a list of group dicts
-    `{"params": ..., "lr": ...}`. Arrays are float64, float32, float16 or bfloat16, dense, on the host or a GPU.
+    rule: the update rule. params: an array, a (nested) list, dict or other iterable of arrays, or a list of group
+    dicts `{"params": ..., "lr": ...}`. Arrays are float64, float32, float16, bfloat16, complex128 or complex64, dense, on the
+    host or a GPU; complex numbers are stepped as pairs of real ones, as in torch.
     backend: "auto" (None), "numpy", "numba", "cuda", "cupy" or "numba-cuda".
     state_format: "float32" or "bfloat16" (rounded stochastically), or a dict per state; states of float64 parameters are
     float64. seed: of what is rounded at random; the same seed gives the same bits on every backend.
@@ -63,6 +65,9 @@ class Optimizer:
         self.param_groups: list[dict[str, Any]] = []
         self._engine = Engine(rule, self.settings, self.param_groups, backend)
         self._structures: list[Any] = []
+        params = (
+            list(params) if trees.is_iterable(params) and not isinstance(params, (Mapping, set, frozenset)) else params
+        )
         self._grouped = trees.is_group_list(params)
         groups = params if self._grouped else [{"params": params}]
         if self._grouped and mask is not None and (not isinstance(mask, (list, tuple)) or len(mask) != len(groups)):
@@ -74,11 +79,13 @@ class Optimizer:
             raise InputError("params: expected at least one array, found none")
 
     def __repr__(self) -> str:
+        changed = (f for f in fields(Settings) if getattr(self.settings, f.name) != f.default)
+        options = "".join(f", {f.name}={getattr(self.settings, f.name)}" for f in changed)
         groups = "\n".join(
             f"  group {k}: {len(g['params'])} tensors, " + ", ".join(f"{n}={v}" for n, v in g.items() if n != "params")
             for k, g in enumerate(self.param_groups)
         )
-        return f"{self.rule.title} on {self.backend} (\n{groups}\n)"
+        return f"{self.rule.title} on {self.backend}{options} (\n{groups}\n)"
 
     @property
     def backend(self) -> str:
@@ -104,11 +111,17 @@ class Optimizer:
         made = self.defaults | dict(group)
         check_group(made, self.rule, name)
         prefix = f"{name}['params']" if self._grouped or index else "params"
-        leaves = list(trees.flatten(group["params"], prefix))
-        masks = [None] * len(leaves) if mask is None else list(trees.mirror(group["params"], mask, "mask", "params"))
+        structure = trees.settled(group["params"], prefix)
+        leaves = list(trees.flatten(structure, prefix))
+        masks = [None] * len(leaves) if mask is None else list(trees.mirror(structure, mask, "mask", "params"))
         clock = self._engine.clock(index, 0)
         slots = []
         for (label, array), tensor_mask in zip(leaves, masks, strict=True):
+            if getattr(array, "requires_grad", False):
+                raise InputError(
+                    f"{label}: a {type(array).__name__} of torch that requires grad: expected one without, such as "
+                    f"p.detach(); or use gpuopt.torch.{self.rule.title}, which reads p.grad"
+                )
             slot = Slot(label, array, parameter_view(array, label), index, clock)
             self._engine.choice(slot)
             slot.mask = checked_mask(tensor_mask, slot)
@@ -116,9 +129,9 @@ class Optimizer:
         self._engine.add(slots)
         made["params"] = [s.array for s in slots]
         self.param_groups.append(made)
-        self._structures.append(group["params"])
-        flat = isinstance(group["params"], (list, tuple))
-        self._flat = flat and not any(isinstance(leaf, (list, tuple, Mapping)) for leaf in group["params"])
+        self._structures.append(structure)
+        flat = isinstance(structure, (list, tuple))
+        self._flat = flat and not any(isinstance(leaf, (list, tuple, Mapping)) for leaf in structure)
 
     # ------------------------------------------------------------------------------------------- step
 
@@ -133,6 +146,8 @@ class Optimizer:
         self._engine.step(leaves)
 
     def _leaves(self, grads: Any) -> Sequence[Any]:
+        if not isinstance(grads, (list, tuple, Mapping)) and trees.is_iterable(grads):
+            grads = list(grads)
         if len(self._structures) == 1 and not self._grouped:
             if self._flat and isinstance(grads, (list, tuple)) and len(grads) == len(self._engine.slots):
                 return grads

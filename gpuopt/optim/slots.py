@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ from numpy.typing import NDArray
 from gpuopt import arrays
 from gpuopt.arrays import View
 from gpuopt.errors import DtypeError, InputError
-from gpuopt.formats.dtypes import PARAMETER_DTYPES, STORAGES
+from gpuopt.formats.dtypes import PARAMETER_DTYPES, STORAGES, numpy_dtype
 from gpuopt.launch.launcher import Clock
+from gpuopt.pairs import COMPLEX
 
 
 @dataclass
@@ -39,9 +41,14 @@ def parameter_view(array: Any, label: str) -> View:
     """The View of a parameter. Raises DtypeError or InputError naming it, what was found and what was expected."""
     view = arrays.describe(array, label)
     if view.dtype not in PARAMETER_DTYPES:
-        raise DtypeError(f"{label}: dtype {view.dtype}: expected one of {', '.join(PARAMETER_DTYPES)}")
+        raise DtypeError(
+            f"{label}: dtype {view.dtype}: expected one of {', '.join(PARAMETER_DTYPES)}; use .astype(numpy.float32)"
+        )
     if not view.writable:
-        raise InputError(f"{label}: the array is read-only: expected a writable one, since it is updated in place")
+        raise InputError(
+            f"{label}: the array is read-only: expected a writable one, since it is updated in place; numpy.array(...) "
+            "makes a copy that is"
+        )
     if not arrays.is_dense(view.shape, view.strides):
         raise InputError(
             f"{label}: shape {view.shape} with strides {view.strides} (in elements) leaves gaps or overlaps itself: "
@@ -73,6 +80,9 @@ def checked_mask(mask: Any, slot: Slot) -> Any:
     if mask is None:
         return None
     view = arrays.describe(mask, f"mask of {slot.label}")
+    if slot.view.pairs and view.shape == slot.view.shape[:-1]:  # of complex numbers: of both their parts
+        mask = mask[..., None].repeat(2, -1)
+        view = arrays.describe(mask, f"mask of {slot.label}")
     if view.dtype != "bool" or view.shape != slot.view.shape or view.device != slot.view.device:
         raise InputError(
             f"mask of {slot.label}: found {view.dtype} {view.shape} on {view.device}: expected bool "
@@ -96,6 +106,20 @@ def check_overlap(slots: Sequence[Slot]) -> None:
             )
 
 
+def as_array(grad: Any, slot: Slot) -> Any:
+    """A gradient as it is given; that of one element on the host may be a number of Python or NumPy."""
+    if not isinstance(grad, (np.number, float, int, complex)) or isinstance(grad, bool):
+        return grad
+    shape = slot.view.shape[:-1] if slot.view.pairs else slot.view.shape
+    if (
+        prod(shape) != 1
+        or slot.view.device != "cpu"
+        or (isinstance(grad, (np.complexfloating, complex)) != slot.view.pairs)
+    ):
+        return grad
+    return np.full(shape, grad, COMPLEX[slot.view.dtype] if slot.view.pairs else numpy_dtype(slot.view.dtype))
+
+
 def gradient_view(array: Any, slot: Slot, label: str) -> View:
     """The View of a gradient that fits its parameter. Raises an error naming the tensor otherwise."""
     view = arrays.describe(array, label)
@@ -103,6 +127,11 @@ def gradient_view(array: Any, slot: Slot, label: str) -> View:
         raise DtypeError(f"{label}: dtype {view.dtype}: expected a floating-point gradient like {slot.view.dtype}")
     if STORAGES[view.dtype].compute != STORAGES[slot.view.dtype].compute:
         raise DtypeError(f"{label}: dtype {view.dtype} does not go with its parameter's {slot.view.dtype}")
+    if view.pairs != slot.view.pairs:
+        kinds = ("real", "complex")
+        raise DtypeError(
+            f"{label}: {kinds[view.pairs]}: expected a {kinds[slot.view.pairs]} gradient, as its parameter is"
+        )
     if view.shape != slot.view.shape:
         raise InputError(f"{label}: shape {view.shape}: expected {slot.view.shape}, the shape of {slot.label}")
     if view.device != slot.view.device:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from gpuopt import arrays
 from gpuopt.errors import InputError
-from gpuopt.formats.dtypes import PARAMETER_DTYPES
+from gpuopt.formats.dtypes import PARAMETER_DTYPES, numpy_dtype
 from gpuopt.optim.hyper import check_group
 from gpuopt.optim.slots import Slot
 from gpuopt.rules.language import Rule
@@ -42,6 +44,7 @@ def load(
     allocate: Callable[[Slot, Mapping[str, object]], dict[str, Any]],
 ) -> list[dict[str, Any]]:
     """Check and allocate everything, then fill the slots; returns the hyperparameters of each group. Raises InputError."""
+    saved = as_saved(saved)
     check_form(rule, saved)
     sizes = [len(g["params"]) for g in saved["param_groups"]]
     expected = [len(g["params"]) for g in groups]
@@ -53,7 +56,7 @@ def load(
     values = []
     for index, (found, group) in enumerate(zip(saved["param_groups"], groups, strict=True)):
         # a schedule is saved as None and stays the caller's
-        values.append({k: v for k, v in found.items() if k != "params" and (k, v) != ("lr", None)})
+        values.append({k: plain(v) for k, v in found.items() if k != "params" and (k, v) != ("lr", None)})
         check_group({**group, **values[-1]}, rule, f"state_dict param_groups[{index}]")
     made = []
     for index, slot in enumerate(slots):
@@ -63,6 +66,41 @@ def load(
         slot.states = states
         slot.clock = type(slot.clock)(slot.group, step, slot.clock.environment)
     return values
+
+
+def as_saved(saved: Any) -> Any:
+    """What came back from JSON or npz in the form in which it was saved: indices are whole numbers, lists of numbers and the
+    two bytes that npz makes of bfloat16 are arrays, arrays of no dimension are what they hold.
+    """
+    saved = plain(saved)
+    if not isinstance(saved, Mapping):
+        return saved
+    saved = {key: plain(value) for key, value in saved.items()}
+    if isinstance(saved.get("state"), Mapping):
+        saved["state"] = {index_of(index): states_of(plain(entry)) for index, entry in saved["state"].items()}
+    return saved
+
+
+def plain(value: Any) -> Any:
+    """What an array of no dimension holds, or a number of NumPy is, in Python's own type; anything else as it is."""
+    return (
+        value.item() if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and not value.ndim) else value
+    )
+
+
+def index_of(index: Any) -> Any:
+    return int(index) if isinstance(index, str) and index.isdecimal() else index
+
+
+def states_of(entry: Any) -> Any:
+    """The step count and states of one parameter."""
+    if not isinstance(entry, Mapping):
+        return entry
+    found = {key: np.asarray(value) if isinstance(value, (list, int, float)) else value for key, value in entry.items()}
+    found |= {
+        k: v.view(numpy_dtype("bfloat16")) for k, v in found.items() if getattr(v, "dtype", None) == np.dtype("V2")
+    }
+    return found | ({"step": plain(entry["step"])} if "step" in entry else {})
 
 
 def check_form(rule: Rule, saved: Any) -> None:
@@ -100,7 +138,7 @@ def restored(
             raise InputError(f"{key} of {slot.label}: shape {view.shape}: expected {slot.view.shape}")
         if view.dtype not in PARAMETER_DTYPES:
             raise InputError(f"{key} of {slot.label}: dtype {view.dtype}: expected a floating type")
-    missing = [s.key for s in rule.active_states(flags) if s.key not in states] if states else []
+    missing = [s.key for s in rule.active_states(flags) if s.key not in states] if states or step else []
     if missing:
         raise InputError(f"state_dict of {slot.label}: {missing[0]} is missing")
     if not states:

@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from gpuopt.errors import InputError
+
+
+def settled(tree: Any, label: str) -> Any:
+    """The tree with a list in place of every generator, view of a dict, deque and other iterable, which may not be indexed.
+
+    Raises InputError for a set, which has no order.
+    """
+    if isinstance(tree, Mapping):
+        return {key: settled(value, f"{label}[{key!r}]") for key, value in tree.items()}
+    if isinstance(tree, (set, frozenset)):
+        raise InputError(f"{label}: a set: expected an ordered collection, such as a list")
+    if not isinstance(tree, (list, tuple)) and not is_iterable(tree):
+        return tree
+    found = [settled(value, f"{label}[{index}]") for index, value in enumerate(tree)]
+    return tuple(found) if type(tree) is tuple else found
+
+
+def is_iterable(value: Any) -> bool:
+    """Whether it holds arrays and is none itself: a generator, a view of a dict, a deque."""
+    array = any(hasattr(value, name) for name in ("shape", "__dlpack__", "__cuda_array_interface__"))
+    return isinstance(value, Iterable) and not array and not isinstance(value, (str, bytes))
 
 
 def flatten(tree: Any, label: str) -> Iterator[tuple[str, Any]]:
@@ -31,6 +52,7 @@ def mirror(structure: Any, tree: Any, label: str, what: str) -> Iterator[Any]:
         for key, value in structure.items():
             yield from mirror(value, tree[key], f"{label}[{key!r}]", what)
     elif isinstance(structure, (list, tuple)):
+        tree = list(tree) if is_iterable(tree) and not isinstance(tree, (list, tuple, Mapping)) else tree
         if not isinstance(tree, (list, tuple)) or len(tree) != len(structure):
             found = f"{len(tree)}" if isinstance(tree, (list, tuple)) else type(tree).__name__
             raise InputError(f"{label}: expected {len(structure)} entries as in {what}, found {found}")

@@ -15,6 +15,7 @@ from gpuopt.arrays import Kind, View
 from gpuopt.backends import numba as cpu
 from gpuopt.errors import DeviceError, InputError, LayoutError
 from gpuopt.launch.stream import override
+from gpuopt.pairs import paired
 
 NAMES = {
     torch.float64: "float64",
@@ -46,11 +47,8 @@ def describe(tensor: torch.Tensor) -> View:
             f"a {type(tensor).__name__} has no memory of its own: expected a plain tensor, such as to_local() of a DTensor"
         )
     where = "cpu" if device.type == "cpu" else f"{device.type}:{device.index or 0}"
-    shape, strides = tuple(tensor.shape), tensor.stride()
-    if tensor.is_complex():
-        shape, strides = (*shape, 2), (*(2 * s for s in strides), 1)
-    name = NAMES.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
-    return View(tensor.data_ptr(), shape, strides, name, where)
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return paired(View(tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), dtype, where))
 
 
 def storage(like: torch.Tensor, dtype: str) -> tuple[torch.Tensor, torch.dtype]:

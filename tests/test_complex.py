@@ -1,0 +1,166 @@
+"""Complex arrays: each number is stepped as a pair of real ones, as in torch; on NumPy arrays here, on CuPy's in test_gpu.py."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import gpuopt
+import gpuopt.torch
+from gpuopt.errors import DtypeError, InputError
+from samples import HOST_BACKENDS, refused
+
+BACKENDS = pytest.mark.parametrize("backend", HOST_BACKENDS)
+DTYPES = pytest.mark.parametrize("dtype", [np.complex64, np.complex128])
+REAL = {np.complex64: np.float32, np.complex128: np.float64}
+Array = Any
+ORDERS: dict[str, Callable[[Array], Array]] = {
+    "C": lambda a: a,
+    "F": np.asfortranarray,
+    "reversed": lambda a: a.copy()[::-1],
+    "transposed": lambda a: np.ascontiguousarray(a.transpose(1, 2, 0)).transpose(2, 0, 1),
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "clipped": {"clip_value": 0.3, "weight_decay": 0.1},
+    "by norm": {"max_grad_norm": 0.7, "maximize": True},
+    "sparse": {"l1": 0.1},
+    "bfloat16": {"state_format": "bfloat16", "seed": 5},
+}
+
+
+def number(step: int, dtype: Any, shape: tuple[int, ...] = (4, 3, 5)) -> Array:
+    source = np.random.default_rng(step)
+    return (source.normal(size=shape) + 1j * source.normal(size=shape)).astype(dtype)
+
+
+def pairs(array: Array) -> Array:
+    """A copy as real numbers, in C order."""
+    return np.stack([array.real, array.imag], -1)
+
+
+def stepped(name: str, p: Array, backend: str, options: dict[str, Any], of: Callable[[Array], Array]) -> Any:
+    opt = gpuopt.create(name, [p], lr=0.1, backend=backend, **options)
+    for step in range(1, 4):
+        opt.step([of(number(step, np.complex128).astype(np.complex64))])
+    return opt
+
+
+@BACKENDS
+@DTYPES
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("name", gpuopt.optimizers())
+def test_a_complex_array_is_stepped_as_its_real_numbers(
+    name: str, option: str, order: str, dtype: Any, backend: str
+) -> None:
+    options = OPTIONS[option]
+    p = ORDERS[order](number(0, dtype))
+    real = pairs(p).copy()
+    if order != "C" and option == "bfloat16":  # random numbers follow the elements in memory
+        options = options | {"state_format": "float32"}
+    ours = stepped(name, p, backend, options, lambda g: g.astype(dtype))
+    twin = stepped(name, real, backend, options, lambda g: pairs(g.astype(dtype)))
+    kept, expected = ours.state_dict()["state"][0], twin.state_dict()["state"][0]
+    if option != "by norm" or order == "C":  # sums go in the order of memory
+        assert pairs(p).tobytes() == real.tobytes()
+    np.testing.assert_allclose(pairs(p), real, rtol=1e-5, atol=1e-6)
+    for key, state in kept.items():
+        if key != "step":
+            if options.get("state_format") != "bfloat16" or dtype is np.complex128:
+                assert state.dtype == dtype and state.shape == p.shape
+                state = pairs(state)
+            np.testing.assert_allclose(state.astype(float), expected[key].astype(float), rtol=1e-5, atol=1e-6)
+
+
+@BACKENDS
+@DTYPES
+@pytest.mark.parametrize(
+    ("title", "options"),
+    [
+        ("Adam", {"amsgrad": True}),
+        ("AdamW", {}),
+        ("SGD", {"momentum": 0.9, "nesterov": True}),
+        ("RMSprop", {"momentum": 0.5, "centered": True}),
+        ("Adagrad", {"initial_accumulator_value": 0.3}),
+    ],
+)
+def test_as_torch(title: str, options: dict[str, Any], dtype: Any, backend: str) -> None:
+    p = number(0, dtype)
+    theirs = torch.nn.Parameter(torch.tensor(p))
+    opt = getattr(gpuopt, title)([p], lr=0.1, weight_decay=0.05, backend=backend, **options)
+    usual = getattr(torch.optim, title)([theirs], lr=0.1, weight_decay=0.05, **options)
+    for step in range(1, 6):
+        g = number(step, dtype)
+        theirs.grad = torch.tensor(g)
+        opt.step([g])
+        usual.step()
+    tight = 1e-5 if dtype is np.complex64 else 1e-12
+    np.testing.assert_allclose(p, theirs.detach().numpy(), rtol=tight, atol=tight)
+    for key, state in usual.state_dict()["state"][0].items():
+        if key != "step" and state is not None:
+            np.testing.assert_allclose(opt.state_dict()["state"][0][key], state.numpy(), rtol=tight, atol=tight)
+
+
+@BACKENDS
+def test_a_mask_is_of_numbers(backend: str) -> None:
+    p, mask = number(0, np.complex64, (6,)), np.array([True, False] * 3)
+    twin = pairs(p)
+    opt = gpuopt.AdamW([p], lr=0.1, mask=[mask], backend=backend)
+    other = gpuopt.AdamW([twin], lr=0.1, mask=[np.stack([mask, mask], -1)], backend=backend)
+    g = number(1, np.complex64, (6,))
+    opt.step([g])
+    other.step([pairs(g)])
+    assert pairs(p).tobytes() == twin.tobytes() and (p[1::2] == 0).all() and (p[::2] != 0).all()
+
+
+@BACKENDS
+@pytest.mark.parametrize("form", ["float32", "bfloat16"])
+def test_training_goes_on_from_a_checkpoint(form: str, backend: str) -> None:
+    p = number(0, np.complex64)
+    opt = gpuopt.Adagrad([p], lr=0.1, initial_accumulator_value=0.1, state_format=form, backend=backend)
+    opt.step([number(1, np.complex64)])
+    q = p.copy()
+    again = gpuopt.Adagrad([q], lr=0.1, initial_accumulator_value=0.1, state_format=form, backend=backend)
+    again.load_state_dict(opt.state_dict())
+    copied = pickle.loads(pickle.dumps(opt))
+    for one in (opt, again, copied):
+        one.step([number(2, np.complex64)])
+    assert p.tobytes() == q.tobytes() == copied.param_groups[0]["params"][0].tobytes()
+
+
+@BACKENDS
+def test_through_dlpack(backend: str) -> None:
+    """A tensor of torch without its adapter, and gradients of torch for an array of NumPy."""
+    p, g = number(0, np.complex64), number(1, np.complex64)
+    q, tensor = p.copy(), torch.tensor(p)
+    for param in (q, tensor):
+        gpuopt.AdamW([param], lr=0.1, backend=backend).step([torch.tensor(g)])
+    gpuopt.AdamW([p], lr=0.1, backend=backend).step([g])
+    assert p.tobytes() == q.tobytes() == tensor.numpy().tobytes()
+
+
+@BACKENDS
+def test_real_and_complex_do_not_go_together(backend: str) -> None:
+    opt = gpuopt.GD([np.ones((3, 2))], lr=0.1, backend=backend)
+    with refused(opt, DtypeError, "gradient of params[0]", "complex", "real"):
+        opt.step([np.ones(3, complex)])
+    opt = gpuopt.GD([np.ones(3, complex)], lr=0.1, backend=backend)
+    with refused(opt, DtypeError, "gradient of params[0]", "complex"):
+        opt.step([np.ones((3, 2))])
+    with refused(opt, InputError, "gradient of params[0]"):
+        opt.step([np.ones(4, complex)])
+    with pytest.raises(DtypeError, match="complex"):
+        gpuopt.GD([np.ones(3, np.clongdouble)], lr=0.1, backend=backend)
+
+
+@BACKENDS
+def test_the_norm_is_that_of_the_numbers(backend: str) -> None:
+    p = np.zeros(2, complex)
+    gpuopt.GD([p], lr=1.0, max_grad_norm=1.0, backend=backend).step([np.array([3 + 4j, 12j])])
+    np.testing.assert_allclose(p, -np.array([3 + 4j, 12j]) / 13, rtol=1e-6)
