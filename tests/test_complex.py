@@ -13,7 +13,7 @@ import torch
 import gpuopt
 import gpuopt.torch
 from gpuopt.errors import DtypeError, InputError
-from samples import HOST_BACKENDS, refused
+from samples import HOST_BACKENDS, bits, refused
 
 BACKENDS = pytest.mark.parametrize("backend", HOST_BACKENDS)
 DTYPES = pytest.mark.parametrize("dtype", [np.complex64, np.complex128])
@@ -164,3 +164,24 @@ def test_the_norm_is_that_of_the_numbers(backend: str) -> None:
     p = np.zeros(2, complex)
     gpuopt.GD([p], lr=1.0, max_grad_norm=1.0, backend=backend).step([np.array([3 + 4j, 12j])])
     np.testing.assert_allclose(p, -np.array([3 + 4j, 12j]) / 13, rtol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [np.complex64, np.complex128])
+@pytest.mark.parametrize("option", ["plain", "by norm", "bfloat16"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_cupy_arrays_have_the_bits_of_numpy(order: str, option: str, dtype: Any) -> None:
+    import cupy
+
+    p = ORDERS[order](number(0, dtype))
+    q = cupy.asarray(p, order=order)
+    mask = np.abs(p) > 0.5
+    opt = gpuopt.Adagrad([p], lr=0.1, initial_accumulator_value=0.1, backend="numpy", mask=[mask], **OPTIONS[option])
+    ours = gpuopt.Adagrad([q], lr=0.1, initial_accumulator_value=0.1, mask=[cupy.asarray(mask)], **OPTIONS[option])
+    for step in range(1, 4):
+        g = ORDERS[order](number(step, dtype))
+        opt.step([g])
+        ours.step([cupy.asarray(g, order=order)])
+    assert q.get().tobytes() == p.tobytes()
+    saved = ours.state_dict()["state"][0]["sum"]
+    assert saved.shape[:3] == p.shape and bits(saved.get()) == bits(opt.state_dict()["state"][0]["sum"])
