@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 import gpuopt
+import gpuopt.torch
 from gpuopt.errors import DtypeError, InputError
 from samples import HOST_BACKENDS, bits, refused
 
@@ -138,16 +140,39 @@ def test_a_checkpoint_without_its_states_is_refused(backend: str) -> None:
             again.load_state_dict(saved)
 
 
-def test_an_unknown_option_is_told_all_that_there_are() -> None:
-    with pytest.raises(InputError) as caught:
-        gpuopt.AdamW([np.ones(3)], weight_dekay=0.1)
+@pytest.mark.parametrize("title", ["AdamW", "SGD", "GD", "Lion"])
+@pytest.mark.parametrize("api", ["arrays", "torch"])
+def test_an_unknown_option_is_told_all_that_there_are(api: str, title: str) -> None:
+    """Each of them, by the signature of the class, and the one that was meant."""
+    made = getattr(gpuopt if api == "arrays" else gpuopt.torch, title)
+    with pytest.raises((InputError, TypeError)) as caught:
+        made([torch.ones(3)], lr=0.1, weight_dekay=0.1)
     said = str(caught.value)
-    assert all(name in said for name in ("lr", "betas", "clip_value", "max_grad_norm", "mask", "seed", "state_format"))
+    words = (
+        "lr",
+        "weight_decay",
+        "clip_value",
+        "l1",
+        "max_grad_norm",
+        "mask",
+        "seed",
+        "state_format",
+        "skip_nonfinite",
+    )
+    names = {n for n, p in inspect.signature(made).parameters.items() if p.kind is not p.VAR_KEYWORD} - {
+        "params",
+        "self",
+    }
+    assert {name for name in (*words, *names) if f" {name}," not in said.replace(";", ",")} == set()
     assert "did you mean 'weight_decay'?" in said
 
 
-def test_repr_shows_what_is_set() -> None:
-    opt = gpuopt.AdamW([np.ones(3)], lr=0.5, max_grad_norm=2.0, state_format="bfloat16", seed=7, backend="numpy")
-    for text in ("AdamW on numpy", "max_grad_norm=2.0", "state_format=bfloat16", "seed=7", "lr=0.5"):
+@pytest.mark.parametrize("api", ["arrays", "torch"])
+def test_repr_shows_what_is_set(api: str) -> None:
+    options = {"max_grad_norm": 2.0, "state_format": "bfloat16", "seed": 7}
+    opt = (gpuopt if api == "arrays" else gpuopt.torch).AdamW([torch.ones(3)], lr=0.5, **options)
+    for text in ("AdamW", "max_grad_norm=2.0", "state_format=bfloat16", "seed=7", "0.5"):
         assert text in repr(opt)
-    assert "skip_nonfinite" not in repr(opt)
+    assert "skip_nonfinite" not in repr(opt) and "grad_scale" not in repr(opt)
+    scaled = (gpuopt if api == "arrays" else gpuopt.torch).AdamW([torch.ones(3)], grad_scale=torch.ones(1))
+    assert "grad_scale=tensor" in repr(scaled)

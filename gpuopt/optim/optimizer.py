@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 from gpuopt.errors import InputError
@@ -79,8 +78,7 @@ class Optimizer:
             raise InputError("params: expected at least one array, found none")
 
     def __repr__(self) -> str:
-        changed = (f for f in fields(Settings) if getattr(self.settings, f.name) != f.default)
-        options = "".join(f", {f.name}={getattr(self.settings, f.name)}" for f in changed)
+        options = f", {self.settings}" if str(self.settings) else ""
         groups = "\n".join(
             f"  group {k}: {len(g['params'])} tensors, " + ", ".join(f"{n}={v}" for n, v in g.items() if n != "params")
             for k, g in enumerate(self.param_groups)

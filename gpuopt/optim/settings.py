@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from gpuopt.errors import InputError
@@ -32,6 +32,11 @@ class Settings:
         """What a plan of launches depends on."""
         formats = self.state_format if isinstance(self.state_format, str) else tuple(self.state_format.items())
         return formats, self.param_format, self.max_grad_norm is None, self.grad_scale is None, self.seed
+
+    def __str__(self) -> str:
+        """Those that are not as they are by default: `max_grad_norm=1.0, seed=7`."""
+        values = ((f, getattr(self, f.name)) for f in fields(self))
+        return ", ".join(f"{f.name}={v}" for f, v in values if repr(v) != repr(f.default))
 
     def check(self, rule: Rule) -> None:
         """Raise InputError naming the value and what is allowed."""

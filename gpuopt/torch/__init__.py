@@ -16,6 +16,7 @@ import torch
 
 from gpuopt import rules
 from gpuopt.errors import GpuoptError, outside
+from gpuopt.messages import suggestion
 from gpuopt.optim.classes import make
 from gpuopt.optim.hyper import GROUP_OPTIONS, defaults_of
 from gpuopt.rules.definition import Definition
@@ -99,7 +100,9 @@ def _made(rule: Rule, definition: Definition) -> type[TorchOptimizer]:
         extra = {k: values.pop(k) for k in GROUP_OPTIONS if k in values and k not in fields}
         unknown = set(values) - set(fields) - {"capturable"}
         if unknown:
-            raise TypeError(f"{rule.title} has no argument {sorted(unknown)[0]!r}")
+            name, known = min(unknown), [*dict.fromkeys((*fields, *GROUP_OPTIONS, *OPTIONS))]
+            hint = f"it takes params, {', '.join(known)}{suggestion(name, known)}"
+            raise TypeError(f"{rule.title} has no argument {name!r}; {hint}")
         TorchOptimizer.__init__(self, params, fields | values | extra, options, options.pop("backend"))
 
     members = {"__init__": __init__, "__doc__": rule.__doc__, "rule": rule, "torch_defaults": theirs}

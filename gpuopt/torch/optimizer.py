@@ -74,6 +74,11 @@ class TorchOptimizer(torch.optim.Optimizer):
                 )
         return {known[key]: _of_parts(mask, known[key]) for key, mask in given.items()}
 
+    def __repr__(self) -> str:
+        """torch's, and the options of the whole optimizer that are set."""
+        options = str(Settings(**self._options))
+        return super().__repr__() + (f" with {options}" if options else "")
+
     @property
     def _counts_steps(self) -> bool:
         return self.twin not in WITHOUT_STEP
