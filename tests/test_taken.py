@@ -101,29 +101,33 @@ def test_torch_tensors_need_no_import_of_the_adapter() -> None:
 # ------------------------------------------------------------------------------------------------ checkpoints
 
 
-def trained(backend: str, steps: range, opt: Any = None, p: Any = None) -> tuple[Any, Any]:
-    p = np.linspace(0, 1, 5) if p is None else p
-    opt = gpuopt.AdamW([p], lr=0.1, amsgrad=True, backend=backend) if opt is None else opt
+def trained(backend: str, steps: range, opt: Any = None, p: Any = None, form: str = "float32") -> tuple[Any, Any]:
+    p = np.linspace(0, 1, 5).astype(np.float32) if p is None else p
+    opt = gpuopt.AdamW([p], lr=0.1, amsgrad=True, backend=backend, state_format=form) if opt is None else opt
     for k in steps:
-        opt.step([np.cos(np.arange(5.0) + k)])
+        opt.step([np.cos(np.arange(5.0) + k).astype(np.float32)])
     return opt, p
 
 
 @BACKENDS
 @pytest.mark.parametrize("way", ["json", "npz"])
-def test_state_dicts_survive(backend: str, way: str, tmp_path: Any) -> None:
+@pytest.mark.parametrize("form", ["float32", "bfloat16"])
+def test_state_dicts_survive(backend: str, form: str, way: str, tmp_path: Any) -> None:
     """Numbers as lists, indices as text, step counts as arrays: what JSON and npz make of them."""
-    _, expected = trained(backend, range(6))
-    opt, p = trained(backend, range(3))
+    _, expected = trained(backend, range(6), form=form)
+    opt, p = trained(backend, range(3), form=form)
     saved = opt.state_dict()
     if way == "json":
-        plain = {i: {k: v if k == "step" else v.tolist() for k, v in s.items()} for i, s in saved["state"].items()}
+        plain = {
+            i: {k: v if k == "step" else v.astype(float).tolist() for k, v in s.items()}
+            for i, s in saved["state"].items()
+        }
         saved = json.loads(json.dumps(saved | {"state": plain}))
     else:
         np.savez(tmp_path / "s.npz", **saved["state"][0])
         with np.load(tmp_path / "s.npz") as found:
             saved = saved | {"state": {0: dict(found)}}
-    again = gpuopt.AdamW([p], lr=0.1, amsgrad=True, backend=backend)
+    again = gpuopt.AdamW([p], lr=0.1, amsgrad=True, backend=backend, state_format=form)
     again.load_state_dict(saved)
     trained(backend, range(3, 6), again, p)
     assert bits(p) == bits(expected) and again.state_dict()["state"][0]["step"] == 6

@@ -83,24 +83,30 @@ def as_saved(saved: Any) -> Any:
 
 def plain(value: Any) -> Any:
     """What an array of no dimension holds, or a number of NumPy is, in Python's own type; anything else as it is."""
-    return (
-        value.item() if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and not value.ndim) else value
-    )
+    held = isinstance(value, np.generic) or (isinstance(value, np.ndarray) and not value.ndim)
+    return value.item() if held else value
 
 
 def index_of(index: Any) -> Any:
     return int(index) if isinstance(index, str) and index.isdecimal() else index
 
 
+def value_of(found: Any) -> Any:
+    """A list or number as an array, in which whole numbers are floating ones; what is no such thing as it is."""
+    try:
+        made = np.asarray(found) if isinstance(found, (list, int, float)) else found
+    except ValueError:  # lists of unequal lengths
+        return found
+    if getattr(made, "dtype", None) == np.dtype("V2"):
+        return made.view(numpy_dtype("bfloat16"))
+    return made.astype(np.float64) if made is not found and made.dtype.kind == "i" else made
+
+
 def states_of(entry: Any) -> Any:
     """The step count and states of one parameter."""
     if not isinstance(entry, Mapping):
         return entry
-    found = {key: np.asarray(value) if isinstance(value, (list, int, float)) else value for key, value in entry.items()}
-    found |= {
-        k: v.view(numpy_dtype("bfloat16")) for k, v in found.items() if getattr(v, "dtype", None) == np.dtype("V2")
-    }
-    return found | ({"step": plain(entry["step"])} if "step" in entry else {})
+    return {key: plain(value) if key == "step" else value_of(value) for key, value in entry.items()}
 
 
 def check_form(rule: Rule, saved: Any) -> None:
@@ -134,6 +140,8 @@ def restored(
         if key not in names:
             raise InputError(f"state_dict of {slot.label}: unknown state {key!r}: expected {', '.join(names)}")
         view = arrays.describe(states[key], f"{key} of {slot.label}")
+        if view.pairs and not slot.view.pairs:
+            raise InputError(f"{key} of {slot.label}: complex: expected a real one, as its parameter is")
         if view.shape != slot.view.shape:
             raise InputError(f"{key} of {slot.label}: shape {view.shape}: expected {slot.view.shape}")
         if view.dtype not in PARAMETER_DTYPES:
