@@ -9,11 +9,15 @@ import linecache
 import os
 import pickle
 import sys
+from collections.abc import Callable
+from functools import wraps
 from types import TracebackType
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 E = TypeVar("E", bound=BaseException)
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class GpuoptError(Exception):
@@ -85,3 +89,16 @@ def outside(error: E) -> E:
     for at in reversed(kept):
         made = TracebackType(made, at.tb_frame, at.tb_lasti, at.tb_lineno)
     return error.with_traceback(made)
+
+
+def told_outside(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, whose errors of ours end where the user called it, not in frames of gpuopt's own."""
+
+    @wraps(function)
+    def told(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except GpuoptError as error:
+            raise outside(error) from error.__cause__
+
+    return told

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gpuopt.errors import InputError
+from gpuopt.errors import InputError, told_outside
 from gpuopt.optim import state_dict, trees
 from gpuopt.optim.engine import Engine
 from gpuopt.optim.hyper import check_group, defaults_of
@@ -97,6 +97,7 @@ class Optimizer:
 
     # ------------------------------------------------------------------------------------------- groups
 
+    @told_outside
     def add_param_group(self, group: Mapping[str, Any], *, mask: Any = None) -> None:
         """Add tensors with hyperparameters of their own; `group["params"]` is an array or a nested list or dict.
 
@@ -133,6 +134,7 @@ class Optimizer:
 
     # ------------------------------------------------------------------------------------------- step
 
+    @told_outside
     def step(self, grads: Any) -> None:
         """Update every parameter in place from its gradient; gradients are only read.
 
@@ -195,6 +197,7 @@ class Optimizer:
         self._engine.synchronize()
         return state_dict.save(self.rule, self._engine.slots, self.param_groups)
 
+    @told_outside
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Take states, step counts and hyperparameters from `state_dict()`. Raises InputError and changes nothing if it
         does not fit.

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from gpuopt import arrays, backends
-from gpuopt.errors import InputError, LayoutError
+from gpuopt.errors import InputError, LayoutError, told_outside
 from gpuopt.optim.engine import Engine
 from gpuopt.optim.hyper import check_group, defaults_of, members
 from gpuopt.optim.settings import Settings
@@ -101,6 +101,7 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     # ------------------------------------------------------------------------------------------- groups and slots
 
+    @told_outside
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in torch. Raises InputError for a hyperparameter out of range and changes nothing."""
         if isinstance(param_group, dict):  # torch says what it is else
@@ -287,6 +288,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         made["state"] = {k: dict(v) if isinstance(v, ShownState) else v for k, v in made["state"].items()}
         return made
 
+    @told_outside
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take a state dict of this class or of torch's class of the same name; states get the dtypes that `state_format` says.
 
