@@ -253,7 +253,7 @@ def test_a_traceback_shows_the_authors_line_with_a_caret_and_little_of_gpuopt(
         lambda made, p: made([p], lr=-1.0),
         lambda made, p: made([p], betas=(0.9, 2.0)),
         lambda made, p: made([p], lr=0.1).add_param_group({"params": [p], "lr": "fast"}),
-        lambda made, p: made([p], lr=0.1).load_state_dict({"state": {}, "param_groups": []}),
+        lambda made, p: made([p], lr=0.1).load_state_dict({"state": {}, "param_groups": [{"params": [0], "lr": -1.0}]}),
     ],
 )
 def test_frames_of_gpuopt_do_not_fill_the_traceback(mistake: Callable[..., Any], api: str) -> None:
