@@ -3,17 +3,21 @@
 The cupy and numba-cuda backends give it a `Runtime`. An ordinary step is one launch with the rows of scalars by value. Where
 a norm is needed or a step may be skipped or captured, two small kernels go before: sums of the gradients, and the
 decision, which advances step counts and computes the rows on the device.
+
+A step that is captured into a CUDA graph owns the table and the hyperparameters that it reads; step counts, flags and states
+are those of the eager steps, which go on as if there were no graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
 
 from gpuopt import arrays
-from gpuopt.backends.runtime import DECISION, Runtime, Staging
+from gpuopt.backends.runtime import DECISION, Owned, Runtime, Staging, relaxed
 from gpuopt.compiler.host import div
 from gpuopt.errors import DtypeError, GpuoptError
 from gpuopt.formats.dtypes import STORAGES
@@ -28,6 +32,13 @@ BLOCKS = (
 SMALL = 1024  # mean elements of a tile below which a warp takes a tile, not a block
 
 
+FIRST = (
+    "the first step of a set of gradients and options compiles and allocates: run one step before capturing it into a CUDA "
+    "graph"
+)
+Upload = Callable[[Any, Any, Any], None]  # of a Staging or an Owned
+
+
 class Resident:
     """What one launch keeps on the device."""
 
@@ -38,6 +49,7 @@ class Resident:
         self.unit, size = tiling(plan, self.multiprocessors * BLOCKS)
         plan.cut_tiles(size)
         self.table = self._buffer(backend, plan.table, stream)
+        self.partials: Any = None  # of all launches of a step, with the first one
         self.tiles = self._buffer(backend, plan.tiles, stream)
         self.version = plan.version
         self.rows: Any = None  # device rows: several rows by numba-cuda, too many for an argument, or computed there
@@ -45,15 +57,20 @@ class Resident:
         self.steps: Any = None
         self.flags: Any = None  # int64: skip, skipped
         self.chunks: Any = None
-        self.staged: Any = None  # pinned hyperparameters that a captured copy reads again at every replay
-        self.captured = False
         self.counted = 0
 
     @staticmethod
-    def _buffer(backend: DeviceBackend, array: Any, stream: Any) -> Any:
+    def _buffer(backend: DeviceBackend, array: Any, stream: Any, upload: Upload | None = None) -> Any:
         buffer = backend.runtime.allocate(max(8, array.nbytes))
-        backend.staging.upload(buffer, array, stream)
+        (upload or backend.staging.upload)(buffer, array, stream)
         return buffer
+
+    def captured(self, backend: DeviceBackend, launch: Launch, stream: Any, upload: Upload) -> Resident:
+        """The same with a table and hyperparameters of its own, as a graph reads them."""
+        own = copy(self)
+        own.table = self._buffer(backend, launch.plan.table, stream, upload)
+        own.hyper = backend.runtime.allocate(hyper_bytes(launch))
+        return own
 
     def decide(self, backend: DeviceBackend, launch: Launch, stream: Any) -> None:
         """Allocate what decisions on the device need, once."""
@@ -68,10 +85,7 @@ class Resident:
         self.rows = runtime.allocate(max(8, count * len(program.row) * STORAGES[program.compute].itemsize))
         self.steps = self._buffer(backend, np.array([c.step for c in launch.clocks], np.int64), stream)
         self.flags = self._buffer(backend, np.zeros(2, np.int64), stream)
-        self.staged = runtime.pinned(
-            max(8, 2 * 8 * count * len(launch.inputs))
-        )  # numbers and sources, see Launch.hyper
-        self.hyper = runtime.allocate(self.staged.nbytes)
+        self.hyper = runtime.allocate(hyper_bytes(launch))
 
 
 class DeviceBackend:
@@ -84,8 +98,7 @@ class DeviceBackend:
         self.runtime, self.index = runtime, index
         self.staging = Staging(runtime)
         self.kernels: dict[tuple[Any, ...], Any] = {}
-        self.partials: Any = None
-        self.partials_bytes = 0
+        self.graphs: list[Any] = []  # what captured steps read and write: a graph may be replayed as long as the process lives
 
     def kernel(self, kind: str, *key: Any) -> Any:
         """A compiled kernel of the current device, made once."""
@@ -102,17 +115,50 @@ class DeviceBackend:
 
     def _step(self, launches: Sequence[Launch], demand: Demand, clocks: Sequence[Clock]) -> None:
         stream = self.runtime.stream()
+        if self.runtime.capturing(stream):
+            with relaxed():
+                self._capture(launches, demand, stream)
+            return
         deciding = demand.on_device or demand.sums
-        capturing = demand.on_device and self.runtime.capturing(stream)
-        residents = [self._resident(launch, deciding, capturing, stream) for launch in launches]
+        residents = [self._resident(launch, deciding, stream) for launch in launches]
         if not deciding:
             rows = advance(clocks, launches, 1.0 if demand.grad_scale is None else div(1.0, float(demand.grad_scale)))
             for launch, resident, row in zip(launches, residents, rows, strict=True):
                 self._update(launch, resident, self._by_value(launch, resident, row, stream), 0, stream)
             return
-        decisions = self._decisions(launches, residents, demand, stream)
-        for launch, resident in zip(launches, residents, strict=True):
-            self._upload_inputs(launch, resident, demand, stream)
+        self._decide(launches, residents, demand, clocks, stream, self.staging.upload)
+
+    def _capture(self, launches: Sequence[Launch], demand: Demand, stream: Any) -> None:
+        if not demand.on_device:
+            raise GpuoptError(
+                "the current stream is captured into a CUDA graph, whose replays would repeat the rate and the step count of "
+                "this step for ever: make the optimizer with capturable=True"
+            )
+        residents = [launch.private.get("resident") for launch in launches]
+        if any(resident is None or resident.hyper is None for resident in residents):
+            raise GpuoptError(FIRST)
+        owned = Owned(self.runtime)
+        mine = [r.captured(self, launch, stream, owned.upload) for r, launch in zip(residents, launches, strict=True)]
+        values = [clock.environment(clock.step + 1) for launch in launches for clock in launch.clocks]
+        self.graphs.append((owned.kept, mine, demand, values))
+        self._decide(launches, mine, demand, (), stream, owned.upload)
+
+    def _decide(
+        self,
+        launches: Sequence[Launch],
+        residents: Sequence[Resident],
+        demand: Demand,
+        clocks: Sequence[Clock],
+        stream: Any,
+        upload: Upload,
+    ) -> None:
+        """The step with rows that are computed on the device."""
+        decisions = self._decisions(launches, residents, demand)
+        inputs = [launch.hyper(f"{self.device}:{self.index}") for launch in launches]
+        for launch, resident, hyper in zip(launches, residents, inputs, strict=True):
+            upload(resident.hyper, hyper, stream)
+            if not demand.on_device:
+                upload(resident.steps, np.array([c.step for c in launch.clocks], np.int64), stream)
         if not demand.on_device:
             for clock in clocks:
                 clock.step += 1
@@ -124,24 +170,15 @@ class DeviceBackend:
 
     # ------------------------------------------------------------------------------------------- resident data
 
-    def _resident(self, launch: Launch, deciding: bool, capturing: bool, stream: Any) -> Resident:
+    def _resident(self, launch: Launch, deciding: bool, stream: Any) -> Resident:
         resident: Resident | None = launch.private.get("resident")
-        fresh = resident is None or (deciding and resident.hyper is None)
-        if capturing and fresh:
-            raise GpuoptError("the first step allocates and compiles: run one step before capturing a CUDA graph")
         if resident is None:
             resident = launch.private["resident"] = Resident(self, launch, stream)
         if deciding:
             resident.decide(self, launch, stream)
         if resident.version != launch.plan.version:
-            if resident.captured or capturing:
-                raise GpuoptError(
-                    "an array moved after its step was captured into a CUDA graph, which would go on writing to the old "
-                    "address: keep parameters and gradients in place (zero_grad(set_to_none=False)) or capture anew"
-                )
             self.staging.upload(resident.table, launch.plan.table, stream)
             resident.version = launch.plan.version
-        resident.captured |= capturing
         return resident
 
     def _by_value(self, launch: Launch, resident: Resident, rows: Any, stream: Any) -> Any:
@@ -153,17 +190,6 @@ class DeviceBackend:
             resident.rows = self.runtime.allocate(max(8, rows.nbytes))
         self.staging.upload(resident.rows, rows, stream)
         return None
-
-    def _upload_inputs(self, launch: Launch, resident: Resident, demand: Demand, stream: Any) -> None:
-        """Hyperparameters, and step counts too while the host keeps them. A captured copy reads the pinned buffer anew."""
-        hyper = launch.hyper()
-        if demand.on_device and resident.captured:
-            resident.staged[: hyper.nbytes] = hyper.reshape(-1).view(np.uint8)
-            self.runtime.upload(resident.hyper, resident.staged[: max(1, hyper.nbytes)], stream)
-            return
-        self.staging.upload(resident.hyper, hyper, stream)
-        if not demand.on_device:
-            self.staging.upload(resident.steps, np.array([c.step for c in launch.clocks], np.int64), stream)
 
     # ------------------------------------------------------------------------------------------- launches
 
@@ -190,7 +216,7 @@ class DeviceBackend:
         """Two float64 partial sums of every chunk, the launches one behind the other."""
         if not demand.sums:
             return
-        offset = self.runtime.address(self.partials)
+        offset = self.runtime.address(residents[0].partials)
         for launch, resident in zip(launches, residents, strict=True):
             plan = launch.plan
             count = len(plan.chunks)
@@ -207,34 +233,39 @@ class DeviceBackend:
             offset += 16 * count
 
     def _decisions(
-        self, launches: Sequence[Launch], residents: Sequence[Resident], demand: Demand, stream: Any
+        self, launches: Sequence[Launch], residents: Sequence[Resident], demand: Demand
     ) -> list[tuple[Any, ...]]:
         """The arguments of every `prepare` launch; the first one counts the skipped steps."""
         chunk_count = sum(len(launch.plan.chunks) for launch in launches) if demand.sums else 0
-        if 16 * chunk_count > self.partials_bytes:
-            self.partials_bytes = 16 * chunk_count
-            self.partials = self.runtime.allocate(self.partials_bytes)
-        made = []
+        first, device, made = residents[0], f"{self.device}:{self.index}", []
+        if demand.sums and first.partials is None:
+            first.partials = self.runtime.allocate(max(8, 16 * chunk_count))
         for k, (launch, resident) in enumerate(zip(launches, residents, strict=True)):
             decision = np.zeros((), DECISION)
             decision["chunk_count"] = chunk_count
             decision["max_norm"] = np.inf if demand.max_norm is None else demand.max_norm
             decision["grad_scale_value"], decision["grad_scale"] = scalar_or_address(
-                demand.grad_scale, "grad_scale", 1.0
+                demand.grad_scale, "grad_scale", 1.0, device
             )
-            value, decision["found_inf"] = scalar_or_address(demand.found_inf, "found_inf", 0.0)
+            value, decision["found_inf"] = scalar_or_address(demand.found_inf, "found_inf", 0.0, device)
             decision["check_finite"] = demand.check_finite
             decision["row_count"] = len(launch.clocks)
             if value:
                 raise GpuoptError("found_inf on a GPU must be a one-element float32 array on it")
             flags = self.runtime.address(resident.flags)
-            partials = self.runtime.address(self.partials) if chunk_count else 0
+            partials = self.runtime.address(first.partials) if chunk_count else 0
             pointers = (resident.hyper, resident.steps, resident.rows)
             addresses = [self.runtime.address(b) for b in pointers]
             made.append(
                 (*self.runtime.decision_arguments(decision), partials, *addresses, flags, flags + 8 if k == 0 else 0)
             )
         return made
+
+    def check_plan(self) -> None:
+        """Raise GpuoptError while the current stream is captured: the first step of a plan compiles, allocates and waits."""
+        with self.runtime.on_device(self.index):
+            if self.runtime.capturing(self.runtime.stream()):
+                raise GpuoptError(FIRST)
 
     def synchronize(self, launches: Sequence[Launch]) -> int:
         """Wait for the device and bring its step counts into the clocks; returns how many steps it skipped since."""
@@ -272,11 +303,16 @@ def rows_capacity(launch: Launch) -> int:
     return capacity(launch.plan.program)
 
 
-def scalar_or_address(value: Any, name: str, default: float) -> tuple[float, int]:
-    """(number, 0) or (default, address of a one-element float32 device array). Raises DtypeError for another array."""
-    if value is None or not hasattr(value, "shape"):
+def hyper_bytes(launch: Launch) -> int:
+    """Of Launch.hyper: numbers and sources."""
+    return max(8, 2 * 8 * len(launch.clocks) * len(launch.inputs))
+
+
+def scalar_or_address(value: Any, name: str, default: float, device: str) -> tuple[float, int]:
+    """(number, 0) or (default, address of one float32 on `device`). Raises DtypeError for another array."""
+    if value is None or isinstance(value, np.generic) or not hasattr(value, "shape"):
         return (default if value is None else float(value)), 0
     view = arrays.describe(value, name)
-    if view.numel != 1 or view.dtype != "float32" or not view.device.startswith("cuda"):
-        raise DtypeError(f"{name}: {view.dtype} {view.shape} on {view.device}: expected one float32 on the GPU")
+    if view.numel != 1 or view.dtype != "float32" or view.device != device:
+        raise DtypeError(f"{name}: {view.dtype} {view.shape} on {view.device}: expected one float32 on {device}")
     return default, view.address

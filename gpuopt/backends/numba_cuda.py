@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import linecache
 import os
+import warnings
 from collections.abc import Callable
 from functools import cache
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -40,6 +42,8 @@ def simulated() -> bool:
 def missing() -> str | None:
     """None where Numba CUDA imports and finds a GPU."""
     try:
+        if not hasattr(np, "row_stack") and version("numba-cuda").startswith("0.30."):
+            return f"numba-cuda 0.30 cannot compile with NumPy {np.__version__}; pip install 'numpy<2.5'"
         if not _cuda().is_available():
             return "Numba CUDA finds no GPU: it needs an NVIDIA driver; pip install 'gpuopt[cuda13]'"
     except Exception as error:
@@ -175,6 +179,10 @@ class NumbaRuntime:
 
     row_limit: int | None = 1  # Numba unpacks a tuple argument scalar by scalar: more rows go up in one copy
 
+    def __init__(self) -> None:
+        self.streams: dict[int, Any] = {}  # by address: Numba configures a launch anew for every new object
+        self.configured: dict[tuple[Any, int, Any], Any] = {}
+
     def on_device(self, index: int) -> Any:
         cuda = _cuda()
 
@@ -184,10 +192,16 @@ class NumbaRuntime:
         cuda = _cuda()
 
         current = override.get()
-        return cuda.default_stream() if current is None else cuda.external_stream(current())
+        address = 0 if current is None else current()
+        if address not in self.streams:
+            self.streams[address] = cuda.external_stream(address) if address else cuda.default_stream()
+        return self.streams[address]
 
     def capturing(self, stream: Any) -> bool:
-        return False  # Numba has no graph API; a capture by another library finds every buffer allocated
+        from numba.cuda.cudadrv.driver import driver
+
+        handle = int(stream.handle)
+        return bool(handle) and int(driver.cuStreamIsCapturing(handle)) != 0
 
     def multiprocessors(self) -> int:
         cuda = _cuda()
@@ -237,7 +251,12 @@ class NumbaRuntime:
         return tuple(decision.item())
 
     def launch(self, kernel: Any, grid: int, arguments: tuple[Any, ...], stream: Any) -> None:
-        kernel[grid, t.THREADS, stream](*plain(arguments))
+        key = (kernel, grid, stream)
+        if key not in self.configured:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Grid size")  # a small step has small grids: nothing to mend
+                self.configured[key] = kernel[grid, t.THREADS, stream]
+        self.configured[key](*plain(arguments))
 
 
 class Backend(DeviceBackend):

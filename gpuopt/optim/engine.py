@@ -190,16 +190,18 @@ class Engine:
 
     def _rebuild(self) -> None:
         """Make states, clocks and launches anew. Everything is allocated before any slot changes."""
-        self.synchronize()
         active = [slot for slot in self.slots if slot.grad_view is not None]
+        places = [(slot.view.device, self.choice(slot)[0]) for slot in active]
+        for device, name in dict.fromkeys(places):
+            backends.get(name, device).check_plan()
+        self.synchronize()
         flags = [dict(f) for f in self._flags()]
         made = [(slot, *self._fitted(slot), self.missing_states(slot, flags[slot.group])) for slot in active]
         for slot, mask, states, more in made:
             slot.mask, slot.states = mask, states | more
         running = self._regroup()
         buckets: dict[tuple[str, str], dict[Signature, list[Slot]]] = {}
-        for slot in active:
-            where = (slot.view.device, self.choice(slot)[0])
+        for slot, where in zip(active, places, strict=True):
             buckets.setdefault(where, {}).setdefault(self._signature(slot, flags[slot.group]), []).append(slot)
         self._launches, self.planned = [], self.planned + 1
         for (device, name), by_signature in buckets.items():
