@@ -73,13 +73,15 @@ class CupyRuntime:
         return int(buffer.ptr)
 
     def pinned(self, nbytes: int) -> Any:
-        return np.frombuffer(self.cupy.cuda.alloc_pinned_memory(nbytes), np.uint8, nbytes)
+        """Not from CuPy's pool either, which asks for events: that is forbidden while a stream is captured."""
+        made = self.cupy.cuda.PinnedMemoryPointer(self.cupy.cuda.PinnedMemory(nbytes), 0)
+        return np.frombuffer(made, np.uint8, nbytes)
 
     def upload(self, buffer: Any, pinned: Any, stream: Any) -> None:
         self.runtime.memcpyAsync(buffer.ptr, pinned.ctypes.data, pinned.nbytes, HOST_TO_DEVICE, stream.ptr)
 
     def download(self, buffer: Any, nbytes: int, stream: Any) -> Any:
-        self.runtime.streamSynchronize(stream.ptr)
+        self.runtime.deviceSynchronize()  # a graph may have been replayed on another stream
         result = np.empty(nbytes, np.uint8)
         self.runtime.memcpy(result.ctypes.data, buffer.ptr, nbytes, DEVICE_TO_HOST)
         return result

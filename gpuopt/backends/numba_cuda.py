@@ -225,7 +225,7 @@ class NumbaRuntime:
         buffer[: pinned.size].copy_to_device(pinned, stream=stream)
 
     def download(self, buffer: Any, nbytes: int, stream: Any) -> Any:
-        stream.synchronize()
+        _cuda().synchronize()  # a graph may have been replayed on another stream
         return buffer[:nbytes].copy_to_host()
 
     def event(self) -> Any:
