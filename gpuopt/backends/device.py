@@ -98,7 +98,9 @@ class DeviceBackend:
         self.runtime, self.index = runtime, index
         self.staging = Staging(runtime)
         self.kernels: dict[tuple[Any, ...], Any] = {}
-        self.graphs: list[Any] = []  # what captured steps read and write: a graph may be replayed as long as the process lives
+        self.graphs: list[
+            Any
+        ] = []  # what captured steps read and write: a graph may be replayed as long as the process lives
 
     def kernel(self, kind: str, *key: Any) -> Any:
         """A compiled kernel of the current device, made once."""
@@ -134,8 +136,8 @@ class DeviceBackend:
                 "the current stream is captured into a CUDA graph, whose replays would repeat the rate and the step count of "
                 "this step for ever: make the optimizer with capturable=True"
             )
-        residents = [launch.private.get("resident") for launch in launches]
-        if any(resident is None or resident.hyper is None for resident in residents):
+        residents: list[Resident] = [launch.private["resident"] for launch in launches if "resident" in launch.private]
+        if len(residents) < len(launches) or any(resident.hyper is None for resident in residents):
             raise GpuoptError(FIRST)
         owned = Owned(self.runtime)
         mine = [r.captured(self, launch, stream, owned.upload) for r, launch in zip(residents, launches, strict=True)]
