@@ -49,6 +49,7 @@ class View:
 class Kind:
     """An array library. matches(array); describe(array) -> View; zeros(array, dtype) -> array like it, filled with 0;
     relayout(array, like, out) -> copy of `array` in the memory order of `like`; clone(array) -> copy; assign(array, values).
+    fixed: whether an array keeps its memory as long as it lives, so that seeing it again means that nothing moved.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Kind:
     relayout: Callable[[Any, Any, Any], Any]
     clone: Callable[[Any], Any]
     assign: Callable[[Any, Any], None]
+    fixed: bool = False
 
 
 def lowest(address: int, shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> int:
@@ -103,6 +105,10 @@ def _strides(array: Any) -> tuple[int, ...]:
 
 
 def _numpy_view(array: Any) -> View:
+    if isinstance(array, np.ma.MaskedArray):
+        raise DtypeError(
+            "a masked array: expected a plain one, since what lies under the mask would be used; use .filled(0)"
+        )
     data = array.__array_interface__["data"]
     strides = _strides(array)
     if not array.dtype.isnative:
@@ -223,9 +229,12 @@ def _dlpack(array: Any) -> Any:
     """The same memory as an array of NumPy or CuPy."""
     xp = np if array.__dlpack_device__()[0] == DLPACK_CPU else _cupy()
     try:
-        return xp.from_dlpack(array)
+        found = xp.from_dlpack(array)
     except (BufferError, RuntimeError, TypeError) as error:
         raise InputError(f"{type(array).__name__} gives no access to its memory through DLPack: {error}") from None
+    if xp is np and found.size and found.flags.owndata:  # NumPy allocates where it is given a null pointer
+        raise InputError(f"{type(array).__name__} {found.shape} has no memory: its owner has given it up")
+    return found
 
 
 def _through_dlpack(method: str) -> Callable[..., Any]:
@@ -251,6 +260,7 @@ KINDS: tuple[Kind, ...] = (
         _array_relayout(lambda: np),
         lambda a: a.copy(),
         _assign,
+        fixed=True,
     ),
     Kind(
         "cupy",
@@ -260,6 +270,7 @@ KINDS: tuple[Kind, ...] = (
         _array_relayout(_cupy),
         lambda a: a.copy(),
         _assign,
+        fixed=True,
     ),
     Kind(
         "cuda-array-interface",
@@ -273,7 +284,11 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         "dlpack",
         lambda a: hasattr(a, "__dlpack__") and hasattr(a, "__dlpack_device__"),
-        *map(_through_dlpack, ("describe", "zeros", "relayout", "clone", "assign")),
+        _through_dlpack("describe"),
+        _through_dlpack("zeros"),
+        _through_dlpack("relayout"),
+        _through_dlpack("clone"),
+        _through_dlpack("assign"),
     ),
 )
 _by_type: dict[type, Kind] = {}

@@ -1,7 +1,7 @@
 """The command line: `gpuopt demo`, `gpuopt info`, `gpuopt show RULE`, `gpuopt bench`.
 
-Started by the console script `gpuopt`. Only parses arguments and prints: what a command does lives in the module it
-imports when it runs. Errors that gpuopt raises on purpose become one line on standard error and exit code 2.
+Started by the console script `gpuopt` and by `python -m gpuopt`. Only parses arguments and prints: what a command does lives in
+the module it imports when it runs. Errors that gpuopt raises on purpose become one line on standard error and exit code 2.
 """
 
 from __future__ import annotations
@@ -9,56 +9,119 @@ from __future__ import annotations
 import argparse
 import ast
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import gpuopt
+from gpuopt.messages import one_line, suggestion
 
 BACKENDS = "auto, numpy, numba, cuda, cupy or numba-cuda"
+EXAMPLES = """examples:
+  gpuopt demo                              train on two small data sets, in seconds
+  gpuopt info                              what works here, and why not
+  gpuopt show                              the optimizers; then the code of one:
+  gpuopt show adamw --backend numba
+  gpuopt bench --quick                     everything side by side, in a minute
+
+gpuopt COMMAND --help says more of each.
+"""
+SHOW_HELP = """Prints the code that a backend compiles for an optimizer; without a name, lists the optimizers.
+
+  gpuopt show adam --backend numba --set amsgrad=True --set max_grad_norm=1
+  gpuopt show my_rules:my_rule             a rule of your own, in my_rules.py of this folder
+"""
+OF_THE_LINE = {
+    "rule": "it comes first, gpuopt show RULE",
+    "backend": "write --backend NAME",
+    "param_dtype": "write --param-dtype NAME",
+}
+INTERRUPTED = 130  # as shells have it
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that, for a misspelt word, adds the one that was probably meant."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """As argparse has it; what is not known is an error here already, where the options of the command are known."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            options = re.findall(r"--[\w-]+", self.format_help())
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{suggestion(unknown[0], options)}")
+        return found, unknown
+
+    def error(self, message: str) -> NoReturn:
+        """Exit code 2 with a line of usage and the message."""
+        if choice := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+            message += suggestion(choice[1], re.findall(r"[\w-]+", choice[2]))
+        super().error(message)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command (`argv`: the process's arguments) and return its exit code: 0, or 2 after a GpuoptError.
 
-    Wrong arguments end in SystemExit(2), as argparse does it.
+    Without a command it prints the help. Wrong arguments end in SystemExit(2), as argparse does it.
     """
     arguments = parser().parse_args(argv)
     try:
-        return int(arguments.command(arguments))
+        return int(arguments.command(arguments) or 0)
     except gpuopt.GpuoptError as error:
-        print(f"gpuopt: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"gpuopt: {one_line(error)}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # `gpuopt show adamw | head` closed the pipe; keep the exit quiet
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # a folder that cannot be written, a file that is none
+        print(f"gpuopt: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ngpuopt: stopped", file=sys.stderr)
+        return INTERRUPTED
 
 
 def parser() -> argparse.ArgumentParser:
     """The argument parser; each command stores its function as `command`."""
-    top = argparse.ArgumentParser(prog="gpuopt", description="GPU-accelerated optimizers.", allow_abbrev=False)
+    raw = argparse.RawDescriptionHelpFormatter
+    top = Parser(
+        prog="gpuopt",
+        description="GPU-accelerated optimizers.",
+        epilog=EXAMPLES,
+        formatter_class=raw,
+        allow_abbrev=False,
+    )
     top.add_argument("--version", action="version", version=f"gpuopt {gpuopt.__version__}")
-    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    top.set_defaults(command=lambda arguments: print(top.format_help(), end=""))
+    commands = top.add_subparsers(title="commands", metavar="COMMAND")
 
     demo = commands.add_parser("demo", help="train on two real data sets and save a plot", allow_abbrev=False)
-    demo.add_argument("--optimizer", default="adamw", help="trains the digits classifier (adamw)")
+    demo.add_argument(
+        "--optimizer", default="adamw", help="trains the digits classifier (adamw); `gpuopt show` lists them"
+    )
     demo.add_argument("--backend", help=f"{BACKENDS} (GPUOPT_BACKEND if that is set, else auto)")
     demo.add_argument("--dtype", default="float32", help="of the parameters: float64, float32, float16 or bfloat16")
     demo.add_argument("--lr", type=float, help="learning rate for the digits (one tuned for the optimizer)")
     demo.add_argument("--out", default=".", metavar="DIR", help="folder for gpuopt-demo.png (the current one)")
     demo.add_argument("--quick", action="store_true", help="a fraction of the work")
-    demo.add_argument("--seed", type=int, default=0, help="of initial weights and minibatches (0)")
+    demo.add_argument("--seed", type=natural, default=0, help="of initial weights and minibatches (0)")
     demo.set_defaults(command=run_demo)
 
-    info = commands.add_parser("info", help="versions, backends and why they are unusable, devices")
+    info = commands.add_parser("info", help="versions, backends and why they are unusable, devices", allow_abbrev=False)
     info.set_defaults(command=run_info)
 
-    show = commands.add_parser("show", help="print the generated source of a rule's kernel", allow_abbrev=False)
-    show.add_argument("rule", help="an optimizer's name, such as adamw")
+    show = commands.add_parser(
+        "show", help="list the optimizers, or print the generated code of one", description=SHOW_HELP, formatter_class=raw,
+        allow_abbrev=False,
+    )  # fmt: skip
+    show.add_argument(
+        "rule", nargs="?", help="an optimizer's name, or module:rule; lists the names where it is left out"
+    )
     show.add_argument("--backend", default="cuda", help="cuda, cupy, numba-cuda, numba or numpy (cuda)")
     show.add_argument("--param-dtype", default="float32", help="float64, float32, float16 or bfloat16 (float32)")
-    show.add_argument("--set", action="append", default=[], type=option, metavar="NAME=VALUE", help="an option of it")
+    show.add_argument(
+        "--set", action="append", default=[], type=option, metavar="NAME=VALUE", help="an option of it; may be repeated"
+    )
     show.set_defaults(command=run_show)
 
     bench = commands.add_parser(
@@ -69,11 +132,20 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def natural(text: str) -> int:
+    """A whole number from 0 on."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected 0, 1, 2 ..., got {text!r}")
+    return int(text)
+
+
 def option(text: str) -> tuple[str, Any]:
     """`name=value` as a pair; the value a Python literal (`0.9`, `True`, `(0.9, 0.99)`), else the text itself."""
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
+    if name in OF_THE_LINE:
+        raise argparse.ArgumentTypeError(f"{name} is no option of an optimizer: {OF_THE_LINE[name]}")
     if value.lower() in ("true", "false", "none"):
         value = value.capitalize()
     try:
@@ -108,9 +180,15 @@ def run_info(arguments: argparse.Namespace) -> int:
 
 
 def run_show(arguments: argparse.Namespace) -> int:
-    """`gpuopt show`: see `gpuopt.kernel_source`."""
+    """`gpuopt show`: the names (`gpuopt.lookup.listing`), or the code of one rule (`gpuopt.kernel_source`)."""
+    from gpuopt import lookup
+
+    if arguments.rule is None:
+        print("\n".join(lookup.listing()))
+        print("\ngpuopt show NAME prints the code of one; gpuopt show MODULE:RULE that of a rule of your own.")
+        return 0
     source = gpuopt.kernel_source(
-        arguments.rule, backend=arguments.backend, param_dtype=arguments.param_dtype, **dict(arguments.set)
+        lookup.find(arguments.rule), backend=arguments.backend, param_dtype=arguments.param_dtype, **dict(arguments.set)
     )
     print(source)
     return 0

@@ -14,10 +14,11 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import gpuopt
+from gpuopt import driver
 
 PACKAGES = (
     *("numpy", "numba", "cupy-cuda12x", "cupy-cuda13x", "numba-cuda", "cuda-core"),
-    *("ml_dtypes", "torch", "scikit-learn", "matplotlib", "tqdm"),
+    *("ml_dtypes", "torch", "scikit-learn", "threadpoolctl", "matplotlib", "tqdm"),
 )
 # CUdevice_attribute, cuda.h
 COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR = 75, 76
@@ -32,12 +33,11 @@ def lines() -> Iterator[str]:
     for name, why_not in gpuopt.backends().items():
         yield f"  {name:<12}{'usable' if why_not is None else 'not usable: ' + ' '.join(why_not.split())}"
     yield "CUDA devices:"
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        yield "  none: the CUDA driver (libcuda.so.1) is not installed"
+    found = driver.library()
+    if found is None:
+        yield f"  none: {driver.trouble()}"
     else:
-        yield from device_lines(driver)
+        yield from device_lines(found)
 
 
 def package_version(name: str) -> str:
@@ -48,23 +48,23 @@ def package_version(name: str) -> str:
         return "-"
 
 
-def device_lines(driver: Any) -> Iterator[str]:
-    """One line for each device that the CUDA driver library `driver` sees, or the driver's reason for seeing none."""
-    if error := driver.cuInit(0):
-        yield f"  none: cuInit answered error {error}"
+def device_lines(library: Any) -> Iterator[str]:
+    """One line for each device that the CUDA driver library `library` sees, or the driver's reason for seeing none."""
+    if why := driver.complaint(library):
+        yield f"  none usable: {why}"
         return
-    number, count = ctypes.c_int(), ctypes.c_int()
-    driver.cuDriverGetVersion(ctypes.byref(number))
-    driver.cuDeviceGetCount(ctypes.byref(count))
-    yield f"  {count.value} found; the driver supports CUDA {number.value // 1000}.{number.value % 1000 // 10}"
+    count = ctypes.c_int()
+    library.cuDeviceGetCount(ctypes.byref(count))
+    major, minor = driver.cuda_version(library)
+    yield f"  {count.value} found; the driver supports CUDA {major}.{minor}"
     for index in range(count.value):
         device, memory, name = ctypes.c_int(), ctypes.c_size_t(), ctypes.create_string_buffer(256)
-        driver.cuDeviceGet(ctypes.byref(device), index)
-        driver.cuDeviceGetName(name, len(name), device)
-        driver.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
+        library.cuDeviceGet(ctypes.byref(device), index)
+        library.cuDeviceGetName(name, len(name), device)
+        library.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
         capability = []
         for attribute in (COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR):
             value = ctypes.c_int()
-            driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+            library.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
             capability.append(str(value.value))
         yield f"  {index}: {name.value.decode()}, sm_{''.join(capability)}, {memory.value / 2**30:.1f} GiB"

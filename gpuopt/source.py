@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import fields
 from typing import Any
 
 from gpuopt import rules
@@ -12,9 +13,10 @@ from gpuopt.compiler.host import row_inputs
 from gpuopt.compiler.lower import Program, Role, Signature, program_for
 from gpuopt.errors import InputError
 from gpuopt.formats.dtypes import PARAMETER_DTYPES, STORAGES, state_dtype, state_storage
-from gpuopt.optim.hyper import defaults_of
+from gpuopt.messages import suggestion
+from gpuopt.optim.hyper import check_group, defaults_of
 from gpuopt.optim.settings import Settings
-from gpuopt.rules.language import Rule
+from gpuopt.rules.language import Rule, checked_rule
 
 CUDA = {
     "update": to_cuda.update_source,
@@ -27,7 +29,7 @@ NUMBA_CUDA = {
     "prepare": lambda made: to_numba_cuda.prepare_source(made, row_inputs(made)),
 }
 TEXTS: dict[str, dict[str, Callable[[Program], str]]] = {
-    "numpy": {"update": lambda made: inspect.getsource(made.signature.rule.function)},
+    "numpy": {"update": lambda made: made.signature.definition.tree.source},
     "numba": {"update": to_numba.cpu_source},
     "cuda": CUDA,
     "cupy": CUDA,
@@ -35,32 +37,28 @@ TEXTS: dict[str, dict[str, Callable[[Program], str]]] = {
 }
 
 
+# Options of a whole optimizer that change its kernels or are accepted; `found_inf` is how gpuopt.torch passes a GradScaler's.
+WIDE = tuple(field.name for field in fields(Settings) if field.name != "found_inf")
+
+
 def program(
     rule: str | Rule, *, param_dtype: str = "float32", grad_dtype: str | None = None, mask: bool = False, **options: Any
 ) -> Program:
     """The straight-line program of a rule; options as for the optimizer (`amsgrad=True`, `max_grad_norm=1` ...)."""
-    rule = rules.get(rule) if isinstance(rule, str) else rule
-    if param_dtype not in PARAMETER_DTYPES:
-        raise InputError(f"param_dtype = {param_dtype!r}: expected one of {', '.join(PARAMETER_DTYPES)}")
+    rule = rules.get(rule) if isinstance(rule, str) else checked_rule(rule)
+    check_choice("param_dtype", param_dtype, PARAMETER_DTYPES)
+    compute = STORAGES[param_dtype].compute
     grad_dtype = grad_dtype or param_dtype
-    allowed = [d for d in PARAMETER_DTYPES if STORAGES[d].compute == STORAGES[param_dtype].compute]
-    if grad_dtype not in allowed:
-        raise InputError(f"grad_dtype = {grad_dtype!r}: expected one of {', '.join(allowed)} for {param_dtype}")
-    fields = {k: (1.0 if v is inspect.Parameter.empty else v) for k, v in defaults_of(rule).items()}
-    wide = {"state_format", "max_grad_norm", "grad_scale", "skip_nonfinite"}
-    unknown = set(options) - set(fields) - wide
-    if unknown:
-        raise InputError(f"unknown option {sorted(unknown)[0]!r} of {rule.title}")
-    group = fields | {k: v for k, v in options.items() if k in fields}
+    allowed = [d for d in PARAMETER_DTYPES if STORAGES[d].compute == compute]
+    check_choice("grad_dtype", grad_dtype, allowed, f" for {param_dtype}")
+    check_choice("mask", mask, (False, True))
+    group, settings = checked(rule, options)
     flags = rule.flags(group) | {
-        "@scaled": bool(group["maximize"]) or bool({"max_grad_norm", "grad_scale"} & set(options)),
+        "@scaled": bool(group["maximize"]) or (settings.max_grad_norm, settings.grad_scale) != (None, None),
         "@clipped": group["clip_value"] is not None,
         "@sparse": bool(group["l1"]),
         "@masked": mask,
     }
-    compute = STORAGES[param_dtype].compute
-    settings = Settings(options.get("state_format", "float32"))
-    settings.check(rule)
     formats = settings.formats(rule)
     roles = [Role("p", param_dtype, True), Role("g", grad_dtype, False)]
     stored = {name: state_storage(state_dtype(chosen, compute)) for name, chosen in formats.items()}
@@ -69,17 +67,44 @@ def program(
     return program_for(Signature(rule, tuple(sorted(flags.items())), tuple(roles), compute))
 
 
+def checked(rule: Rule, options: dict[str, Any]) -> tuple[dict[str, Any], Settings]:
+    """A group of hyperparameters and the settings that these options mean, checked as the optimizer checks them.
+
+    A hyperparameter that the optimizer requires is 1 where it is not given. Raises InputError.
+    """
+    known = defaults_of(rule)
+    for name in options:
+        if name not in known and name not in WIDE:
+            all_of_it = [*known, *WIDE, "mask"]
+            hint = suggestion(name, all_of_it)
+            raise InputError(f"unknown option {name!r} of {rule.title}; it takes {', '.join(all_of_it)}{hint}")
+    group = {k: (1.0 if v is inspect.Parameter.empty else v) for k, v in known.items()}
+    group |= {k: v for k, v in options.items() if k in known}
+    check_group(group, rule, rule.title)
+    for field in fields(Settings):
+        if field.name in options and isinstance(field.default, bool):
+            check_choice(field.name, options[field.name], (False, True))
+    settings = Settings(**{k: v for k, v in options.items() if k in WIDE})
+    settings.check(rule)
+    return group, settings
+
+
+def check_choice(name: str, value: Any, choices: Iterable[Any], context: str = "") -> None:
+    """Raise InputError, suggesting the nearest, unless the value is one of these."""
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
+        listed = [str(choice) for choice in choices]
+        hint = "" if context else suggestion(value, listed)
+        raise InputError(f"{name} = {value!r}: expected one of {', '.join(listed)}{context}{hint}")
+
+
 def kernel_source(rule: str | Rule, *, backend: str = "cuda", part: str = "update", **options: Any) -> str:
     """The complete translation unit of a kernel.
 
     rule: a name or a rule of your own. backend: "cuda" (or "cupy"): CUDA C++ that NVRTC and nvcc compile as it is;
     "numba", "numba-cuda": typed Python; "numpy": the rule's own source. part: "update", or on GPUs "sums" (the global
     norm) and "prepare" (decisions on the device). options: `param_dtype`, `grad_dtype`, `mask=True`, and those of the optimizer.
-    Raises InputError for a name or option that does not exist.
+    Raises InputError for a name or option that does not exist, and for a value that the optimizer would refuse.
     """
-    if backend not in TEXTS:
-        raise InputError(f"backend = {backend!r}: expected one of {', '.join(TEXTS)}")
-    if part not in TEXTS[backend]:
-        parts = {name: list(texts) for name, texts in TEXTS.items() if name in (backend, "cuda")}
-        raise InputError(f"part = {part!r} of {backend}: expected one of {parts}")
+    check_choice("backend", backend, TEXTS)
+    check_choice("part", part, TEXTS[backend], f" for {backend}")
     return TEXTS[backend][part](program(rule, **options))

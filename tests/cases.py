@@ -63,14 +63,21 @@ class FormulaOracle:
                 self.formula(self.steps[k], self.params[k], -g if self.maximize else g, self.states[k], **self.options)
 
 
-def gd(t: int, p: Array, g: Array, s: Mapping[str, Array], *, lr: float) -> None:
-    """Gradient descent: p <- p - lr g."""
-    p -= lr * g
+def gd(t: int, p: Array, g: Array, s: Mapping[str, Array], *, lr: float, weight_decay: float = 0.0) -> None:
+    """Gradient descent: p <- p - lr g, the decay in the gradient as in torch's SGD."""
+    p -= lr * decayed(p, g, weight_decay)
 
 
-def dgd(t: int, p: Array, g: Array, s: Mapping[str, Array], *, lr: float, lr_decay: float = 0.9) -> None:
-    """v <- v + g;  p <- p - a v;  a <- a lr_decay, a = lr at the first step."""
-    s["velocity"][...] += g
+def decayed(p: Array, g: Array, weight_decay: float) -> Array:
+    """The gradient with the decay that is coupled to it."""
+    return np.asarray(g + weight_decay * p if weight_decay else g)
+
+
+def dgd(
+    t: int, p: Array, g: Array, s: Mapping[str, Array], *, lr: float, lr_decay: float = 0.9, weight_decay: float = 0.0
+) -> None:
+    """v <- v + g;  p <- p - a v;  a <- a lr_decay, a = lr at the first step; the decay in the gradient."""
+    s["velocity"][...] += decayed(p, g, weight_decay)
     p -= lr * lr_decay ** (t - 1) * s["velocity"]
 
 
@@ -119,7 +126,14 @@ CENTERED = {"lr": 3e-3, "centered": True}
 AMSGRAD = {"lr": 2e-3, "amsgrad": True}
 
 CASES = [
-    *_rows("GD", {"lr": 0.1}, {"lr": 0.1, "maximize": True}, {"lr": 0.0}),
+    *_rows(
+        "GD",
+        {"lr": 0.1},
+        {"lr": 0.1, "maximize": True},
+        {"lr": 0.0},
+        {"lr": 0.1, "weight_decay": 0.1},
+        {"lr": 0.1, "weight_decay": 0.1, "maximize": True},
+    ),
     *_rows(
         "SGD",
         {},
@@ -133,7 +147,14 @@ CASES = [
         NESTEROV | {"weight_decay": 0.05},
         NESTEROV | {"weight_decay": 0.05, "maximize": True},
     ),
-    *_rows("DGD", {"lr": 0.01}, {"lr": 0.01, "lr_decay": 0.5}, {"lr": 0.01, "lr_decay": 1.0, "maximize": True}),
+    *_rows(
+        "DGD",
+        {"lr": 0.01},
+        {"lr": 0.01, "lr_decay": 0.5},
+        {"lr": 0.01, "lr_decay": 1.0, "maximize": True},
+        {"lr": 0.01, "weight_decay": 0.1},
+        {"lr": 0.01, "weight_decay": 0.1, "maximize": True},
+    ),
     *_rows(
         "Adagrad",
         {},
@@ -168,6 +189,11 @@ CASES = [
             AMSGRAD,
             AMSGRAD | {"betas": (0.8, 0.6), "weight_decay": 0.1, "maximize": True},
         )
+    ),
+    *_rows(
+        "Adam",
+        {"lr": 0.01, "weight_decay": 0.3, "decoupled_weight_decay": True},
+        AMSGRAD | {"weight_decay": 0.1, "maximize": True, "decoupled_weight_decay": True},
     ),
     *_rows(
         "Lion",

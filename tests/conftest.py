@@ -10,6 +10,7 @@ import ctypes
 import importlib
 import re
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +33,33 @@ def gpu_count() -> int:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require-gpu", action="store_true", help="fail a test that needs a GPU where there is none")
+    parser.addoption("--long", action="store_true", help="also the tests marked long, which take hours")
+    parser.addoption("--proof", action="store_true", help="run nothing; print what the tests prove of each GPU backend")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    long = [] if config.getoption("--long") else [item for item in items if item.get_closest_marker("long")]
+    if long:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    """With --proof, a table in the place of the tests."""
+    if not session.config.getoption("--proof"):
+        return None
+    lines = importlib.import_module("proof").lines(session.items)
+    print("", *lines, sep="\n")
+    return True
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """How many tests ran on the stand-in for a GPU, in processes of their own."""
+    passed = [r for r in terminalreporter.getreports("passed") if r.when == "call"]
+    count = sum(value for r in passed for name, value in r.user_properties if name == "interpreted")
+    if count:
+        terminalreporter.write_line(f"tests marked gpu that ran as interpreted PTX: {count}")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -342,3 +342,56 @@ def test_random_data_is_never_zero() -> None:
     whole = data.values(data.GRADIENTS, 3, 0, 2 * data.POOL)
     assert np.abs(whole).min() >= 1e-3 * 0.999
     assert (data.values(data.GRADIENTS, 3, 777, 900) == whole[777:900]).all()
+
+
+# ---------------------------------------------------------------------------------------------------- where it goes
+
+HOST_QUICK = ["--suite", "host", "--quick", "--case", "1 x", "--device", "cpu", "--only", "none"]
+
+
+def test_results_go_into_the_current_folder_and_the_end_says_where(
+    only_own: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Never into the rows of a checkout, also where the current folder is one."""
+    tracked = tmp_path / "benchmarks" / "results" / rows.NAME
+    rows.append(tracked, [row()])
+    before = tracked.read_bytes()
+    monkeypatch.chdir(tmp_path)
+    assert bench.main(["--suite", "optimizers", "--quick", "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert tracked.read_bytes() == before and sorted(p.name for p in tmp_path.iterdir()) == [
+        "benchmarks",
+        "gpuopt-bench",
+    ]
+    made = Path("gpuopt-bench")
+    assert f"rows added to {made / rows.NAME}" in printed and f"plot: {made / 'optimizers.png'}" in printed
+    assert (made / "optimizers.png").stat().st_size > 10_000
+    assert bench.main(["--plot", "--out", "benchmarks/results"]) == 0, "drawing what is tracked is asked for by name"
+    assert tracked.read_bytes() == before and (tracked.parent / "time_per_parameter.png").exists()
+
+
+def test_without_matplotlib_it_measures_and_says_what_is_left_out(
+    only_own: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert bench.main([*HOST_QUICK, "--out", str(tmp_path)]) == 0
+    assert "no plots: drawing needs matplotlib; in a checkout" in capsys.readouterr().out
+    with pytest.raises(gpuopt.GpuoptError, match="matplotlib"):
+        bench.main(["--plot", "--out", str(tmp_path)])
+
+
+def test_a_run_that_is_stopped_says_where_its_rows_are(
+    only_own: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = measure.measure
+
+    def once(*arguments: Any) -> list[rows.Row]:
+        monkeypatch.setattr(measure, "measure", stop)
+        return first(*arguments)
+
+    def stop(*arguments: Any) -> list[rows.Row]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measure, "measure", once)
+    assert bench.main(["--suite", "host", "--quick", "--device", "cpu", "--out", str(tmp_path)]) == 130
+    assert str(tmp_path / rows.NAME) in capsys.readouterr().out and rows.read(tmp_path / rows.NAME)

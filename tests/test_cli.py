@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from types import ModuleType
 import pytest
 
 import gpuopt
+from fake_driver import FakeDriver
 from gpuopt import cli, info
 
 
@@ -24,51 +24,12 @@ def test_info_names_versions_backends_and_devices(capsys: pytest.CaptureFixture[
         assert line.split(maxsplit=1)[1].startswith("usable" if why_not is None else "not usable: ")
 
 
-class FakeDriver:
-    """Two devices, as the CUDA driver API would describe them; every call answers 0, success."""
-
-    capability = ((7, 5), (10, 0))
-
-    def cuInit(self, flags: int) -> int:
-        return 0
-
-    def cuDriverGetVersion(self, version: object) -> int:
-        return write(version, ctypes.c_int(13010))
-
-    def cuDeviceGetCount(self, count: object) -> int:
-        return write(count, ctypes.c_int(2))
-
-    def cuDeviceGet(self, device: object, index: int) -> int:
-        return write(device, ctypes.c_int(index))
-
-    def cuDeviceGetName(self, name: ctypes.Array[ctypes.c_char], length: int, device: ctypes.c_int) -> int:
-        name.value = f"Device {device.value}".encode()
-        return 0
-
-    def cuDeviceTotalMem_v2(self, memory: object, device: ctypes.c_int) -> int:
-        return write(memory, ctypes.c_size_t(80 << 30))
-
-    def cuDeviceGetAttribute(self, value: object, attribute: int, device: ctypes.c_int) -> int:
-        which = (info.COMPUTE_CAPABILITY_MAJOR, info.COMPUTE_CAPABILITY_MINOR).index(attribute)
-        return write(value, ctypes.c_int(self.capability[device.value][which]))
-
-
-def write(reference: object, value: object) -> int:
-    reference._obj.value = value.value  # type: ignore[attr-defined]
-    return 0
-
-
 def test_info_describes_each_device() -> None:
     assert list(info.device_lines(FakeDriver())) == [
         "  2 found; the driver supports CUDA 13.1",
         "  0: Device 0, sm_75, 80.0 GiB",
         "  1: Device 1, sm_100, 80.0 GiB",
     ]
-
-
-def test_info_reports_a_driver_that_finds_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FakeDriver, "cuInit", lambda self, flags: 100)
-    assert list(info.device_lines(FakeDriver())) == ["  none: cuInit answered error 100"]
 
 
 @pytest.mark.parametrize("backend", ["cuda", "numba"])
@@ -154,10 +115,64 @@ def test_bench_says_where_the_benchmarks_are(
     assert "benchmarks/" in capsys.readouterr().err
 
 
-def test_a_command_is_required(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        cli.main([])
-    assert stop.value.code == 2
+@pytest.mark.parametrize("command", [[], ["show"]])
+def test_a_command_alone_helps(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """It says what there is to say instead of failing."""
+    assert cli.main(command) == 0
+    said = capsys.readouterr().out
+    assert ("usage: gpuopt" in said) is (command == [])
+    listed = [line.split()[0] for line in said.splitlines() if line and not line.startswith("gpuopt")]
+    assert command == [] or listed == gpuopt.optimizers()
+    assert max(map(len, said.splitlines())) <= 112
+
+
+def test_the_module_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "gpuopt"], capture_output=True, text=True, check=True)
+    assert "usage: gpuopt" in done.stdout and "show" in done.stdout and not done.stderr
+
+
+OWN = """import gpuopt
+
+@gpuopt.rule(state=("m",))
+def mine(p, g, m, *, lr, beta=0.9):
+    m = m * beta + g
+    p = p - lr * m
+    return p, m
+"""
+
+
+def test_show_takes_a_rule_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By module and name, from the current folder; what does not lead to one says what there is."""
+    (tmp_path / "shown_here.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert cli.main(["show", "shown_here:mine", "--backend", "numba", "--set", "beta=0.5"]) == 0
+    assert "def update(p_, g_, m_" in capsys.readouterr().out
+    for wrong, words in (
+        ("shown_here:min", "it has mine; did you mean 'mine'?"),
+        ("shown_her:mine", "no module 'shown_her'"),
+        ("shown_here.py", "write module:rule, such as shown_here:my_rule"),
+        ("adamww", "did you mean 'adamw'?"),
+    ):
+        assert cli.main(["show", wrong]) == 2
+        assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["beta9=1"], "unknown option 'beta9' of AdamW; it takes lr, "),
+        (["betas=(0.9,1.5)"], "betas = 1.5: expected a number in [0, 1)"),
+        (["amsgrad=3"], "amsgrad = 3: expected one of (False, True)"),
+        (["lr=fast"], "lr = 'fast': expected a number"),
+        (["state_format=int3"], "expected one of float32, bfloat16"),
+    ],
+)
+def test_set_checks_values(options: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["show", "adamw", *(word for o in options for word in ("--set", o))]) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_console_script_is_installed() -> None:

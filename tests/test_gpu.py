@@ -218,6 +218,7 @@ def test_a_rate_on_the_gpu_is_read_at_every_replay(dtype: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.hardware
 def test_more_than_two_to_the_31_elements() -> None:
     """2**31 + 17 bfloat16 parameters: every element is updated, the last ones too."""
     import cupy

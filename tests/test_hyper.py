@@ -114,7 +114,7 @@ def test_a_rule_of_ones_own_may_refuse_a_combination() -> None:
         optimizer.add_param_group(group | {"params": np.ones(3), "gain": 3.0})
 
     careful.require(lambda *, gian: None)
-    with pytest.raises(TypeError, match="require of careful asks for 'gian': expected one of lr, gain"):
+    with pytest.raises(gpuopt.RuleSyntaxError, match="require asks for 'gian': expected one of gain, lr"):
         gpuopt.optimizer(careful, np.ones(3), lr=0.5, gain=1.0, backend="numpy")
 
 
@@ -203,12 +203,19 @@ def test_too_many_or_doubled_arguments() -> None:
 
 
 SIGNATURES = {
-    "GD": {"lr": inspect.Parameter.empty},
+    "GD": {"lr": inspect.Parameter.empty, "weight_decay": 0.0},
     "SGD": {"lr": 1e-3, "momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False},
-    "DGD": {"lr": inspect.Parameter.empty, "lr_decay": 0.9},
+    "DGD": {"lr": inspect.Parameter.empty, "lr_decay": 0.9, "weight_decay": 0.0},
     "Adagrad": {"lr": 1e-2, "lr_decay": 0.0, "weight_decay": 0.0, "initial_accumulator_value": 0.0, "eps": 1e-10},
     "RMSprop": {"lr": 1e-2, "alpha": 0.99, "eps": 1e-8, "weight_decay": 0.0, "momentum": 0.0, "centered": False},
-    "Adam": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "amsgrad": False},
+    "Adam": {
+        "lr": 1e-3,
+        "betas": (0.9, 0.999),
+        "eps": 1e-8,
+        "weight_decay": 0.0,
+        "amsgrad": False,
+        "decoupled_weight_decay": False,
+    },
     "AdamW": {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2, "amsgrad": False},
     "Lion": {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.0},
 }
@@ -221,6 +228,7 @@ SHARED = [
     "skip_nonfinite",
     "mask",
     "capturable",
+    "seed",
 ]
 
 

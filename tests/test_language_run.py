@@ -11,6 +11,7 @@ import pytest
 import gpuopt
 from gpuopt import State, maximum, minimum, rule, sign, sqrt, where
 from samples import HOST_BACKENDS, Array, bits, refused
+from shim.backend import installed
 
 BACKENDS = pytest.mark.parametrize("backend", HOST_BACKENDS)
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -105,6 +106,30 @@ def test_scalars_and_literals(dtype: str) -> None:
     assert bits(states["b"]) == bits(number(1 - 0.9) * g)
     assert bits(states["c"]) == bits(number(0.3 * 0.9) * g - g * number(0.3) * number(0.9))
     assert np.isinf(states["d"][g > 0]).all() and np.isnan(states["d"][g <= 0]).all()
+
+
+@rule(state=("a", "b", "c"))
+def scalar_conditions(p, g, a, b, c, *, lr, edge=0.1):
+    """What is the same for every element is decided in float64, and what it chooses is of the compute type."""
+    a = where(lr > edge, 0.1, g) * 0.1
+    b = where(1 - lr <= edge, g, lr) * edge
+    c = where(lr != 0, where(g > 0, lr, 0.3), p)
+    p = where(edge == edge * 1, p, g) * where(lr > edge, 0.1, 0.2)
+    return p, a, b, c
+
+
+@DTYPES
+@pytest.mark.parametrize("lr", [0.0, 0.1, 0.1 + 1e-12, 0.3, 1e-60], ids=str)
+def test_conditions_of_scalars(lr: float, dtype: str) -> None:
+    p, g = np.linspace(-1, 1, 37).astype(dtype), np.linspace(-3, 5, 37).astype(dtype)
+    with installed():
+        found = [run(scalar_conditions, backend, p, g, lr=lr) for backend in (*HOST_BACKENDS, "shim", "shim-device")]
+    assert bits(found[1:]) == bits(found[:1] * 3)
+    after, states = found[0]
+    number = np.dtype(dtype).type
+    assert bits(states["a"]) == bits((np.full_like(g, 0.1) if lr > 0.1 else g) * number(0.1))
+    assert bits(states["c"]) == bits(np.where(g > 0, number(lr), number(0.3)) if lr else p)
+    assert bits(after) == bits(p * number(0.1 if lr > 0.1 else 0.2))
 
 
 @rule(state=("m",))

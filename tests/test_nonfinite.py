@@ -177,9 +177,7 @@ def test_nothing_at_all_is_finite(shapes: list[tuple[int, ...]], backend: str) -
 @BACKENDS
 @pytest.mark.parametrize("name", ["SGD", "Adam", "RMSprop", "Adagrad"])
 def test_without_it_nan_and_infinity_propagate_as_in_torch(name: str, backend: str) -> None:
-    """The same elements are finite after two steps, and agree. Where torch has an infinity there may be a NaN here: our
-    SGD adds `0 * p` even without weight decay.
-    """
+    """Every element is torch's after two steps, an infinity the same infinity."""
     params = parameters([(9,), (3,)])
     oracle = TorchOracle(name, params, lr=0.1)
     optimizer = getattr(gpuopt, name)(params, lr=0.1, backend=backend)
@@ -189,5 +187,4 @@ def test_without_it_nan_and_infinity_propagate_as_in_torch(name: str, backend: s
         optimizer.step(grads)
         oracle.step(grads)
     for p, q in zip(params, oracle.params, strict=True):
-        assert np.array_equal(np.isfinite(p), np.isfinite(q))
-        np.testing.assert_allclose(p[np.isfinite(p)], q[np.isfinite(p)], rtol=1e-12)
+        np.testing.assert_allclose(p, q, rtol=1e-12)

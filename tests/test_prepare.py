@@ -62,7 +62,7 @@ def test_prepare_takes_integer_powers_by_repeated_squaring(step: int) -> None:
     names = row_inputs(made)
     values = {"lr": lr, "beta": beta, "power": power}
     assert row_function(made, names)(step, *[values[n] for n in names]) == expected
-    assert tuple(prepared_values(prepared, step, values).values()) == expected
+    assert tuple(prepared_values(prepared.definition(), step, values).values()) == expected
     assert abs(squaring(beta, step) - beta**step) < 1e-13, "what 1 - beta**step needs"
 
 

@@ -16,7 +16,7 @@ import gpuopt.torch
 from gpuopt.errors import GpuoptError
 from torch_samples import bits, create, everything, furthest, gradients, parameters, train
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.hardware]
 SHAPES = ((130, 127), (4, 3), (0,), (), (257,))
 BACKENDS = ("cupy", "numba-cuda")
 NAMES = gpuopt.torch.optimizers()

@@ -14,7 +14,7 @@ import torch
 
 import gpuopt.torch
 from gpuopt.torch import native
-from gpuopt.torch.look import look, places
+from gpuopt.torch.look import Look, look, places
 from gpuopt.torch.shown import ShownState, ShownStates
 from torch_samples import furthest, gradients, parameters, train
 
@@ -22,14 +22,24 @@ ULPS = 16 * torch.finfo(torch.float32).eps
 Params = list[torch.nn.Parameter]
 
 
+def looked(params: Params, states: list[torch.Tensor]) -> Look:
+    """A look at those that have a gradient, as `follow` takes it."""
+    present = [p for p in params if p.grad is not None]
+    return look(present, [p.grad for p in present], states)
+
+
 def seen_by_getters(params: Params, states: list[torch.Tensor]) -> Callable[[], str]:
     """What is new since the call before, or since now."""
-    last = [look(params, states)]
+    last = [looked(params, states)]
 
     def see() -> str:
-        last.append(look(params, states))
+        last.append(looked(params, states))
         before, after = last[-2:]
-        if before.layout != after.layout or before.states != after.states or not after.as_stored:
+        if (before.where, before.layout, before.states) != (
+            after.where,
+            after.layout,
+            after.states,
+        ) or not after.as_stored:
             return "other"
         return "same" if before.addresses == after.addresses else "moved"
 
@@ -78,8 +88,9 @@ def test_compiled_code_is_used_here() -> None:
 def test_addresses() -> None:
     params, states = zoo(), [torch.zeros(3), torch.zeros(0)]
     expected = [0 if p.grad is None else p.grad.data_ptr() for p in params]
-    found = look(params, states)
-    assert found.addresses == expected and found.as_stored
+    found = looked(params, states)
+    assert found.addresses == [address for address, p in zip(expected, params, strict=True) if p.grad is not None]
+    assert found.as_stored
     assert found.states == places(states) == np.array([s.data_ptr() for s in states]).tobytes()
     dump = native.Dump(params, [[], states, *([[]] * (len(params) - 2))], np.frombuffer(places(states), np.int64))
     assert dump.usable and dump.addresses.tolist() == expected
@@ -246,7 +257,7 @@ def test_threads_are_woken_for_many_tensors_only(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("numba.get_num_threads", lambda: 8)
 
     def ranges(count: int, size: int) -> int:
-        params = [torch.nn.Parameter(torch.zeros(size)) for _ in range(count)]
+        params = [with_gradient(torch.nn.Parameter(torch.zeros(size)), torch.zeros(size))[0] for _ in range(count)]
         return len(native.Dump(params, [[]] * count, np.empty(0, np.int64)).bounds) - 1
 
     assert [ranges(k, 1) for k in (100, 2000, 5000)] == [1, 1, 2]

@@ -50,12 +50,14 @@ def test_resumed_run_has_the_same_bits(name: str) -> None:
     assert everything(again) == everything(opt)
 
 
-def test_states_keep_the_dtypes_they_were_saved_in() -> None:
+def test_states_keep_the_dtypes_that_state_format_says() -> None:
     for kept, params in ((torch.float32, parameters(dtype=torch.bfloat16)), (torch.bfloat16, parameters())):
         opt = gpuopt.torch.AdamW(params, state_format=str(kept).removeprefix("torch."))
         train(opt, params, range(2))
         assert opt.state[params[0]]["exp_avg"].dtype is kept
-        again, copies = successor(opt, params, through_a_file(opt.state_dict()))
+        again, copies = successor(
+            opt, params, through_a_file(opt.state_dict()), state_format=opt._options["state_format"]
+        )
         assert all(state[k].dtype is kept for state in again.state.values() for k in ("exp_avg", "exp_avg_sq"))
         assert everything(again) == everything(opt)
         for o, p in ((opt, params), (again, copies)):
@@ -111,9 +113,14 @@ def test_state_of_another_shape_is_refused_before_anything_is_written(wrong: tor
     train(opt, params, range(1))
     saved = copied(opt.state_dict())
     saved["state"][0]["exp_avg"] = wrong
-    opt.load_state_dict(saved)
     before = everything(opt)
-    with pytest.raises(InputError, match=r"exp_avg of param_groups\[0\]\['params'\]\[0\]: shape .* expected \(4, 3\)"):
+    words = r"exp_avg of param_groups\[0\]\['params'\]\[0\]: shape .* expected \(4, 3\)"
+    with pytest.raises(InputError, match=words):
+        opt.load_state_dict(saved)
+    assert everything(opt) == before
+    opt.state[params[0]]["exp_avg"] = wrong  # or put there by hand: the next step says so
+    before = everything(opt)
+    with pytest.raises(InputError, match=words):
         opt.step()
     assert everything(opt) == before
 

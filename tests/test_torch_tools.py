@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -252,3 +253,55 @@ def test_gradient_release_refuses_what_needs_every_gradient(option: dict[str, An
     model = network()
     with pytest.raises(InputError, match="every gradient"):
         gpuopt.torch.release_gradients(model, gpuopt.torch.AdamW(model.parameters(), **option))
+
+
+def test_gradient_release_refuses_other_optimizers() -> None:
+    model = network()
+    with pytest.raises(
+        InputError, match=r"the optimizer is a torch\.optim\.adamw\.AdamW: expected one of gpuopt\.torch"
+    ):
+        gpuopt.torch.release_gradients(model, torch.optim.AdamW(model.parameters()))
+    with pytest.raises(InputError, match="none of the model's parameters"):
+        gpuopt.torch.release_gradients(model, gpuopt.torch.AdamW(network().parameters()))
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["scaler first", "scaler later"])
+def test_gradient_release_refuses_a_grad_scaler_before_a_step_is_made(late: bool) -> None:
+    model = network()
+    opt = gpuopt.torch.AdamW(model.parameters())
+    before = everything(opt)
+    scaler = None if late else torch.amp.GradScaler("cpu")
+    end = gpuopt.torch.release_gradients(model, opt)
+    scaler = scaler or torch.amp.GradScaler("cpu")
+    with pytest.raises(InputError, match="GradScaler"):
+        scaler.scale(model(torch.ones(2, 3)).sum()).backward()
+    assert everything(opt) == before
+    end()
+    del scaler
+
+
+def test_gradient_release_beside_a_scaler_that_is_off() -> None:
+    model = network()
+    opt = gpuopt.torch.AdamW(model.parameters())
+    gpuopt.torch.release_gradients(model, opt)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    scaler.scale(model(torch.ones(2, 3)).sum()).backward()
+    assert opt.state_dict()["state"][0]["step"] == 1
+
+
+@pytest.mark.parametrize("given", ["wrapper", "module", "wrapped later"])
+def test_gradient_release_refuses_distributed_data_parallel(given: str, tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = network()
+        opt = gpuopt.torch.AdamW(model.parameters())
+        before = everything(opt)
+        wrapper = None if given == "wrapped later" else nn.parallel.DistributedDataParallel(model)
+        with pytest.raises(InputError, match="DistributedDataParallel"):
+            gpuopt.torch.release_gradients(wrapper if given == "wrapper" else model, opt)
+            wrapper = wrapper or nn.parallel.DistributedDataParallel(model)
+            wrapper(torch.ones(2, 3)).sum().backward()
+        assert everything(opt) == before
+        del wrapper
+    finally:
+        torch.distributed.destroy_process_group()

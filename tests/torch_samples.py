@@ -55,6 +55,15 @@ def title(name: str) -> str:
     return next(t for t in gpuopt.torch.__all__ if t.lower() == name and t != name)
 
 
+def pair(name: str, shapes: Any = ((4, 3), (5,)), dtype: Any = torch.float32, **options: Any) -> list[tuple[Any, Any]]:
+    """Ours and torch's optimizer on equal parameters, with these parameters."""
+    made = []
+    for module in (gpuopt.torch, torch.optim):
+        params = parameters(shapes, dtype)
+        made.append((getattr(module, title(name))(params, **{"lr": 0.1, **options}), params))
+    return made
+
+
 def bits(tree: Any) -> Any:
     """Nested dicts and lists of tensors -> the same with their bytes, so that `==` compares NaN and -0.0 too."""
     if isinstance(tree, dict):

@@ -1,7 +1,7 @@
 """The backends by name, which are usable here, and the choice among them. One file a backend; the only place that lists them.
 
 A backend runs launches on arrays of one device type ("cpu" or "cuda"). Its class has `name`, `device`, a static
-`missing() -> str | None` (None, or what is missing and the pip install line that mends it), and
+`missing() -> str | None` (None, or what is missing and what mends it: a pip install line, or the driver), and
 `step(launches, demand) -> bool` (False: the step was skipped), where a launch is a `launch.launcher.Launch`.
 """
 
@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from gpuopt.errors import BackendUnavailable, InputError
+from gpuopt.messages import unknown
 
 if TYPE_CHECKING:
     from gpuopt.launch.launcher import Backend
@@ -49,7 +50,7 @@ def choose(name: str | None, device: str) -> tuple[str, str]:
     """
     asked = (None if name == "auto" else name) or os.environ.get("GPUOPT_BACKEND") or "auto"
     if asked not in names():
-        raise InputError(f"unknown backend {asked!r}: expected one of {', '.join(names())}")
+        raise InputError(unknown("backend", asked, names()))
     if asked == "auto":
         tried = {candidate: missing(candidate) for candidate in AUTOMATIC[device]}
         usable = [candidate for candidate, why in tried.items() if why is None]

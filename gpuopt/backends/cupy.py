@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 
+from gpuopt import driver
 from gpuopt.backends.device import DeviceBackend
 from gpuopt.backends.runtime import DECISION
 from gpuopt.compiler import nvrtc, to_cuda
 from gpuopt.compiler.lower import Program
 from gpuopt.launch import table as t
 from gpuopt.launch.stream import override
+from gpuopt.messages import one_line
 
 HOST_TO_DEVICE, DEVICE_TO_HOST = 1, 2
 
@@ -21,13 +25,22 @@ def missing() -> str | None:
     try:
         import cupy
 
-        if cupy.cuda.runtime.getDeviceCount() < 1:
-            return "CuPy finds no GPU: it needs an NVIDIA driver; pip install 'gpuopt[cuda13]'"
+        found = cupy.cuda.runtime.getDeviceCount() > 0
+    except ImportError as error:
+        return driver.why_not("CuPy", one_line(error))
     except Exception as error:
-        return (
-            f"CuPy cannot run ({str(error).splitlines()[0] if str(error) else error!r}); pip install 'gpuopt[cuda13]'"
-        )
-    return nvrtc.missing()
+        return too_old() or driver.why_not("CuPy", one_line(error))
+    return nvrtc.missing() if found else driver.why_not("CuPy", "it finds no GPU")
+
+
+def too_old() -> str | None:
+    """None unless the driver is older than the CUDA that the installed CuPy was built for."""
+    for cuda in driver.RELEASES:
+        name = f"cupy-cuda{cuda}x"
+        with suppress(PackageNotFoundError):
+            version(name)
+            return driver.too_old_for(cuda, f"CuPy ({name})", name)
+    return None
 
 
 class RawStream:

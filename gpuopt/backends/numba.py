@@ -7,6 +7,7 @@ with ranges of equal cost. Numba's `parallel=True` on each rule would cost secon
 from __future__ import annotations
 
 import linecache
+import os
 import threading
 from collections.abc import Callable
 from functools import cache
@@ -21,6 +22,7 @@ from gpuopt.compiler.lower import Program
 from gpuopt.launch import table as t
 from gpuopt.launch.launcher import Launch
 from gpuopt.launch.plan import Plan
+from gpuopt.messages import one_line
 
 TILE = 16384
 SERIAL = 16384  # elements below which waking a second thread costs more than it saves
@@ -33,7 +35,7 @@ def missing() -> str | None:
     try:
         import numba  # noqa: F401
     except ImportError as error:
-        return f"Numba does not import ({error}); pip install numba"
+        return f"Numba does not import ({one_line(error)}); python -m pip install numba"
     return None
 
 
@@ -81,6 +83,17 @@ def c_function(function: Callable[..., None], arguments: int) -> int:
 
 # One parallel region at a time: it has all cores anyway, and Numba's workqueue layer dies of two.
 _region = threading.Lock()
+_threads = {"started": False, "lost": False}  # lost: to a fork, after which OpenMP ends the process that asks for them
+
+
+def _after_fork() -> None:
+    global _region
+    _region = threading.Lock()  # another thread of the parent may have held the old one
+    _threads["lost"] |= _threads["started"]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 _alive: list[Any] = []  # compiled functions, whose addresses are in use
 
 
@@ -125,9 +138,15 @@ class Drivers(NamedTuple):
     held: Callable[..., None]
 
 
-@cache
 def drivers(parallel: bool) -> Drivers:
-    """Compiled once for every rule."""
+    """Compiled once for every rule; serial ones in a process that was forked from one that had threads."""
+    parallel = parallel and not _threads["lost"]
+    _threads["started"] |= parallel
+    return _drivers(parallel)
+
+
+@cache
+def _drivers(parallel: bool) -> Drivers:
     from numba import njit, prange
     from numba.extending import intrinsic
 
@@ -193,6 +212,8 @@ class Backend(HostBackend):
         if "walk" not in private:
             private["walk"] = self.prepared_walk(launch.plan)
         driver, arguments = private["walk"]
+        if _threads["lost"]:  # the driver may be older than the fork
+            driver = drivers(False).walk
         with _region:
             driver(*arguments, private["rows"].ctypes.data)
 

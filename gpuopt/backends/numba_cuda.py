@@ -16,15 +16,17 @@ from typing import Any
 
 import numpy as np
 
+from gpuopt import driver
 from gpuopt.backends.device import DeviceBackend
 from gpuopt.backends.runtime import Runtime
 from gpuopt.backends.simulator import SimulatorRuntime, plain
-from gpuopt.compiler import to_numba_cuda
+from gpuopt.compiler import nvrtc, to_numba_cuda
 from gpuopt.compiler.lower import Draw, Program
 from gpuopt.compiler.to_cuda import blocks_per_sm
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.launch import table as t
 from gpuopt.launch.stream import override
+from gpuopt.messages import one_line
 
 
 def _cuda() -> Any:
@@ -40,15 +42,21 @@ def simulated() -> bool:
 
 
 def missing() -> str | None:
-    """None where Numba CUDA imports and finds a GPU."""
+    """None where Numba CUDA imports, finds a GPU and can compile for its driver."""
     try:
-        if not hasattr(np, "row_stack") and version("numba-cuda").startswith("0.30."):
-            return f"numba-cuda 0.30 cannot compile with NumPy {np.__version__}; pip install 'numpy<2.5'"
-        if not _cuda().is_available():
-            return "Numba CUDA finds no GPU: it needs an NVIDIA driver; pip install 'gpuopt[cuda13]'"
+        found = _cuda().is_available()
     except Exception as error:
-        return f"Numba CUDA does not import ({error}); pip install 'gpuopt[cuda13]'"
-    return None
+        return driver.why_not("Numba CUDA", one_line(error))
+    if not found:
+        return driver.why_not("Numba CUDA", "numba-cuda or the CUDA libraries that it needs are missing")
+    return None if simulated() else numpy_too_new() or nvrtc.too_new("Numba CUDA")
+
+
+def numpy_too_new() -> str | None:
+    """None unless numba-cuda, at the first kernel that it compiles, asks NumPy for a function that NumPy 2.5 removed."""
+    if hasattr(np, "row_stack") or tuple(map(int, version("numba-cuda").split(".")[:2])) > (0, 30):
+        return None
+    return f"Numba CUDA {version('numba-cuda')} cannot compile with NumPy {np.__version__}; pip install 'numpy<2.5'"
 
 
 def memory(compute: str) -> Any:

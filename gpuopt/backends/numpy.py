@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from gpuopt.arrays import memory
 from gpuopt.backends.host import HostBackend
-from gpuopt.compiler.host import prepared_values
 from gpuopt.compiler.lower import Program
 from gpuopt.compiler.names import OPTION
 from gpuopt.formats import philox
@@ -19,7 +18,7 @@ from gpuopt.formats.stochastic import encode
 from gpuopt.launch import table as t
 from gpuopt.launch.launcher import Launch
 from gpuopt.rules import options
-from gpuopt.rules.language import compute_dtype
+from gpuopt.rules.language import Rule, compute_dtype
 
 BLOCK = 16384  # elements: five float32 temporaries of 64 KB stay in a 1 MB cache
 
@@ -38,6 +37,7 @@ class Backend(HostBackend):
         """Run the options before the rule, the rule, and the options behind it, on each block of each tensor."""
         program = launch.plan.program
         compute = numpy_dtype(program.compute)
+        rule, flags = program.signature.rule, dict(program.signature.flags)
         scalars = self.scalars(launch, multiplier)
         for record in launch.plan.table:
             count = int(record[t.NUMEL])
@@ -51,7 +51,7 @@ class Backend(HostBackend):
                 size = min(BLOCK, count - begin)
                 with compute_dtype(compute), np.errstate(all="ignore"):
                     x = {name: values.astype(compute) for name, values in block.items()}
-                    self.apply(launch, x, *scalars[int(record[t.ROW])])
+                    apply(rule, flags, x, *scalars[int(record[t.ROW])])
                     bits = random_bits(program, record, step, begin, size)
                     for k, role in enumerate(program.roles):
                         if role.written:
@@ -60,31 +60,19 @@ class Backend(HostBackend):
 
     def scalars(self, launch: Launch, multiplier: float) -> list[tuple[dict[str, float], dict[str, float]]]:
         """Hyperparameters and what `prepare` derives from them, for each clock."""
-        rule, made = launch.plan.program.signature.rule, []
-        for clock in launch.clocks:
-            values = {**clock.values(), "grad_multiplier": multiplier}
-            made.append((values, prepared_values(rule, clock.step, values)))
-        return made
+        definition = launch.plan.program.signature.definition
+        return [
+            ({**clock.values(), "grad_multiplier": multiplier}, dict(clock.prepared(definition)))
+            for clock in launch.clocks
+        ]
 
     def rehearse(self, launch: Launch, multiplier: float) -> None:
         """The rule on no elements: what it raises for these scalars, a division by zero say, it raises here."""
-        compute = numpy_dtype(launch.plan.program.compute)
+        compute, signature = numpy_dtype(launch.plan.program.compute), launch.plan.program.signature
         for values in self.scalars(launch, multiplier):
+            x: dict[str, Any] = {r.name: np.empty(0, compute) for r in launch.plan.program.roles}
             with compute_dtype(compute), np.errstate(all="ignore"):
-                self.apply(launch, {r.name: np.empty(0, compute) for r in launch.plan.program.roles}, *values)
-
-    def apply(self, launch: Launch, x: dict[str, Any], scalars: dict[str, float], prepared: dict[str, float]) -> None:
-        """The functions themselves, on arrays; `x` maps roles to values and is updated."""
-        signature = launch.plan.program.signature
-        rule, flags = signature.rule, dict(signature.flags)
-        shared = {**scalars, **{n.removeprefix(OPTION): v for n, v in flags.items() if n.startswith(OPTION)}}
-        x["g"] = call(options.before.function, {**shared, "g": x["g"]})
-        own = {**{s.name: None for s in rule.states}, **scalars, **prepared, **flags, **x}
-        result = call(rule.function, own)
-        results = result if isinstance(result, tuple) else (result,)
-        names = ("p", *(s.name for s in rule.states if not s.readonly))
-        x |= {n: value for n, value in zip(names, results, strict=True) if n in x}
-        x["p"] = call(options.after.function, {**shared, "p": x["p"], "mask": x.get(OPTION + "mask")})
+                apply(signature.rule, dict(signature.flags), x, *values)
 
     def sums(self, launch: Launch) -> NDArray[Any]:
         """Partial sums of every chunk, in the order of kernels/reduce.cuh."""
@@ -115,6 +103,20 @@ def random_bits(
     seed, tensor = int(record[t.SEED]), int(record[t.TENSOR])
     words = [philox.words(seed, tensor, step, stream, first, count) for stream in range(program.streams)]
     return {k: words[draw.stream] >> np.uint32(draw.shift) for k, draw in program.draws.items()}
+
+
+def apply(
+    rule: Rule, flags: Mapping[str, Any], x: dict[str, Any], scalars: Mapping[str, Any], prepared: Mapping[str, Any]
+) -> None:
+    """The functions themselves, on arrays; `x` maps roles to values and is updated."""
+    shared = {**scalars, **{n.removeprefix(OPTION): v for n, v in flags.items() if n.startswith(OPTION)}}
+    x["g"] = call(options.before.function, {**shared, "g": x["g"]})
+    own = {**{s.name: None for s in rule.states}, **scalars, **prepared, **flags, **x}
+    result = call(rule.function, own)
+    results = result if isinstance(result, tuple) else (result,)
+    names = ("p", *(s.name for s in rule.states if not s.readonly))
+    x |= {n: value for n, value in zip(names, results, strict=True) if n in x}
+    x["p"] = call(options.after.function, {**shared, "p": x["p"], "mask": x.get(OPTION + "mask")})
 
 
 def call(function: Callable[..., Any], values: Mapping[str, Any]) -> Any:

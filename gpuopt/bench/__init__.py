@@ -14,10 +14,14 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from gpuopt.cli import Parser
 from gpuopt.errors import GpuoptError
 
-DEFAULT_OUT = "benchmarks/results"
+DEFAULT_OUT = "gpuopt-bench"
 
+DESCRIPTION = """Measure every optimizer side by side with what else is installed here, and draw it. Without options everything
+is measured, which takes an hour or more on a CPU; what is measured is written down case by case, so that it may be stopped."""
+INTERRUPTED = 130  # as shells have it
 QUICK_MINUTES = 0.6  # for the cases of a quick run; with imports and the suite `start` it stays under one
 
 
@@ -25,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     """The options."""
     from gpuopt.bench.suites import PROCESS_SUITES, SUITES
 
-    top = argparse.ArgumentParser(prog="gpuopt bench", description=__doc__.splitlines()[0], allow_abbrev=False)
+    top = Parser(prog="gpuopt bench", description=DESCRIPTION, allow_abbrev=False)
     names = [*SUITES, *PROCESS_SUITES]
     top.add_argument("--suite", action="append", choices=names, help="one suite; may be repeated (all of them)")
     top.add_argument(
@@ -43,7 +47,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument(
         "--out", default=DEFAULT_OUT, metavar="DIR", help=f"folder of the CSV and the plots ({DEFAULT_OUT})"
     )
-    top.add_argument("--plot", action="store_true", help="draw the CSV; without a suite or --quick, only draw")
+    top.add_argument(
+        "--plot", action="store_true", help="only draw the CSV, unless a suite, --quick or --minutes is given too"
+    )
     top.add_argument("--compare", metavar="OLD.csv", help="list what became slower; without a suite, only compare")
     return top
 
@@ -52,26 +58,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, draw, compare; the exit code is 1 where --compare found something slower, else 0."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX would take most of the GPU's memory
     options = parser().parse_args(argv)
-    from gpuopt.bench import compare, plot, report, rows
+    from gpuopt.bench import compare, report, rows
 
-    folder = Path(options.out)
-    path = folder / rows.NAME
+    path = Path(options.out) / rows.NAME
     only_read = (options.plot or options.compare) and not (options.suite or options.quick or options.minutes)
     if options.compare and not Path(options.compare).exists():
         raise GpuoptError(f"--compare {options.compare}: no such file")
     old = rows.read(Path(options.compare)) if options.compare else []
     if not only_read:
-        measured = run(options, path)
+        try:
+            measured = run(options, path)
+        except KeyboardInterrupt:
+            print(f"\nstopped; what was measured until now is in {path}, `--plot` draws it")
+            return INTERRUPTED
         print("\n".join(report.lines(measured)))
-        print(f"{len(measured)} rows added to {path}")
-    if options.plot:
-        for picture in plot.draw(rows.read(path), folder):
-            print(f"plot: {picture}")
+        print(f"\n{len(measured)} rows added to {path}")
+    if options.plot or not only_read:
+        show_plots(path, needed=options.plot)
     if options.compare:
         slower = compare.slower(old, rows.read(path))
         print("\n".join(slower) if slower else "nothing became slower beyond noise")
         return 1 if slower else 0
     return 0
+
+
+def show_plots(path: Path, needed: bool) -> None:
+    """Draw the CSV beside it and say where the pictures are, or why there are none. Raises GpuoptError if they are needed."""
+    from gpuopt.bench import plot, rows
+
+    try:
+        for picture in plot.draw(rows.read(path), path.parent):
+            print(f"plot: {picture}")
+    except GpuoptError as error:
+        if needed:
+            raise
+        print(f"no plots: {error}")
 
 
 def run(options: argparse.Namespace, path: Path) -> list[rows.Row]:  # type: ignore[name-defined]  # noqa: F821

@@ -1,26 +1,33 @@
 """`prepare` and the hoisted scalars as one Python function `row(step, hyperparameters) -> floats`, in float64.
 
-Called once a step and row by the launch code. Integer powers go by repeated squaring, as on the device, so that both
-sides give the same bits; the table of operators here has its twin in `to_cuda`.
+Called once a step and row by the launch code. The host computes what Python would, errors included, but for whole powers, which
+go by repeated squaring as on the device, so that both sides give the same bits; the table of operators here has its twin in
+`to_cuda`. A `prepare` that the language has no words for is called as it is.
 """
 
 from __future__ import annotations
 
+import ast
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpuopt.compiler.lower import Program
-from gpuopt.compiler.names import safe
-from gpuopt.compiler.tree import Assign, Expr
-from gpuopt.rules.language import PRIMITIVES, Rule
+from gpuopt.compiler.names import GIVEN, literal, safe
+from gpuopt.compiler.origin import place
+from gpuopt.compiler.tree import ON_DEVICE, Assign, Expr
+from gpuopt.errors import InputError
+from gpuopt.rules.language import PRIMITIVES
+
+if TYPE_CHECKING:
+    from gpuopt.rules.definition import Definition
 
 _PYTHON = {
     "add": "({} + {})",
     "sub": "({} - {})",
     "mul": "({} * {})",
-    "div": "div({}, {})",
+    "div": "({} / {})",
     "neg": "(-{})",
     "lt": "({} < {})",
     "le": "({} <= {})",
@@ -28,17 +35,26 @@ _PYTHON = {
     "ge": "({} >= {})",
     "eq": "({} == {})",
     "ne": "({} != {})",
-    "where": "({1} if {0} else {2})",
+    "where": "where({}, {}, {})",
+    "if": "({1} if {0} else {2})",
     "pow": "power({}, {})",
-    **{name: name + "({})" for name in ("sqrt", "abs", "sign", "exp", "log")},
+    **{name: name + "({})" for name in ("sqrt", "abs", "sign", "exp", "log", "root")},
     **{name: name + "({}, {})" for name in ("minimum", "maximum")},
 }
 
 
 def ipow(base: float, exponent: int) -> float:
-    """base ** exponent by repeated squaring: the same roundings as the device's loop."""
+    """base ** exponent by repeated squaring: the same roundings as the device's loop. Raises what Python raises."""
     if exponent < 0:
-        return div(1.0, ipow(base, -exponent))
+        return 1.0 / squaring(base, -exponent)
+    result = squaring(base, exponent)
+    if math.isinf(result) and isinstance(base, float) and not math.isinf(base):
+        raise OverflowError(f"{base!r} ** {exponent} is larger than any float64")
+    return result
+
+
+def squaring(base: float, exponent: int) -> float:
+    """base ** exponent for exponents from 0 on, from the least significant bit up."""
     result, square = 1.0, float(base)
     while exponent:
         if exponent & 1:
@@ -62,7 +78,7 @@ def power(base: float, exponent: float) -> float:
 
 def row_namespace() -> dict[str, Any]:
     """The names that printed expressions call."""
-    return {**PRIMITIVES, "ipow": ipow, "div": div, "power": power, "exp": math.exp, "log": math.log}
+    return {**PRIMITIVES, "power": power, "exp": math.exp, "log": math.log, "root": math.sqrt}
 
 
 def print_expr(expr: Expr) -> str:
@@ -70,7 +86,8 @@ def print_expr(expr: Expr) -> str:
     if expr.op == "name":
         return "step" if expr.args[0] == "step" else safe(str(expr.args[0]))
     if expr.op == "const":
-        return repr(expr.args[0])
+        number = expr.args[0]
+        return literal(number, "1e999") if isinstance(number, float) else repr(number)
     if expr.op == "count":
         return f"(step >> {expr.args[0]} & 0xFFFF)"
     return _PYTHON[expr.op].format(*(print_expr(child) for child in expr.children()))
@@ -79,17 +96,25 @@ def print_expr(expr: Expr) -> str:
 RowFunction = Callable[[int, Mapping[str, float]], tuple[float, ...]]
 
 
-def prepare_statements(rule: Rule) -> list[tuple[str, Expr]] | None:
-    """`prepare` as a list of (name, expression), its results last; None where only the host can run it."""
-    tree = rule.prepare_tree
+def prepare_statements(definition: Definition) -> list[tuple[str, Expr]] | None:
+    """`prepare` for a device, as a list of (name, expression), its results last; None where only the host can run it."""
+    if definition.on_host:
+        return None
+    return [(name, on_device(expr)) for name, expr, _ in _statements(definition)]
+
+
+def on_device(expr: Expr) -> Expr:
+    """An expression of `prepare` in operations that every device has."""
+    return Expr(ON_DEVICE.get(expr.op, expr.op), tuple(on_device(a) if isinstance(a, Expr) else a for a in expr.args))
+
+
+def _statements(definition: Definition) -> list[tuple[str, Expr, int]]:
+    """(name, expression, line) of every statement of a `prepare` that is compiled, its results last."""
+    tree = definition.prepare_tree
     if tree is None:
-        return None if rule.prepare_function is not None else []
-    body = [(s.name, s.expr) for s in tree.body if isinstance(s, Assign)]
-    return body + list(zip(tree.outputs, tree.results, strict=True))
-
-
-def _lines(statements: list[tuple[str, Expr]]) -> list[str]:
-    return [f"{safe(name)} = {print_expr(expr)}" for name, expr in statements]
+        return []
+    body = [(s.name, s.expr, s.line) for s in tree.body if isinstance(s, Assign)]
+    return body + [(name, expr, tree.last) for name, expr in zip(tree.outputs, tree.results, strict=True)]
 
 
 def is_integer(expr: Expr, whole: Collection[str] = ()) -> bool:
@@ -115,61 +140,84 @@ def whole_variables(statements: list[tuple[str, Expr]]) -> set[str]:
 
 
 def row_inputs(program: Program) -> tuple[str, ...]:
-    """The hyperparameters that `prepare` and the row need, in one fixed order."""
-    rule = program.signature.rule
-    names = {name for expr in program.row for name in expr.names()} - set(rule.prepared)
-    if rule.prepare_function is not None:
-        names |= set(prepare_arguments(rule.prepare_function))
+    """The hyperparameters that `prepare` and the row need, in one fixed order; of a `prepare` that is called, its results."""
+    definition = program.signature.definition
+    names = {name for expr in program.row for name in expr.names()}
+    if definition.prepare_tree is not None:
+        names = (names - set(definition.prepared)) | set(definition.arguments)
     return tuple(sorted(names - {"step"}))
-
-
-def row_source(program: Program, names: tuple[str, ...]) -> str:
-    """Text of the function that computes a row from the step count and these hyperparameters."""
-    rule = program.signature.rule
-    statements = prepare_statements(rule)
-    if statements is not None:
-        lines = _lines(statements)
-    else:
-        assert rule.prepare_function is not None
-        taken = ", ".join(f"{n}={safe(n)}" for n in prepare_arguments(rule.prepare_function))
-        lines = [f"prepared = prepare(step, {taken})"]
-        lines += [f"{safe(n)} = float(prepared[{n!r}])" for n in rule.prepared]
-    values = "".join(print_expr(e) + ", " for e in program.row)
-    return "\n    ".join([f"def row(step, {', '.join(map(safe, names))}):", *lines, f"return ({values})"])
-
-
-def prepare_arguments(function: Callable[..., Any]) -> list[str]:
-    """The hyperparameters that a prepare function takes."""
-    code = function.__code__
-    return list(code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount])
 
 
 @cache
 def row_function(program: Program, names: tuple[str, ...]) -> Callable[..., tuple[float, ...]]:
     """Compiled `row(step, *hyperparameters)`; `names` gives their order."""
-    namespace = row_namespace() | {"prepare": program.signature.rule.prepare_function}
-    exec(compile(row_source(program, names), f"<gpuopt row of {program.name}>", "exec"), namespace)
-    result: Callable[..., tuple[float, ...]] = namespace["row"]
-    return result
+    values = "".join(print_expr(e) + ", " for e in program.row)
+    definition = program.signature.definition
+    return _compiled(definition, names, f"({values})", definition.tree.line)
 
 
 @cache
-def _prepare_function(rule: Rule) -> tuple[Callable[..., dict[str, float]], tuple[str, ...]]:
-    """`prepare` as every backend evaluates it: with integer powers by repeated squaring."""
-    function, statements = rule.prepare_function, prepare_statements(rule)
-    if function is None:
-        return (lambda step: {}), ()
-    names = tuple(prepare_arguments(function))
-    if statements is None:
-        return (lambda step, *values: function(step, **dict(zip(names, values, strict=True)))), names
-    results = ", ".join(f"{n}={safe(n)}" for n in rule.prepared)
-    lines = [f"def prepare(step, {', '.join(map(safe, names))}):", *_lines(statements), f"return dict({results})"]
-    namespace = row_namespace()
-    exec(compile("\n    ".join(lines), f"<gpuopt prepare of {rule.name}>", "exec"), namespace)
-    return namespace["prepare"], names
+def _prepare_function(definition: Definition) -> Callable[..., dict[str, float]]:
+    """`prepare(step, *hyperparameters)` of a definition that is compiled."""
+    results = ", ".join(f"{n!r}: {safe(n)}" for n in definition.prepared)
+    return _compiled(definition, definition.arguments, f"{{{results}}}", definition.tree.line)
 
 
-def prepared_values(rule: Rule, step: int, scalars: Mapping[str, float]) -> dict[str, float]:
-    """The scalars that `prepare` derives, as Python floats."""
-    function, names = _prepare_function(rule)
-    return {k: float(v) for k, v in function(step, *[scalars[n] for n in names]).items()}
+def _compiled(definition: Definition, names: Sequence[str], result: str, line: int) -> Callable[..., Any]:
+    """`f(step, *names)`: the statements of `prepare`, then the result. Lines are those of the author's file, for tracebacks."""
+    statements = _statements(definition)
+    lines = [(f"{safe(name)} = {print_expr(expr)}", at) for name, expr, at in statements]
+    if statements:
+        bad = " or ".join(f"{safe(n)} != {safe(n)}" for n in definition.prepared)
+        values = ", ".join(f"{n!r}: {safe(n)}" for n in definition.prepared)
+        lines.append((f"if {bad}: refuse(step, {{{values}}})", statements[-1][2]))
+    lines.append((f"return {result}", line))
+    head = f"def {definition.tree.name}(step, {', '.join(map(safe, names))}):"
+    module = ast.parse("\n    ".join([head, *(text for text, _ in lines)]))
+    (function,) = module.body
+    assert isinstance(function, ast.FunctionDef)
+    for statement, (_, at) in zip(function.body, lines, strict=True):
+        ast.increment_lineno(statement, at - statement.lineno)
+    ast.increment_lineno(function.args, lines[0][1] - 1)
+    function.lineno = function.end_lineno = lines[0][1]
+    file = definition.prepare_tree.file if definition.prepare_tree else definition.tree.file
+    namespace = row_namespace() | {"refuse": lambda step, values: checked(definition, step, values)}
+    exec(compile(module, file, "exec"), namespace)
+    made: Callable[..., Any] = namespace[definition.tree.name]
+    return made
+
+
+def prepared_values(definition: Definition, step: int, values: Mapping[str, Any]) -> dict[str, float]:
+    """The scalars that `prepare` derives of an environment, as Python floats: one call. Raises InputError for what is none."""
+    if definition.prepare is None:
+        return {}
+    if not definition.on_host:
+        return _prepare_function(definition)(step, *[values[n] for n in definition.arguments])
+    group = values.get(GIVEN, {})
+    given = {n: group[n] if isinstance(group.get(n), (int, str)) else values[n] for n in definition.arguments}
+    return checked(definition, step, definition.prepare.function(step, **given))
+
+
+def checked(definition: Definition, step: int, found: Any) -> dict[str, float]:
+    """What `prepare` returned, as floats. Raises InputError unless it is a number for every scalar that the rule takes."""
+    assert definition.prepare is not None
+    where = "{}, line {}".format(*place(definition.prepare.function))
+    label = f"prepare of {definition.tree.name}, step {step} ({where})"
+    wanted = ", ".join(f"{n}=..." for n in definition.prepared)
+    if not isinstance(found, Mapping):
+        raise InputError(f"{label} returned {found!r}: expected dict({wanted})")
+    for name in found:
+        if name in definition.hyperparameters:
+            raise InputError(f"{label} returned {name!r}, which is a hyperparameter: give it another name")
+    made = {}
+    for name in definition.prepared:
+        if name not in found:
+            raise InputError(f"{label} returned no {name!r}: expected dict({wanted})")
+        value = found[name]
+        try:
+            made[name] = math.nan if isinstance(value, (str, bytes)) else float(value)
+        except (TypeError, ValueError):
+            made[name] = math.nan
+        if math.isnan(made[name]):
+            raise InputError(f"{label} returned {name} = {value!r}: expected a number")
+    return made

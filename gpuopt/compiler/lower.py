@@ -8,7 +8,7 @@ may be skipped, the device) computes once a step in float64. Knows no target lan
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from gpuopt.compiler.tree import COMPARISONS, Assign, Expr, FunctionTree, straig
 from gpuopt.errors import RuleSyntaxError
 
 if TYPE_CHECKING:
+    from gpuopt.rules.definition import Definition
     from gpuopt.rules.language import Rule
 
 WORD = 32  # random bits that one call of the generator gives an element
@@ -36,13 +37,18 @@ class Role:
 class Signature:
     """What distinguishes one compiled kernel from another; hashable, the key of every kernel cache.
 
-    Flags and roles of the options' fragments (`rules/options.py`) have an "@" in front: "@scaled", "@mask".
+    Flags and roles of the options' fragments (`rules/options.py`) have an "@" in front: "@scaled", "@mask". The definition is
+    what the rule means when the signature is made.
     """
 
     rule: Rule
     flags: tuple[tuple[str, object], ...]
     roles: tuple[Role, ...]
     compute: str
+    definition: Definition = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "definition", self.rule.definition())
 
 
 @dataclass(frozen=True)
@@ -124,21 +130,22 @@ class _Hoister:
             self.scalars[statement.name] = statement.expr.substitute(self.scalars)
             self.arrays.discard(statement.name)
             return None
-        expr = self.hoist(statement.expr, statement)
+        expr = self.hoist(statement.expr)
         self.arrays.add(statement.name)
         self.scalars.pop(statement.name, None)
         return Assign(statement.name, expr, statement.line, statement.file)
 
-    def hoist(self, expr: Expr, where: Assign) -> Expr:
+    def hoist(self, expr: Expr) -> Expr:
         if self.is_scalar(expr):
             if expr.op in COMPARISONS:
-                message = "a comparison of two scalars is the same for every element: use a flag, or do it in prepare"
-                raise RuleSyntaxError(message, where.file, where.line)
+                # Decided in the row, in float64, as Python decides it where NumPy runs the rule.
+                decided = self.hoist(Expr("where", (expr, Expr("const", (1.0,)), Expr("const", (0.0,)))))
+                return Expr("ne", (decided, Expr("const", (0.0,))))
             expr = expr.substitute(self.scalars)
             if expr.names():
                 return Expr("scalar", (self.row.setdefault(expr, len(self.row)),))
             return Expr("const", (constant(expr),))
-        args = tuple(self.hoist(a, where) if isinstance(a, Expr) else a for a in expr.args)
+        args = tuple(self.hoist(a) if isinstance(a, Expr) else a for a in expr.args)
         return Expr(expr.op, args)
 
 
@@ -164,13 +171,13 @@ def program_for(signature: Signature) -> Program:
     from gpuopt.rules.options import after, before
 
     flags = dict(signature.flags)
-    rule = signature.rule
+    tree = signature.definition.tree
     roles = {r.name for r in signature.roles}
     statements = renamed(before.tree, flags)
-    statements += straight_line(rule.tree.body, flags)
+    statements += straight_line(tree.body, flags)
     statements += renamed(after.tree, flags)
     hoister = _Hoister(set(roles))
-    known = roles | set(rule.tree.scalars) | {OPTION + n for n in (*before.tree.scalars, *after.tree.scalars)}
+    known = roles | set(tree.scalars) | {OPTION + n for n in (*before.tree.scalars, *after.tree.scalars)}
     body = []
     for statement in statements:
         unknown = statement.expr.names() - known
@@ -181,4 +188,4 @@ def program_for(signature: Signature) -> Program:
         if (kept := hoister.assign(statement, roles)) is not None:
             body.append(kept)
     counts = tuple(Expr("count", (shift,)) for shift in HALVES) if drawn(signature.roles) else ()
-    return Program(rule.name, signature, tuple(body), (*hoister.row, *counts))
+    return Program(signature.rule.name, signature, tuple(body), (*hoister.row, *counts))

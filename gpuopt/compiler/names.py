@@ -4,11 +4,23 @@ Whatever the author of a rule called a variable, its target name ends with an un
 reserved words to keep. Names of the options' fragments carry an "@" in the tree (see `lower`), which no Python name can.
 """
 
+from __future__ import annotations
+
+import math
+
 OPTION = "@"
+GIVEN = "@given"  # in an environment: the group of hyperparameters as the caller wrote it
+PREPARE = "@prepare_"  # in front of the variables of a prepare function
 
 
 def safe(name: str) -> str:
     """The target name of a variable: `p` is `p_`, the option `@lr` is `option_lr`, letters beyond ASCII are spelled out."""
-    if name.startswith(OPTION):
-        return f"option_{name.removeprefix(OPTION)}"
-    return "".join(c if c.isascii() else f"u{ord(c):x}" for c in name) + "_"
+    plain = "".join(c if c.isascii() else f"u{ord(c):x}" for c in name)
+    return f"option_{plain.removeprefix(OPTION)}" if name.startswith(OPTION) else f"{plain}_"
+
+
+def literal(value: float, infinity: str) -> str:
+    """A number as text of a language that has no name for what lies beyond its largest number but `infinity`."""
+    if value != value:
+        return f"({infinity} - {infinity})"
+    return f"({'-' if value < 0 else ''}{infinity})" if math.isinf(value) else repr(value)

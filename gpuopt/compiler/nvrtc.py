@@ -10,19 +10,30 @@ import threading
 from functools import lru_cache
 from typing import Any
 
+from gpuopt import driver
 from gpuopt.compiler import cache
 from gpuopt.errors import CompileError
+from gpuopt.messages import install, one_line
 
 OPTIONS = {"std": "c++17", "ftz": False, "prec_div": True, "prec_sqrt": True, "fma": False}
 
 
 def missing() -> str | None:
-    """None where cuda.core and NVRTC import, else what is missing and the install line."""
+    """None where cuda.core and NVRTC import and compile for this driver, else what is wrong and what mends it."""
     try:
         version()
     except Exception as error:
-        return f"NVRTC through cuda.core does not import ({error}); pip install 'gpuopt[cuda13]'"
-    return None
+        return f"NVRTC through cuda.core does not import ({one_line(error)}); {install(driver.extra())}"
+    return too_new("NVRTC")
+
+
+def too_new(what: str) -> str | None:
+    """None unless `what` compiles with an NVRTC of a later CUDA than the driver can load."""
+    try:
+        cuda, _, _ = version().partition(".")
+    except Exception:  # not there: Numba has ways to compile of its own
+        return None
+    return driver.too_old_for(int(cuda), f"{what}, with NVRTC {version()},")
 
 
 @lru_cache(maxsize=1)

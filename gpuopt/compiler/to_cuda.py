@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gpuopt.compiler.host import is_integer, prepare_statements, whole_variables
 from gpuopt.compiler.lower import Program
-from gpuopt.compiler.names import safe
+from gpuopt.compiler.names import literal, safe
 from gpuopt.compiler.tree import Assign, Expr
 from gpuopt.errors import InputError
 from gpuopt.formats.dtypes import STORAGES
@@ -47,7 +47,10 @@ _DOUBLE = _C | {
     "exp": "exp({})",
     "log": "log({})",
 }
+INFINITY = "(1e300 * 1e300)"  # NVRTC knows no name for it without a header
 _CTYPE = {"float32": "float", "float64": "double"}
+# Arrays, scalars and words of random bits that 64 registers hold (80 in float64), by lanes.
+MANY = {2: 13, 4: 16, 8: 11}
 ROW_BYTES = 3840  # of the 4 KB that kernel arguments may take
 
 
@@ -78,7 +81,7 @@ def print_expr(expr: Expr) -> str:
     if expr.op == "scalar":
         return f"row[{expr.args[0]}]"
     if expr.op == "const":
-        return f"C({float(expr.args[0])!r})"  # type: ignore[arg-type]
+        return f"C({literal(float(expr.args[0]), INFINITY)})"  # type: ignore[arg-type]
     return _C[expr.op].format(*(print_expr(child) for child in expr.children()))
 
 
@@ -98,12 +101,12 @@ def rows_capacity(program: Program) -> int:
 
 
 def blocks_per_sm(program: Program) -> int:
-    """4 blocks of 256 threads leave 64 registers each, which is enough for float32. float64 needs two registers a value, random
-    bits a generator, and more than 13 arrays, scalars and words of random bits together spill at 64 in float64 and with 8
-    lanes, so there one block less each: 80 registers, 128 for two of them. Even 512 threads keep 32 KB a multiprocessor in flight.
+    """4 blocks of 256 threads leave 64 registers each, which is enough for most kernels. float64 needs two registers a value,
+    random bits a generator, and more arrays, scalars and words of random bits than MANY spill, so there one block less each:
+    80 registers, 128 for two of them. Even 512 threads keep 32 KB a multiprocessor in flight.
     """
-    heavy = len(program.roles) + len(program.row) + program.streams > 13 and program.lanes != 4
-    return 4 - heavy - (program.compute == "float64") - bool(program.draws)
+    heavy = len(program.roles) + len(program.row) + program.streams > MANY[program.lanes]
+    return max(2, 4 - heavy - (program.compute == "float64") - bool(program.draws))
 
 
 def update_struct(program: Program) -> str:
@@ -183,7 +186,7 @@ def print_double(expr: Expr, whole: Collection[str] = ()) -> str:
     if expr.op == "name":
         return "double(step)" if expr.args[0] == "step" else safe(str(expr.args[0]))
     if expr.op == "const":
-        return repr(float(expr.args[0]))  # type: ignore[arg-type]
+        return literal(float(expr.args[0]), INFINITY)  # type: ignore[arg-type]
     if expr.op == "count":
         return f"double(step >> {expr.args[0]} & 0xffff)"
     if expr.op == "pow" and is_integer(list(expr.children())[1], whole):
@@ -198,7 +201,7 @@ def prepare_source(program: Program, inputs: tuple[str, ...]) -> str:
     Raises InputError where `prepare` is Python that only the host can run.
     """
     rule = program.signature.rule
-    statements = prepare_statements(rule)
+    statements = prepare_statements(program.signature.definition)
     if statements is None:
         raise InputError(f"the prepare function of {rule.name} uses Python that cannot run on the device, as a step "
                          "that may be skipped or captured needs; keep to + - * / ** sqrt minimum maximum exp log")  # fmt: skip

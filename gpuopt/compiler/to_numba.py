@@ -7,7 +7,7 @@ the GPU, where Numba would otherwise fuse a product and a sum.
 from __future__ import annotations
 
 from gpuopt.compiler.lower import Program
-from gpuopt.compiler.names import safe
+from gpuopt.compiler.names import literal, safe
 from gpuopt.compiler.tree import Expr
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.formats.philox import PER_BLOCK
@@ -41,7 +41,7 @@ def print_expr(expr: Expr, suffix: str = "") -> str:
     if expr.op == "scalar":
         return f"s{expr.args[0]}"
     if expr.op == "const":
-        return f"C({expr.args[0]!r})"
+        return f"C({literal(float(expr.args[0]), '1e999')})"  # type: ignore[arg-type]
     return TEXT[expr.op].format(*(print_expr(child, suffix) for child in expr.children()))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable
 
 from gpuopt.compiler.host import is_integer, prepare_statements, whole_variables
 from gpuopt.compiler.lower import Program, Role
-from gpuopt.compiler.names import safe
+from gpuopt.compiler.names import literal, safe
 from gpuopt.compiler.to_numba import (
     TEXT,
     print_expr,
@@ -199,7 +199,7 @@ def _double(expr: Expr, whole: Collection[str] = ()) -> str:
     if expr.op == "name":
         return "D(step)" if expr.args[0] == "step" else safe(str(expr.args[0]))
     if expr.op == "const":
-        return f"D({float(expr.args[0])!r})"  # type: ignore[arg-type]
+        return f"D({literal(float(expr.args[0]), '1e999')})"  # type: ignore[arg-type]
     if expr.op == "count":
         return f"D(step >> {expr.args[0]} & 0xFFFF)"
     if expr.op == "pow" and is_integer(list(expr.children())[1], whole):
@@ -223,7 +223,7 @@ def _given(name: str, k: int, inputs: int) -> list[str]:
 def prepare_source(program: Program, inputs: tuple[str, ...]) -> str:
     """The text of the GPU decision: kernels/prepare.cuh in Python; rows of scalars in float64 on the device."""
     loads = [line for k, n in enumerate(inputs) if safe(n) != MULTIPLIER for line in _given(safe(n), k, len(inputs))]
-    statements_of = prepare_statements(program.signature.rule)
+    statements_of = prepare_statements(program.signature.definition)
     if statements_of is None:
         raise InputError(f"the prepare function of {program.name} uses Python that cannot run on the device")
     whole = whole_variables(statements_of)

@@ -9,7 +9,10 @@ from typing import TypeAlias
 ARITHMETIC = ("add", "sub", "mul", "div", "neg")
 COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 CALLS = {"sqrt": 1, "abs": 1, "sign": 1, "minimum": 2, "maximum": 2, "where": 3}
-SCALAR_CALLS = {**CALLS, "exp": 1, "log": 1}
+SCALAR_CALLS = {**CALLS, "exp": 1, "log": 1, "root": 1}
+# Of `prepare`, where Python raises for what arithmetic on a device cannot refuse: `a if c else b` looks at one side only, and
+# math.sqrt takes no negative number. What they are there.
+ON_DEVICE = {"if": "where", "root": "sqrt"}
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,9 @@ class FunctionTree:
     body: tuple[Statement, ...]
     outputs: tuple[str, ...]
     results: tuple[Expr, ...] = ()
+    line: int = 0  # of the `def`
+    last: int = 0  # of the `return`
+    source: str = ""
 
 
 def holds(test: tuple[object, ...], flags: Mapping[str, object]) -> bool:

@@ -14,6 +14,7 @@ from typing import TextIO
 
 import gpuopt
 from gpuopt.demos import arrays, digits, plot, regression
+from gpuopt.messages import install
 
 __all__ = ["PLOT_NAME", "DemoResult", "run"]
 
@@ -49,10 +50,9 @@ def run(
     """
     stream = sys.stdout if stream is None else stream
     require_packages()
-    require_known(optimizer)
     space = arrays.choose(backend)
     element = arrays.element_type(dtype)
-    probe = gpuopt.create("gd", [space.xp.zeros(1, element)], lr=1.0, backend=backend)
+    probe = gpuopt.create(optimizer, [space.xp.zeros(1, element)], lr=1.0 if lr is None else lr, backend=backend)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -89,18 +89,11 @@ def report_digits(training: digits.Training, dtype: str, say: Callable[[str], No
     )
 
 
-def require_known(optimizer: str) -> None:
-    """Raise GpuoptError, naming the known ones, unless gpuopt has an optimizer of that name."""
-    if optimizer.lower() not in gpuopt.optimizers():
-        known = ", ".join(gpuopt.optimizers())
-        raise gpuopt.GpuoptError(f"unknown optimizer {optimizer!r}: expected one of {known}")
-
-
 def require_packages() -> None:
     """Raise GpuoptError naming the packages of the `demo` extra that are missing."""
     from importlib.util import find_spec
 
-    packages = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "tqdm": "tqdm"}
+    packages = {"sklearn": "scikit-learn", "threadpoolctl": "threadpoolctl", "matplotlib": "matplotlib", "tqdm": "tqdm"}
     missing = [name for module, name in packages.items() if find_spec(module) is None]
     if missing:
-        raise gpuopt.GpuoptError(f"the demo needs {', '.join(missing)}: python -m pip install 'gpuopt[demo]'")
+        raise gpuopt.GpuoptError(f"the demo needs {', '.join(missing)}; {install('demo')}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 import gpuopt
+from gpuopt.messages import unknown
 
 HOST_BACKENDS = ("numpy", "numba")
 DTYPES = ("float64", "float32", "float16", "bfloat16")
@@ -39,20 +41,20 @@ def choose(backend: str | None) -> Space:
         raise gpuopt.GpuoptError(
             f"the backend {wanted} is usable, but the demo computes its gradients with CuPy, and that is not: {why_not}"
         )
-    return Space(np, f"NumPy arrays, since no GPU is usable through CuPy ({why_not.rstrip('.')})")
+    return Space(np, f"NumPy arrays on the host: {why_not.rstrip('.')}")
 
 
 def element_type(name: str) -> np.dtype[Any]:
-    """The dtype of that name. Raises GpuoptError if it is not one parameters can have, or ml_dtypes is missing."""
+    """The dtype of that name. Raises GpuoptError if it is not one parameters can have."""
     if name not in DTYPES:
-        raise gpuopt.GpuoptError(f"unknown dtype {name!r}: expected one of {', '.join(DTYPES)}")
-    if name != "bfloat16":
-        return np.dtype(name)
-    try:
-        bfloat16: np.dtype[Any] = np.dtype(import_module("ml_dtypes").bfloat16)
-    except ImportError:
-        raise gpuopt.GpuoptError("bfloat16 needs ml_dtypes: python -m pip install ml_dtypes") from None
-    return bfloat16
+        raise gpuopt.GpuoptError(unknown("dtype", name, DTYPES))
+    return np.dtype(getattr(import_module("ml_dtypes"), name) if name == "bfloat16" else name)
+
+
+def one_blas_thread() -> AbstractContextManager[Any]:
+    """Matrix products on one thread: on arrays this small more of them only get in the way of Numba's."""
+    limits: AbstractContextManager[Any] = import_module("threadpoolctl").threadpool_limits(1, user_api="blas")
+    return limits
 
 
 def compute_type(dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 import gpuopt
-from gpuopt.demos.arrays import compute_type, to_host, wait
+from gpuopt.demos.arrays import compute_type, one_blas_thread, to_host
 
 Array = np.ndarray[Any, Any]
 
 HIDDEN, BATCH = 256, 64
 EPOCHS, QUICK_EPOCHS = 30, 6
+CHECK = 3  # steps between two looks at the test images
 SPLIT_SEED = 1  # which fifth of the images is kept for the test
 
 # Tuned on this problem: options and whether the rate follows a half cosine to zero (DGD decays its rate by itself).
@@ -38,12 +39,17 @@ TUNED: dict[str, tuple[dict[str, float], bool]] = {
 
 @dataclass(frozen=True)
 class Training:
-    """One run: mean training loss and test accuracy after each epoch, and how it was run."""
+    """One run: mean training loss and test accuracy after each epoch, and how it was run.
+
+    batch_losses: of every minibatch, before its step. checks: (steps taken, test accuracy), a few in each epoch.
+    """
 
     optimizer: str
     settings: str
     losses: list[float]
     accuracies: list[float]
+    batch_losses: list[float]
+    checks: list[tuple[int, float]]
     seconds: float
     backend: str
     shape: str
@@ -127,42 +133,48 @@ def train(
     quick: bool = False,
     seed: int = 0,
 ) -> Training:
-    """Train on minibatches of 64 in the namespace `xp` (numpy or cupy) and test after every epoch."""
-    from tqdm import tqdm
-
+    """Train on minibatches of 64 in the namespace `xp` (numpy or cupy), testing a few times in every epoch."""
     compute = compute_type(dtype)
     images, test_images, labels, test_labels = load()
-    x, x_test = xp.asarray(images.astype(compute)), xp.asarray(test_images.astype(compute))
-    y, y_test = xp.asarray(labels), xp.asarray(test_labels)
-    epochs = QUICK_EPOCHS if quick else EPOCHS
-    options, words = settings_for(optimizer, lr, epochs * math.ceil(len(y) / BATCH))
+    data = (xp.asarray(images.astype(compute)), xp.asarray(labels))
+    test = (xp.asarray(test_images.astype(compute)), xp.asarray(test_labels))
+    epochs, batches = QUICK_EPOCHS if quick else EPOCHS, math.ceil(len(labels) / BATCH)
+    options, words = settings_for(optimizer, lr, epochs * batches)
     rng = np.random.default_rng(seed)
     params = initial_weights(xp, dtype, rng)
     opt = gpuopt.create(optimizer, params, backend=backend, **options)
-    losses, accuracies = [], []
     begin = time.perf_counter()
-    for _ in tqdm(range(epochs), unit="epoch", desc="digits", leave=False):
-        losses.append(one_epoch(opt, params, x, y, rng, xp))
-        accuracies.append(accuracy(params, x_test, y_test, xp))
-    wait(xp)
+    with one_blas_thread():
+        losses, checks = run_epochs(opt, params, data, test, epochs, rng, xp)
+    seconds = time.perf_counter() - begin
     return Training(
         optimizer=optimizer,
         settings=words,
-        losses=losses,
-        accuracies=accuracies,
-        seconds=time.perf_counter() - begin,
+        losses=[float(np.mean(losses[k * batches : (k + 1) * batches])) for k in range(epochs)],
+        accuracies=[share for step, share in checks if step and step % batches == 0],
+        batch_losses=losses,
+        checks=checks,
+        seconds=seconds,
         backend=opt.backend,
-        shape=f"{len(y)} images to train on, {len(y_test)} to test",
+        shape=f"{len(labels)} images to train on, {len(test_labels)} to test",
     )
 
 
-def one_epoch(opt: Any, params: dict[str, Any], x: Any, y: Any, rng: np.random.Generator, xp: Any) -> float:
-    """Visit the images once in random order; the mean of the minibatches' losses."""
-    order = xp.asarray(rng.permutation(len(y)))
-    batch_losses = []
-    for start in range(0, len(y), BATCH):
-        rows = order[start : start + BATCH]
-        loss, grads = loss_and_gradients(params, x[rows], y[rows], xp)
-        opt.step(grads)
-        batch_losses.append(loss)
-    return float(np.mean([to_host(loss) for loss in batch_losses]))
+def run_epochs(
+    opt: Any, params: dict[str, Any], data: Any, test: Any, epochs: int, rng: np.random.Generator, xp: Any
+) -> tuple[list[float], list[tuple[int, float]]]:
+    """Visit the images once an epoch in random order; the losses of all minibatches, and (steps, test accuracy) as they come."""
+    from tqdm import tqdm
+
+    (x, y), batches, losses = data, math.ceil(len(data[1]) / BATCH), []
+    checks = [(0, accuracy(params, test[0], test[1], xp))]
+    for epoch in tqdm(range(epochs), unit="epoch", desc="digits", leave=False):
+        order = xp.asarray(rng.permutation(len(y)))
+        for k in range(batches):
+            rows = order[k * BATCH : (k + 1) * BATCH]
+            loss, grads = loss_and_gradients(params, x[rows], y[rows], xp)
+            opt.step(grads)
+            losses.append(loss)
+            if k + 1 == batches or (k + 1) % CHECK == 0:
+                checks.append((epoch * batches + k + 1, accuracy(params, test[0], test[1], xp)))
+    return [float(to_host(loss)) for loss in losses], checks

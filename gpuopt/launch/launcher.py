@@ -9,16 +9,19 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpuopt import arrays
-from gpuopt.compiler.host import row_function, row_inputs
+from gpuopt.compiler.host import prepared_values, row_function, row_inputs
 from gpuopt.compiler.names import OPTION
 from gpuopt.errors import DtypeError
 from gpuopt.launch.plan import Plan
+
+if TYPE_CHECKING:
+    from gpuopt.rules.definition import Definition
 
 MULTIPLIER = "grad_multiplier"  # what every gradient is multiplied by: a number of the step, not of a group
 
@@ -34,13 +37,21 @@ class Clock:
     group: int
     step: int
     environment: Callable[[int], Mapping[str, Any]]
-    memo: Mapping[str, Any] | None = None  # of the step that is being made: a schedule is asked once
+    # Of the step that is being made: a schedule is asked once, `prepare` is called once.
+    memo: Mapping[str, Any] | None = None
+    derived: Mapping[str, float] | None = None
 
     def values(self) -> Mapping[str, Any]:
         """The hyperparameters of the step that was just counted."""
         if self.memo is None:
             self.memo = self.environment(self.step)
         return self.memo
+
+    def prepared(self, definition: Definition) -> Mapping[str, float]:
+        """What `prepare` derives from them."""
+        if self.derived is None:
+            self.derived = prepared_values(definition, self.step, self.values())
+        return self.derived
 
 
 class Demand(NamedTuple):
@@ -92,8 +103,11 @@ class Launch:
         """The rows of scalars in the compute type, after the clocks have advanced: [clocks, scalars]."""
         program = self.plan.program
         made: array[float] = array(np.dtype(program.compute).char)  # rounds as NumPy does, faster for a few numbers
+        definition = program.signature.definition
         for clock in self.clocks:
             values = clock.values()
+            if definition.on_host:
+                values = {**values, **clock.prepared(definition)}
             taken = [grad_multiplier if key == MULTIPLIER else float(values[key]) for key in self.keys]
             made.extend(self.row(clock.step, *taken))
         return np.array(made).reshape(len(self.clocks), len(program.row))
@@ -127,7 +141,7 @@ def advance(
 ) -> list[NDArray[Any]]:
     """Count the step and return the rows of every launch; counts stay as they were if a formula raises."""
     for clock in clocks:
-        clock.step, clock.memo = clock.step + 1, None
+        clock.step, clock.memo, clock.derived = clock.step + 1, None, None
     try:
         rows = [launch.rows(grad_multiplier) for launch in launches]
         for launch in launches:

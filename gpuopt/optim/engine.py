@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from operator import is_not
+from operator import attrgetter, is_not
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from gpuopt.rules.language import Rule
 Change = tuple[Slot, Any, View | None]  # a slot, its new gradient, and that gradient's View
 
 UNSEEN = object()  # no gradient
+NUMPY_FLAGS = attrgetter("flags.num")  # what can change in a NumPy array while it stays where it is
 
 
 class Engine:
@@ -44,6 +45,10 @@ class Engine:
         self._seen: list[Any] = []
         self._copied = False  # whether a gradient is copied at every step
         self._written = Written([])
+        self._numpy: list[NDArray[Any]] = []  # the parameters of NumPy, and their flags
+        self._numpy_flags: list[int] = []
+        self._loose = False  # whether a parameter or mask can move while it stays the same object
+        self._masks: list[tuple[Slot, View]] = []  # masks that can
         self.planned = 0  # grows with every new plan of launches
 
     def choice(self, slot: Slot) -> tuple[str, str]:
@@ -62,6 +67,11 @@ class Engine:
             slot.number = index if slot.number < 0 else slot.number
         self.slots += slots
         self._written = Written(self.slots)
+        self._numpy = [slot.array for slot in self.slots if isinstance(slot.array, np.ndarray)]
+        self._numpy_flags = [*map(NUMPY_FLAGS, self._numpy)]
+        masked = [slot for slot in self.slots if slot.mask is not None and not arrays.kind_of(slot.mask, "mask").fixed]
+        self._masks = [(slot, arrays.describe(slot.mask, f"mask of {slot.label}")) for slot in masked]
+        self._loose = bool(masked) or not all(arrays.kind_of(slot.array, slot.label).fixed for slot in self.slots)
         self.forget()
 
     def forget(self) -> None:
@@ -95,6 +105,16 @@ class Engine:
     def settled(self) -> bool:
         """Whether the launches fit the groups and options as they are, and no gradient has to be copied."""
         return not self._copied and self._key == self._plan_key()
+
+    def look(self) -> None:
+        """Notice parameters and masks that moved, lost their memory or became read-only since the last step."""
+        if not self._loose and [*map(NUMPY_FLAGS, self._numpy)] == self._numpy_flags:
+            return
+        masks = [(slot, arrays.describe(slot.mask, f"mask of {slot.label}")) for slot, _ in self._masks]
+        if [view for _, view in masks] != [view for _, view in self._masks]:
+            self._masks, self._key = masks, None
+        self.touch()
+        self._numpy_flags = [*map(NUMPY_FLAGS, self._numpy)]
 
     def touch(self, states_moved: bool = False) -> None:
         """Look at every array anew: parameters or gradients may have moved, and, if so said, states."""
@@ -156,17 +176,18 @@ class Engine:
 
     def _commit(self, changes: Sequence[Change]) -> None:
         """Remember the gradients; one in another memory order is copied into its parameter's, at every step."""
-        ready: list[tuple[Slot, Any, Any, View | None]] = []
+        ready: list[tuple[Slot, Any, Any, View | None, bool]] = []
         for slot, grad, view in changes:
-            use, seen = grad, grad
+            use, copied = grad, False
+            seen = grad if grad is None or arrays.kind_of(grad, slot.label).fixed else UNSEEN
             if view is not None and not same_order(view, slot.view):
                 kind = arrays.kind_of(grad, slot.label)
-                use, seen = kind.relayout(grad, slot.array, slot.copy), UNSEEN
+                use, seen, copied = kind.relayout(grad, slot.array, slot.copy), UNSEEN, True
                 view = kind.describe(use)
-            ready.append((slot, use, seen, view))
-        for slot, use, seen, view in ready:
+            ready.append((slot, use, seen, view, copied))
+        for slot, use, seen, view, copied in ready:
             slot.grad, self._seen[slot.index], slot.grad_view = use, seen, view
-            slot.copy = use if seen is UNSEEN else None
+            slot.copy = use if copied else None
         self._copied = any(slot.copy is not None for slot in self.slots)
 
     def _flags(self) -> Flags:
@@ -174,7 +195,7 @@ class Engine:
 
     def _plan_key(self) -> tuple[Any, ...]:
         """What the launches are made for. Where step counts are kept is part of it: with new launches they change sides."""
-        return self._flags(), self.settings.key(), self._on_device()
+        return self._flags(), self.settings.key(), self._on_device(), self.groups.definition
 
     def _on_device(self) -> bool:
         """Whether step counts and decisions live on the device, for the host may not wait for what they depend on."""

@@ -7,18 +7,32 @@ from functools import cache
 from typing import Any
 
 from gpuopt import rules
+from gpuopt.errors import GpuoptError, outside
+from gpuopt.optim.classes import make
 from gpuopt.optim.hyper import defaults_of
 from gpuopt.optim.optimizer import Optimizer
-from gpuopt.rules.language import Rule
+from gpuopt.rules.definition import Definition
+from gpuopt.rules.language import Rule, checked_rule
 
 CLASSES = {rules.get(name).title: name for name in rules.NAMES}
 
 
 def make_optimizer(rule: Rule) -> type[Optimizer]:
-    """An optimizer class for a rule, `MyOpt = gpuopt.make_optimizer(my_rule)`; hyperparameters as keyword arguments."""
+    """An optimizer class for a rule, `MyOpt = gpuopt.make_optimizer(my_rule)`; hyperparameters as keyword arguments.
+
+    Called again it gives the same class, until the rule's `prepare` is defined anew. Raises InputError for what is no rule.
+    """
+    try:
+        return _made(checked_rule(rule), rule.definition())
+    except GpuoptError as error:
+        raise outside(error) from None
+
+
+@cache
+def _made(rule: Rule, definition: Definition) -> type[Optimizer]:
     fields = defaults_of(rule)
 
-    def __init__(self: Optimizer, params: Any, *args: Any, **options: Any) -> None:
+    def __init__(self: Optimizer, /, params: Any, *args: Any, **options: Any) -> None:
         names = list(fields)
         if len(args) > len(names):
             raise TypeError(f"{rule.title} takes params and {names} by position, {len(args)} values were given")
@@ -29,16 +43,18 @@ def make_optimizer(rule: Rule) -> type[Optimizer]:
     parameters += [kinds(n, kinds.POSITIONAL_OR_KEYWORD, default=d) for n, d in fields.items() if d is kinds.empty]
     parameters += [kinds(n, kinds.POSITIONAL_OR_KEYWORD, default=d) for n, d in fields.items() if d is not kinds.empty]
     shared = [p for p in inspect.signature(Optimizer).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    made = type(rule.title, (Optimizer,), {"__init__": __init__, "__doc__": f"{rule.__doc__}\n\n{Optimizer.__doc__}"})
+    members = {"__init__": __init__, "__doc__": f"{rule.__doc__ or ''}\n\n{Optimizer.__doc__}"}
+    made = make(rule.title, Optimizer, members, make_optimizer, rule)
     made.__signature__ = inspect.Signature([*parameters, *shared])  # type: ignore[attr-defined]
-    made.__module__ = "gpuopt"
     return made
 
 
 @cache
 def named(title: str) -> type[Optimizer]:
     """The class of that title, such as "AdamW"."""
-    return make_optimizer(rules.get(CLASSES[title]))
+    made = make_optimizer(rules.get(CLASSES[title]))
+    made.__module__ = "gpuopt"
+    return made
 
 
 def optimizer(rule: Rule, params: Any, **options: Any) -> Optimizer:

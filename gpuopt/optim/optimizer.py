@@ -15,7 +15,7 @@ from gpuopt.optim.engine import Engine
 from gpuopt.optim.hyper import check_group, defaults_of
 from gpuopt.optim.settings import Settings
 from gpuopt.optim.slots import Slot, checked_mask, parameter_view
-from gpuopt.rules.language import Rule
+from gpuopt.rules.language import Rule, checked_rule
 
 
 class Optimizer:
@@ -38,6 +38,7 @@ class Optimizer:
 
     def __init__(
         self,
+        /,
         rule: Rule,
         params: Any,
         *,
@@ -52,7 +53,7 @@ class Optimizer:
         seed: int = 0,
         **hyper: Any,
     ) -> None:
-        self.rule = rule
+        self.rule = rule = checked_rule(rule)
         self.settings = Settings(
             state_format, param_format, max_grad_norm, grad_scale, None, bool(skip_nonfinite), bool(capturable), seed
         )
@@ -127,7 +128,9 @@ class Optimizer:
         grads mirrors params (a list of one such tree per group where there are several groups); None skips a tensor, its
         step count included. Raises InputError or DtypeError before anything is written.
         """
-        self._engine.step(self._leaves(grads))
+        leaves = self._leaves(grads)
+        self._engine.look()
+        self._engine.step(leaves)
 
     def _leaves(self, grads: Any) -> Sequence[Any]:
         if len(self._structures) == 1 and not self._grouped:

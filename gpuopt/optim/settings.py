@@ -53,6 +53,8 @@ class Settings:
         """State name -> format; a mapping may use the rule's variable or the state's key, the rest are float32."""
         if isinstance(self.state_format, str):
             return {s.name: self.state_format for s in rule.states}
+        if not isinstance(self.state_format, Mapping):
+            raise InputError(f"state_format = {self.state_format!r}: expected a name, or a dict of one for each state")
         unknown = set(self.state_format) - {s.name for s in rule.states} - {s.key for s in rule.states}
         if unknown:
             known = ", ".join(s.name for s in rule.states)

@@ -24,6 +24,7 @@ class Groups:
 
     def __init__(self, rule: Rule, dicts: list[dict[str, Any]]) -> None:
         self.rule, self.dicts = rule, dicts
+        self.definition = rule.definition()
         self._known = hyper.defaults_of(rule)
         self._values: list[tuple[Any, ...]] = []
         self._environments: list[Mapping[str, Any] | None] = []  # None where it has to be made at every step
@@ -31,10 +32,17 @@ class Groups:
         self._flags: dict[bool, Flags] = {}
 
     def check(self) -> None:
-        """Raise InputError for a hyperparameter that was set to something it cannot be; looks at what changed only."""
+        """Raise InputError for a hyperparameter that was set to something it cannot be; looks at what changed only.
+
+        Raises RuleSyntaxError where a name that the rule uses stands for something else by now.
+        """
+        if self.rule.definition() is not self.definition:
+            self._redefine()
         for index, group in enumerate(self.dicts):
             values = tuple(map(group.get, self._known))
             if index < len(self._values) and all(map(is_, values, self._values[index])):
+                if self._environments[index] is None:
+                    self._check_again(index, values)
                 continue
             label = f"param_groups[{index}]"
             for name, value in zip(self._known, values, strict=True):
@@ -42,9 +50,15 @@ class Groups:
                     hyper.check_value(name, value, self.rule, self._known[name], label)
             hyper.check_together(group, self.rule, label)
             self._values[index : index + 1] = [values]
-            self._environments[index : index + 1] = [hyper.environment(group, 1) if plain(values) else None]
+            self._environments[index : index + 1] = [self._made(group, 1) if plain(values) else None]
             self._on_gpu[index : index + 1] = [any(map(hyper.on_gpu, values))]
             self._flags.clear()
+
+    def _check_again(self, index: int, values: tuple[Any, ...]) -> None:
+        """The same for the same objects: those on the host that can change in themselves."""
+        for name, value in zip(self._known, values, strict=True):
+            if not plain((value,)) and not callable(value) and not hyper.on_gpu(value):
+                hyper.check_value(name, value, self.rule, self._known[name], f"param_groups[{index}]")
 
     def on_gpu(self) -> bool:
         """Whether a value lies on a GPU, where kernels read it: the host would have to wait for it."""
@@ -53,7 +67,21 @@ class Groups:
     def environment(self, index: int, step: int) -> Mapping[str, Any]:
         """The hyperparameters of a group, for its step-th step; see `hyper.environment`."""
         made = self._environments[index] if index < len(self._environments) else None
-        return hyper.environment(self.dicts[index], step) if made is None else made
+        return self._made(self.dicts[index], step) if made is None else made
+
+    def _made(self, group: Mapping[str, Any], step: int) -> Mapping[str, Any]:
+        return hyper.environment(group, step, self.definition.betas)
+
+    def _redefine(self) -> None:
+        """The rule or its `prepare` was defined anew: new hyperparameters take their defaults, everything is looked at again."""
+        known = hyper.defaults_of(self.rule)
+        for group in self.dicts:
+            given = {k: v for k, v in known.items() if k not in group}
+            hyper.check_group(given, self.rule, f"{self.rule.title}, defined anew")
+            group.update(given)
+        self.definition, self._known = self.rule.definition(), known
+        self._values, self._environments, self._on_gpu = [], [], []
+        self._flags.clear()
 
     def flags(self, scaled: bool) -> Flags:
         """The compile-time constants of every group. Options are switched on for all groups if any needs them.

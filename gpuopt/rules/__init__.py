@@ -14,9 +14,10 @@ __all__ = ["NAMES", "Rule", "State", "get", "rule"]
 def get(name: str) -> Rule:
     """The rule of that name, in any case (`"adamw"`, `"AdamW"`). Raises InputError listing the names."""
     from gpuopt.errors import InputError
+    from gpuopt.messages import unknown
 
     if name.lower() not in NAMES:
-        raise InputError(f"unknown optimizer {name!r}: expected one of {', '.join(NAMES)}")
+        raise InputError(unknown("optimizer", name, NAMES))
     found = getattr(import_module(f"gpuopt.rules.{name.lower()}"), name.lower())
     assert isinstance(found, Rule)
     return found

@@ -1,6 +1,6 @@
 """Adagrad, as in torch.optim.Adagrad."""
 
-from gpuopt.rules.language import State, rule, sqrt
+from gpuopt.rules.language import State, rule, sqrt, where
 
 
 @rule(state={"a": State("a", "sum", init="initial_accumulator_value")}, title="Adagrad")
@@ -9,7 +9,7 @@ def adagrad(p, g, a, *, lr=1e-2, lr_decay=0.0, weight_decay=0.0, initial_accumul
 
     g <- g + weight_decay p;  a <- a + g^2;  p <- p - lr / (1 + (t-1) lr_decay) g / (sqrt(a) + eps).
     """
-    g = g + weight_decay * p
+    g = where(weight_decay != 0, g + weight_decay * p, g)
     a = a + g * g
     p = p - rate * g / (sqrt(a) + eps)
     return p, a

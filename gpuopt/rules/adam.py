@@ -1,21 +1,25 @@
 """Adam, as in torch.optim.Adam."""
 
-from gpuopt.rules.language import State, maximum, rule, sqrt
+from gpuopt.rules.language import State, maximum, rule, sqrt, where
 
 
 @rule(state={"m": "exp_avg", "v": "exp_avg_sq", "w": State("w", "max_exp_avg_sq", when="amsgrad")}, title="Adam")
 def adam(
     p, g, m, v, w, *, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, amsgrad: bool = False,
-    step_size, inv_sqrt_bias2,
+    decoupled_weight_decay: bool = False, step_size, inv_sqrt_bias2,
 ):  # fmt: skip
     """Adam, Kingma & Ba 2015; amsgrad, Reddi, Kale & Kumar 2018.
 
-    g <- g + weight_decay p;  m <- m + (1 - beta1)(g - m);  v <- beta2 v + (1 - beta2) g^2;  amsgrad: w <- max(w, v);
+    g <- g + weight_decay p, decoupled: p <- p (1 - lr weight_decay), Loshchilov & Hutter 2019;
+    m <- m + (1 - beta1)(g - m);  v <- beta2 v + (1 - beta2) g^2;  amsgrad: w <- max(w, v);
     p <- p - lr / (1 - beta1^t) m / (sqrt(v) / sqrt(1 - beta2^t) + eps).
     """
-    g = g + weight_decay * p
+    if decoupled_weight_decay:
+        p = p * (1 - lr * weight_decay)
+    else:
+        g = where(weight_decay != 0, g + weight_decay * p, g)
     m = m + (g - m) * (1 - beta1)
-    v = beta2 * v + (1 - beta2) * (g * g)
+    v = beta2 * v + (1 - beta2) * g * g
     d = v
     if amsgrad:
         w = maximum(w, v)

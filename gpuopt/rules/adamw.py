@@ -10,12 +10,12 @@ def adamw(
 ):  # fmt: skip
     """AdamW, Loshchilov & Hutter 2019: Adam with the decay taken from the parameter, not from the gradient.
 
-    p <- p - lr weight_decay p;  m <- m + (1 - beta1)(g - m);  v <- beta2 v + (1 - beta2) g^2;  amsgrad: w <- max(w, v);
+    p <- (1 - lr weight_decay) p;  m <- m + (1 - beta1)(g - m);  v <- beta2 v + (1 - beta2) g^2;  amsgrad: w <- max(w, v);
     p <- p - lr / (1 - beta1^t) m / (sqrt(v) / sqrt(1 - beta2^t) + eps).
     """
-    p = p - lr * weight_decay * p
+    p = p * (1 - lr * weight_decay)
     m = m + (g - m) * (1 - beta1)
-    v = beta2 * v + (1 - beta2) * (g * g)
+    v = beta2 * v + (1 - beta2) * g * g
     d = v
     if amsgrad:
         w = maximum(w, v)

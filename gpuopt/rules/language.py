@@ -20,19 +20,23 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 import numpy as np
 
+from gpuopt.errors import InputError, RuleSyntaxError, caller, outside
+
 if TYPE_CHECKING:
     from gpuopt.compiler.tree import FunctionTree
+    from gpuopt.rules.definition import Definition, Prepare
 
 # ---------------------------------------------------------------------------------------------------- primitives
 # NumPy's own `where`, `minimum` and `sign` widen to float64 or leave the sign of zero to the SIMD unit; these do not.
 
 _context = threading.local()
+
+# Arrays that are not NumPy's -> their `where(condition, a, b, compute type)` and `sqrt`, added by who runs rules on them.
+ELSEWHERE: dict[type, tuple[Callable[..., Any], Callable[[Any], Any]]] = {}
 
 
 class compute_dtype:
@@ -51,9 +55,14 @@ class compute_dtype:
 
 def where(condition: Any, a: Any, b: Any) -> Any:
     """`a` where the condition holds, else `b`; literals take the compute type."""
+    dtype = getattr(a, "dtype", None) or getattr(b, "dtype", None)
     if not isinstance(condition, np.ndarray | np.generic):
-        return a if condition else b
-    dtype = getattr(a, "dtype", None) or getattr(b, "dtype", None) or getattr(_context, "dtype", None) or np.float64
+        for kind, (select, _) in ELSEWHERE.items():
+            if isinstance(condition, kind):
+                return select(condition, a, b, getattr(_context, "dtype", None) or np.float64)
+        chosen = a if condition else b  # of scalars: the same for every element
+        return np.asarray(chosen, dtype)[()] if isinstance(dtype, np.dtype) else chosen
+    dtype = dtype or getattr(_context, "dtype", None) or np.float64
     return np.where(condition, np.asarray(a, dtype), np.asarray(b, dtype))
 
 
@@ -76,6 +85,9 @@ def sqrt(x: Any) -> Any:
     """Correctly rounded square root, NaN for negative numbers."""
     if isinstance(x, np.ndarray | np.generic):
         return np.sqrt(x)
+    for kind, (_, root) in ELSEWHERE.items():
+        if isinstance(x, kind):
+            return root(x)
     return math.sqrt(x) if x >= 0 else math.nan
 
 
@@ -89,6 +101,8 @@ PRIMITIVES: dict[str, Callable[..., Any]] = {
 }
 
 # ---------------------------------------------------------------------------------------------------- rules
+
+STATE_KEYS = ("step",)  # what `state_dict` has beside the states of a tensor
 
 
 @dataclass(frozen=True)
@@ -108,9 +122,33 @@ class State:
 
 
 def _states(spec: Iterable[str] | Mapping[str, str | State]) -> tuple[State, ...]:
-    if isinstance(spec, Mapping):
-        return tuple(s if isinstance(s, State) else State(name, s) for name, s in spec.items())
-    return tuple(State(name, name) for name in spec)
+    """The states of a rule. Raises RuleSyntaxError at the author's line for what says none, or two that cannot be told apart."""
+    if isinstance(spec, str) or not isinstance(spec, Iterable):
+        _refuse(f"state = {spec!r}: expected names, such as state=('m',)")
+    items = (
+        spec.items() if isinstance(spec, Mapping) else [(s.name, s) if isinstance(s, State) else (s, s) for s in spec]
+    )
+    made = []
+    for name, value in items:
+        state = State(name, value) if isinstance(value, str) else value
+        if not isinstance(state, State) or not isinstance(state.key, str) or not state.key:
+            _refuse(f"state {name!r}: {value!r}: expected its name in state_dict(), or State(name, key, init=...)")
+        if state.name != name or not isinstance(name, str):
+            _refuse(f"state {name!r}: a State called {state.name!r}: expected the same name twice")
+        if isinstance(state.init, bool) or not isinstance(state.init, (int, float, str)):
+            _refuse(f"state {name!r} begins as {state.init!r}: expected a number or the name of a hyperparameter")
+        made.append(state)
+    for what, found in (("name", [s.name for s in made]), ("key", [s.key for s in made])):
+        for word in found:
+            if found.count(word) > 1:
+                _refuse(f"two states have the {what} {word!r}: expected another for each")
+            if word in (("p", "g") if what == "name" else STATE_KEYS):
+                _refuse(f"a state has the {what} {word!r}, which every rule has already: call it something else")
+    return tuple(made)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise RuleSyntaxError(message, *caller())
 
 
 class Rule:
@@ -119,13 +157,21 @@ class Rule:
     def __init__(self, function: Callable[..., Any], states: tuple[State, ...], title: str | None) -> None:
         self.function = function
         self.states = states
+        self._parse()  # now, so that a mistake is reported where the rule is written
         self.name = function.__name__
-        self.title = title or "".join(part.capitalize() for part in self.name.split("_"))
-        self.prepare_function: Callable[..., dict[str, Any]] | None = None
+        self.title = title or "".join(part.capitalize() for part in self.name.split("_")) or "Rule"
+        self.prepare_function: Callable[..., Mapping[str, Any]] | None = None
         self.require_function: Callable[..., str | None] | None = None
-        self.asked: frozenset[str] = frozenset()  # what that looks at, by the names the optimizer has for it
+        self._asked: Mapping[str, Any] = {}  # what that takes, by the names the optimizer has for it, with its defaults
+        self._prepare: Prepare | None = None
+        self._definition: Definition | None = None
         self.__doc__ = function.__doc__
-        _ = self.tree  # parse now, so that a mistake is reported where the rule is written
+
+    def _parse(self) -> None:
+        from gpuopt.compiler.parse import parse_rule
+
+        written = [s.name for s in self.states if not s.readonly]
+        self._tree, self._names = parse_rule(self.function, written, [s.name for s in self.states])
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
@@ -133,98 +179,123 @@ class Rule:
     def __deepcopy__(self, _: Any) -> Rule:
         return self
 
+    def __copy__(self) -> Rule:
+        return self
+
     def __reduce__(self) -> Any:
-        return _find_rule, (self.function.__module__, self.name)
+        from gpuopt.rules.find import find_rule, whereabouts
+
+        return find_rule, whereabouts(self)
 
     def __repr__(self) -> str:
         return f"<gpuopt rule {self.name}>"
 
-    @cached_property
+    def definition(self) -> Definition:
+        """What the rule means now. The same object as long as no name that it uses is bound again and `prepare` stays what it is.
+
+        Raises RuleSyntaxError naming file and line where it means nothing any more, or `prepare` does not go with it.
+        """
+        made = self._definition
+        if made is not None and self._names.hold() and made.holds():
+            return made
+        from gpuopt.rules.definition import Definition, Prepare
+
+        if not self._names.hold():
+            self._parse()
+        if self.prepare_function is not None and (self._prepare is None or not self._prepare.holds()):
+            self._prepare = Prepare(self.prepare_function)
+        self._definition = Definition(self.function, self.states, self._tree, self._prepare, self._asked)
+        return self._definition
+
+    @property
     def tree(self) -> FunctionTree:
-        """The checked syntax tree. Raises RuleSyntaxError naming file and line."""
-        from gpuopt.compiler.parse import parse_rule
+        """The checked syntax tree."""
+        return self._tree
 
-        written = tuple(s.name for s in self.states if not s.readonly)
-        return parse_rule(self.function, written, tuple(s.name for s in self.states))
+    def prepare(self, function: Callable[..., Mapping[str, Any]]) -> Callable[..., Mapping[str, Any]]:
+        """Decorator: `function(step, *, hyperparameters)` returns the derived scalars, once a step, in float64.
 
-    @cached_property
-    def prepare_tree(self) -> FunctionTree | None:
-        """The checked tree of `prepare`, or None if there is none or it uses Python beyond the prepare language."""
-        from gpuopt.compiler.parse import parse_prepare
+        Any Python will do; it is called once a step. Where it is arithmetic, with `**`, `a if c else b`, min, max, math.exp, log
+        and sqrt and this module's functions, kernels can compute it too. The one defined last holds, from the next step on.
+        Raises RuleSyntaxError for a function that cannot be called so or returns nothing.
+        """
+        from gpuopt.rules.definition import Prepare
 
-        return parse_prepare(self.prepare_function) if self.prepare_function else None
-
-    def prepare(self, function: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-        """Decorator: `function(step, *, hyperparameters)` returns the derived scalars, once a step, in float64."""
-        from gpuopt.compiler.parse import refuse_option_names
-
-        self.prepare_function = function
-        for cached in ("prepare_tree", "hyperparameters", "prepared"):
-            self.__dict__.pop(cached, None)
-        refuse_option_names(function, inspect.signature(function).parameters)
+        try:
+            self._prepare = Prepare(function)
+        except RuleSyntaxError as error:
+            raise outside(error) from None
+        self.prepare_function, self._definition = function, None
         return function
 
     def require(self, function: Callable[..., str | None]) -> Callable[..., str | None]:
         """Decorator: `function(*, hyperparameters)` says what hyperparameters that cannot go together should be, or None."""
-        self.require_function, self.asked = function, frozenset(inspect.signature(function).parameters)
+        from gpuopt.rules.definition import keywords
+
+        try:
+            self._asked = keywords(function, "require", 0, "def _(*, lr):")
+        except RuleSyntaxError as error:
+            raise outside(error) from None
+        self.require_function, self._definition = function, None
         return function
+
+    @property
+    def asked(self) -> frozenset[str]:
+        """The hyperparameters that `require` looks at."""
+        made = self.definition()
+        return frozenset(n for n in self._asked if n in made.hyperparameters or (n == "betas" and made.betas))
 
     def complaint(self, hyper: Mapping[str, Any]) -> str | None:
         """What is wrong with these hyperparameters together, each of which may be what it is."""
         function = self.require_function
         return function(**{name: hyper[name] for name in self.asked}) if function else None
 
-    @cached_property
+    @property
     def hyperparameters(self) -> dict[str, Any]:
         """Name -> default (`inspect.Parameter.empty` where the caller must give one), flags included, in order."""
-        found: dict[str, Any] = {}
-        for function in (self.function, self.prepare_function):
-            if function is not None:
-                for name, parameter in inspect.signature(function).parameters.items():
-                    if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-                        found.setdefault(name, parameter.default)
-        derived = set(self.prepared) | {name for name in found if name.startswith("has_") and name[4:] in found}
-        return {name: default for name, default in found.items() if name not in derived}
-
-    @cached_property
-    def prepared(self) -> tuple[str, ...]:
-        """Names of the scalars that `prepare` returns."""
-        if self.prepare_function is None:
-            return ()
-        if self.prepare_tree is not None:
-            return self.prepare_tree.outputs
-        parameters = inspect.signature(self.function).parameters.values()
-        taken = set(inspect.signature(self.prepare_function).parameters)
-        return tuple(
-            p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty and p.name not in taken
-        )
+        return self.definition().hyperparameters
 
     def flags(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
         """The compile-time constants for these hyperparameters; a flag `has_x` is true where the hyperparameter x is not 0."""
-        values: dict[str, Any] = {}
-        for name in self.tree.flags:
-            values[name] = hyper[name] if name in self.hyperparameters else bool(hyper[name[4:]])
-        return values
+        known = self.hyperparameters
+        return {name: hyper[name] if name in known else bool(hyper[name[4:]]) for name in self.tree.flags}
 
     def active_states(self, flags: Mapping[str, Any]) -> tuple[State, ...]:
         """The states that exist under these flags, in the order of the function's arguments."""
         return tuple(s for s in self.states if s.when is None or flags[s.when])
 
 
-def _find_rule(module: str, name: str) -> Rule:
-    """A pickled rule: the one of that name in its module, as Python pickles functions."""
-    found = getattr(import_module(module), name)
-    assert isinstance(found, Rule)
-    return found
+def checked_rule(found: object) -> Rule:
+    """A rule, or InputError that says how to make one."""
+    if isinstance(found, Rule):
+        return found
+    if isinstance(found, str):
+        raise InputError(f"{found!r} is a name, not a rule: expected gpuopt.create({found!r}, params, ...)")
+    name = getattr(found, "__name__", "f")
+    what = f"the function `{name}`" if inspect.isroutine(found) else f"an object of type {type(found).__name__}"
+    raise InputError(
+        f"rule: found {what}: expected a rule, made by @gpuopt.rule(state=...) above `def {name}(p, g, ...)`"
+    )
 
 
+@overload
+def rule(function: Callable[..., Any], /) -> Rule: ...
+@overload
 def rule(
     *, state: Iterable[str] | Mapping[str, str | State] = (), title: str | None = None
-) -> Callable[[Callable[..., Any]], Rule]:
+) -> Callable[[Callable[..., Any]], Rule]: ...
+def rule(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    state: Iterable[str] | Mapping[str, str | State] = (),
+    title: str | None = None,
+) -> Rule | Callable[[Callable[..., Any]], Rule]:
     """Make an update rule out of a function `f(p, g, *states, *, scalars, flags)` that returns `p, *states`.
 
     state: the names of the states in the order of the arguments, or a mapping name -> key or `State`.
     title: the class name of the optimizer made from it, the function's name in CamelCase by default.
+    A rule without states needs no parentheses: `@rule`.
     Raises RuleSyntaxError (a SyntaxError) naming file and line for anything outside the language.
 
     >>> @rule(state=("m",))
@@ -234,7 +305,19 @@ def rule(
     ...     return p, m
     """
 
+    try:
+        if title is not None and (not isinstance(title, str) or not title):
+            _refuse(f"title = {title!r}: expected a name")
+        states = _states(state)
+        if function is not None:
+            return Rule(function, states, title)
+    except RuleSyntaxError as error:
+        raise outside(error) from None
+
     def decorate(function: Callable[..., Any]) -> Rule:
-        return Rule(function, _states(state), title)
+        try:
+            return Rule(function, states, title)
+        except RuleSyntaxError as error:
+            raise outside(error) from None
 
     return decorate

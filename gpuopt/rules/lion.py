@@ -7,9 +7,9 @@ from gpuopt.rules.language import rule, sign
 def lion(p, g, m, *, lr=1e-4, beta1=0.9, beta2=0.99, weight_decay=0.0):
     """Lion, Chen et al. 2023 ("Symbolic discovery of optimization algorithms").
 
-    p <- p - lr weight_decay p;  p <- p - lr sign(beta1 m + (1 - beta1) g);  m <- m + (1 - beta2)(g - m).
+    p <- (1 - lr weight_decay) p;  p <- p - lr sign(beta1 m + (1 - beta1) g);  m <- beta2 m + (1 - beta2) g.
     """
-    p = p - lr * weight_decay * p
+    p = p * (1 - lr * weight_decay)
     p = p - lr * sign(beta1 * m + (1 - beta1) * g)
-    m = m + (g - m) * (1 - beta2)
+    m = beta2 * m + (1 - beta2) * g
     return p, m

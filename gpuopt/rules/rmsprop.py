@@ -1,6 +1,6 @@
 """RMSprop, as in torch.optim.RMSprop."""
 
-from gpuopt.rules.language import State, rule, sqrt
+from gpuopt.rules.language import State, rule, sqrt, where
 
 
 @rule(
@@ -18,17 +18,18 @@ def rmsprop(
     """RMSprop, Hinton 2012; centered variant, Graves 2013.
 
     g <- g + weight_decay p;  v <- alpha v + (1 - alpha) g^2;  centered: a <- alpha a + (1 - alpha) g, q = v - a^2;
-    x = g / (sqrt(q) + eps);  momentum: b <- momentum b + x, p <- p - lr b.
+    d = sqrt(q) + eps;  p <- p - lr g / d, or with momentum b <- momentum b + g / d, p <- p - lr b.
     """
-    g = g + weight_decay * p
-    v = alpha * v + (1 - alpha) * (g * g)
+    g = where(weight_decay != 0, g + weight_decay * p, g)
+    v = alpha * v + (1 - alpha) * g * g
     q = v
     if centered:
         a = a + (g - a) * (1 - alpha)
         q = v - a * a
-    x = g / (sqrt(q) + eps)
+    d = sqrt(q) + eps
     if has_momentum:
-        b = momentum * b + x
-        x = b
-    p = p - lr * x
+        b = momentum * b + g / d
+        p = p - lr * b
+    else:
+        p = p - lr * g / d
     return p, v, b, a

@@ -1,6 +1,6 @@
 """SGD with momentum, as in torch.optim.SGD."""
 
-from gpuopt.rules.language import State, rule
+from gpuopt.rules.language import State, rule, where
 
 
 @rule(state={"b": State("b", "momentum_buffer", when="has_momentum")}, title="SGD")
@@ -12,7 +12,7 @@ def sgd(
 
     g <- g + weight_decay p;  b <- momentum b + (1 - dampening) g;  d = g + momentum b (nesterov) or b;  p <- p - lr d.
     """
-    g = g + weight_decay * p
+    g = where(weight_decay != 0, g + weight_decay * p, g)
     if has_momentum:
         b = momentum * b + gain * g
         if nesterov:

@@ -15,8 +15,12 @@ from typing import Any
 import torch
 
 from gpuopt import rules
+from gpuopt.errors import GpuoptError, outside
+from gpuopt.optim.classes import make
 from gpuopt.optim.hyper import GROUP_OPTIONS, defaults_of
-from gpuopt.rules.language import Rule
+from gpuopt.rules.definition import Definition
+from gpuopt.rules.language import Rule, checked_rule
+from gpuopt.torch import differentiable
 from gpuopt.torch import tensors as _tensors  # noqa: F401  registers torch tensors as arrays
 from gpuopt.torch.hooks import with_hooks
 from gpuopt.torch.optimizer import TorchOptimizer
@@ -37,23 +41,41 @@ OPTIONS = {
 __all__ = ["TorchOptimizer", "create", "make_optimizer", "optimizers", "release_gradients", *_TITLES]
 
 
-def _torch_defaults(title: str, required: Iterable[str]) -> dict[str, Any]:
+def _twin(rule: Rule) -> Any:
+    """Torch's class of the same optimizer: of gpuopt's own rules only, whatever the title of another may be. None without one."""
+    return getattr(torch.optim, rule.title, None) if rule.title in _TITLES and rules.get(rule.title) is rule else None
+
+
+def _torch_defaults(theirs: Any, required: Iterable[str]) -> dict[str, Any]:
     """The keys and defaults of torch's groups, in torch's order, from torch's own class; empty where it has none."""
-    theirs = getattr(torch.optim, title, None)
     if theirs is None:
         return {}
     return dict(theirs([torch.nn.Parameter(torch.zeros(0))], **dict.fromkeys(required, 1.0)).defaults)
 
 
 def make_optimizer(rule: Rule) -> type[TorchOptimizer]:
-    """A `torch.optim.Optimizer` class for a rule of your own; hyperparameters as arguments, options as keywords."""
-    own = {k: v for k, v in defaults_of(rule).items() if k not in GROUP_OPTIONS or k == "maximize"}
-    required = [k for k, v in own.items() if v is inspect.Parameter.empty]
-    theirs = _torch_defaults(rule.title, required)
-    names = _signature_order(rule.title, own)
-    fields = {k: theirs.get(k, own.get(k)) for k in dict.fromkeys((*theirs, *names, *own))}
+    """A `torch.optim.Optimizer` class for a rule of your own; hyperparameters as arguments, options as keywords.
 
-    def __init__(self: TorchOptimizer, params: Any, *args: Any, **given: Any) -> None:
+    Called again it gives the same class, until the rule's `prepare` is defined anew. Raises InputError for what is no rule.
+    """
+    try:
+        return _made(checked_rule(rule), rule.definition())
+    except GpuoptError as error:
+        raise outside(error) from None
+
+
+@cache
+def _made(rule: Rule, definition: Definition) -> type[TorchOptimizer]:
+    own = {k: v for k, v in defaults_of(rule).items() if k not in GROUP_OPTIONS or k == "maximize"}
+    empty = inspect.Parameter.empty
+    required = [k for k, v in own.items() if v is empty or (k == "betas" and empty in v)]
+    twin = _twin(rule)
+    theirs = _torch_defaults(twin, required)
+    names = _signature_order(twin, own, required)
+    fields = {k: theirs.get(k, own.get(k)) for k in dict.fromkeys((*theirs, *names, *own))}
+    fields.setdefault(differentiable.KEY, False)
+
+    def __init__(self: TorchOptimizer, /, params: Any, *args: Any, **given: Any) -> None:
         values = dict(zip(names, args, strict=False)) | given
         if len(args) > len(names):
             raise TypeError(f"{rule.title} takes params and {names} by position, {len(args)} values were given")
@@ -68,18 +90,17 @@ def make_optimizer(rule: Rule) -> type[TorchOptimizer]:
         TorchOptimizer.__init__(self, params, fields | values | extra, options, options.pop("backend"))
 
     members = {"__init__": __init__, "__doc__": rule.__doc__, "rule": rule, "torch_defaults": theirs}
-    made: type[TorchOptimizer] = type(rule.title, (TorchOptimizer,), members)
+    members["twin"] = rule.name if twin else ""
+    made = make(rule.title, TorchOptimizer, members, make_optimizer, rule)
     made.step = with_hooks(made, TorchOptimizer.step)  # type: ignore[method-assign]
-    made.__module__ = "gpuopt.torch"
     made.__signature__ = _signature(names, fields, required)  # type: ignore[attr-defined]
     return made
 
 
-def _signature_order(title: str, own: dict[str, Any]) -> list[str]:
-    """The positional arguments: torch's order where torch has the class, the rule's elsewhere."""
-    theirs = getattr(torch.optim, title, None)
+def _signature_order(theirs: Any, own: dict[str, Any], required: list[str]) -> list[str]:
+    """The positional arguments: torch's order where torch has the class, else the rule's, those without a default first."""
     if theirs is None:
-        return [k for k in own if k != "maximize"]
+        return sorted((k for k in own if k != "maximize"), key=lambda k: k not in required)
     parameters = list(inspect.signature(theirs.__init__).parameters.values())[2:]
     return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
 
@@ -97,7 +118,9 @@ def _signature(names: list[str], fields: dict[str, Any], required: list[str]) ->
 
 @cache
 def _named(title: str) -> type[TorchOptimizer]:
-    return make_optimizer(rules.get(_TITLES[title]))
+    made = make_optimizer(rules.get(_TITLES[title]))
+    made.__module__ = "gpuopt.torch"
+    return made
 
 
 def create(name: str, params: Any, **options: Any) -> TorchOptimizer:

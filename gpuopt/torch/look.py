@@ -24,12 +24,12 @@ COMPLEX = {torch.complex64, torch.complex128}
 class Look:
     """What was seen of the tensors of a step.
 
-    layout: everything that a plan of launches depends on but the addresses of gradients, to be compared with `==`: where
-    parameters lie, their sizes and memory orders, dtypes and memory orders of gradients (torch itself keeps a gradient's shape
-    its parameter's). addresses: of gradients, 0 where there is none. states: addresses of the state tensors, as bytes.
-    as_stored: whether the memory of all gradients holds their values as they are.
+    where: of the parameters, addresses, sizes and memory orders. layout: of the gradients, dtypes and memory orders (torch itself
+    keeps a gradient's shape its parameter's). addresses: of the gradients. states: addresses of the state tensors, as bytes.
+    as_stored: whether the memory of all gradients holds their values as they are. The first two are compared with `==`.
     """
 
+    where: Any
     layout: Any
     addresses: list[int]
     states: bytes
@@ -41,20 +41,20 @@ def places(tensors: Sequence[torch.Tensor]) -> bytes:
     return np.array(list(map(ADDRESS, tensors)), np.int64).tobytes()
 
 
-def look(params: Sequence[torch.Tensor], states: Sequence[torch.Tensor]) -> Look:
-    """A Look at the tensors. Raises RuntimeError for a gradient without an address, a sparse one."""
-    gradients = [p.grad for p in params]
-    present = [g for g in gradients if g is not None]
-    found = iter(map(ADDRESS, present))
-    which = () if len(present) == len(params) else tuple(g is not None for g in gradients)
-    addresses = [next(found) if g is not None else 0 for g in gradients] if which else list(found)
-    dtypes, sizes = [g.dtype for g in present], [p.nbytes for p in params]
-    layout = (list(map(ADDRESS, params)), sizes, order(params), which, dtypes, order(present))
+def where(params: Sequence[torch.Tensor]) -> Any:
+    """Where parameters lie, and how."""
+    return list(map(ADDRESS, params)), [p.nbytes for p in params], order(params)
+
+
+def look(params: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor], states: Sequence[torch.Tensor]) -> Look:
+    """A Look at parameters, their gradients, and states. Raises RuntimeError for a gradient without an address, a sparse one."""
+    here, dtypes = where(params), [g.dtype for g in gradients]
+    addresses = list(map(ADDRESS, gradients))
     # Torch may leave a conjugation or a negation to whoever reads the gradient: such a one is resolved at every step. A
     # negation is pending in the imaginary part of a conjugate, whose strides are even: dense only where it is one number.
-    single = [g for g, size in zip(gradients, sizes, strict=True) if size <= 8 and g is not None]
+    single = [g for g, size in zip(gradients, here[1], strict=True) if size <= 8]
     stored = COMPLEX.isdisjoint(dtypes) and not any(map(NEGATED, single))
-    return Look(layout, addresses, places(states), stored)
+    return Look(here, (dtypes, order(gradients)), addresses, places(states), stored)
 
 
 def order(tensors: Sequence[torch.Tensor]) -> tuple[list[bool], list[Any]]:
@@ -63,12 +63,16 @@ def order(tensors: Sequence[torch.Tensor]) -> tuple[list[bool], list[Any]]:
     return flat, [] if all(flat) else [(t.shape, t.stride()) for t, f in zip(tensors, flat, strict=True) if not f]
 
 
-def look_at(params: Sequence[torch.Tensor], states: Sequence[torch.Tensor], slots: Sequence[Slot]) -> Look:
-    """A Look; the parameters are one of each slot. Raises DtypeError naming a gradient that is sparse."""
+def look_at(
+    params: Sequence[torch.Tensor],
+    gradients: Sequence[torch.Tensor],
+    states: Sequence[torch.Tensor],
+    slots: Sequence[Slot],
+) -> Look:
+    """A Look; slots: of the parameters. Raises DtypeError naming a gradient that is sparse."""
     try:
-        return look(params, states)
+        return look(params, gradients, states)
     except RuntimeError:
-        for slot in slots:
-            if slot.array.grad is not None:
-                arrays.describe(slot.array.grad, f"gradient of {slot.label}")
+        for slot, gradient in zip(slots, gradients, strict=True):
+            arrays.describe(gradient, f"gradient of {slot.label}")
         raise

@@ -2,7 +2,8 @@
 
 Made by `follow` for many tensors, once it is clear that steps repeat; where anything is out of the ordinary the answer is None
 and `look` is asked instead. torch's stable C functions (`aoti_torch_get_*`) give all but one fact; a parameter's gradient comes
-from `c10::TensorImpl::grad`, which is used only where torch's own header declares it as it is called here. Knows no rule.
+from `c10::TensorImpl::grad`, and autograd is told what was written by `torch::autograd::impl::bump_version`: both are used only
+where torch's own headers declare them as they are called here. Knows no rule.
 """
 
 from __future__ import annotations
@@ -28,7 +29,11 @@ ASLEEP = 2048  # that are worth waking one
 PLAIN = {torch.Tensor, torch.nn.Parameter}  # subclasses may keep their data elsewhere
 DTYPES = ("float64", "float32", "float16", "bfloat16")  # of gradients; complex ones may have to be resolved
 FACTS = ("is_defined", "get_data_ptr", "get_dtype", "get_dim", "get_sizes", "get_strides")
-GRAD, DECLARED = "_ZNK3c1010TensorImpl4gradEv", "const at::Tensor& grad() const;"
+GRAD, BUMP = "_ZNK3c1010TensorImpl4gradEv", "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE"
+DECLARED = {
+    "c10/core/TensorImpl.h": "const at::Tensor& grad() const;",
+    "torch/csrc/autograd/variable.h": "void bump_version(const Variable&",
+}
 AHEAD = 8  # tensors: their memory is asked for before it is read, since after a backward pass it is in no cache
 ANSWERS = 5  # words that torch's answers about one tensor take
 BOOL, INT32 = 0xFF, 0xFFFFFFFF  # of answers shorter than a word
@@ -40,13 +45,13 @@ ABSENT = -1  # in place of the dtype of a gradient
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """torch's C functions, or None where one is missing or the gradient's is declared otherwise."""
-    header = Path(torch.__file__).parent / "include" / "c10" / "core" / "TensorImpl.h"
+    """torch's C functions, or None where one is missing, or one of C++ is declared otherwise."""
+    headers = Path(torch.__file__).parent / "include"
     try:
         found = ctypes.CDLL(torch._C.__file__)
-        for name in (GRAD, *(f"aoti_torch_{fact}" for fact in FACTS)):
+        for name in (GRAD, BUMP, *(f"aoti_torch_{fact}" for fact in FACTS)):
             getattr(found, name)
-        return found if DECLARED in header.read_text() else None
+        return found if all(text in (headers / name).read_text() for name, text in DECLARED.items()) else None
     except (OSError, AttributeError):
         return None
 
@@ -72,6 +77,27 @@ def compiled() -> int:
     asks = [numba_ir.prefetch(intrinsic, lines) for lines in (WHOLE, PART)]
     made = _dump(names, grad, codes, load, store, numba_ir.replace(intrinsic), *asks)
     return cpu.c_function(made, 6)
+
+
+@cache
+def compiled_bump() -> Callable[[int, int, int], None]:
+    """`bump(objects, count, word)`: raises the version counters of as many tensors, whose Python objects lie at these addresses."""
+    from numba.extending import intrinsic
+
+    from gpuopt.compiler import numba_ir
+
+    bump = getattr(library(), BUMP)
+    bump.argtypes, bump.restype = [ctypes.c_int64], None
+    load = numba_ir.load(intrinsic, "int64", "float64", 0, 1)
+    ask = numba_ir.prefetch(intrinsic, PART)
+
+    def every(objects, count, word):  # type: ignore[no-untyped-def]
+        for k in range(count):
+            if k + AHEAD < count:
+                ask(load(load(objects, k + AHEAD), word))
+            bump(load(objects, k) + 8 * word)
+
+    return ctypes.PYFUNCTYPE(None, *[ctypes.c_int64] * 3)(cpu.c_function(every, 3))
 
 
 def word_of_impl(tensors: Sequence[torch.Tensor]) -> int | None:
@@ -112,7 +138,7 @@ def _dump(
     facts; addresses of the gradients, 0 where there is none; first, where the states of each begin in states, Python objects
     too, and places, their addresses. The facts are axes, address, dtype, the gradient's dtype or ABSENT, sizes, strides, the
     gradient's strides. Facts and addresses are brought up to date; told[lo] becomes MOVED or ELSE where they, or places, were
-    different, else 0.
+    different, else 0. Of a parameter without a gradient nothing else is asked.
     """
     is_defined, data_ptr, dtype = names["is_defined"], names["get_data_ptr"], names["get_dtype"]
     dim, sizes, strides = names["get_dim"], names["get_sizes"], names["get_strides"]
@@ -146,6 +172,12 @@ def _dump(
             if k < lo:
                 continue
             p, at = load(objects, k) + 8 * word, facts + 8 * load(starts, k)
+            g = grad(load(p, 0))
+            if is_defined(g, s):
+                return
+            if not load(s, 0) & BOOL:
+                other |= replace(at, 3, ABSENT)
+                continue
             bad = data_ptr(p, s) | dtype(p, s + 8) | dim(p, s + 16) | sizes(p, s + 24) | strides(p, s + 32)
             axes, size, stride = load(s, 2), load(s, 3), load(s, 4)
             if bad or load(at, 0) != axes:
@@ -156,18 +188,12 @@ def _dump(
             for state in range(load(first, k), load(first, k + 1)):
                 bad |= data_ptr(load(states, state) + 8 * word, s)
                 other |= load(places, state) ^ load(s, 0)
-            g = grad(load(p, 0))
-            code, address = ABSENT, 0
-            bad |= is_defined(g, s)
-            if load(s, 0) & BOOL:
-                bad |= data_ptr(g, s) | dtype(g, s + 8) | dim(g, s + 16) | strides(g, s + 32)
-                address, code, stride = load(s, 0), load(s, 1) & INT32, load(s, 4)
-                if bad or load(s, 2) != axes or (code != f32 and code != bf16 and code != f16 and code != f64):
-                    return
-                for axis in range(axes):
-                    other |= replace(at, 4 + 2 * axes + axis, load(stride, axis))
-            if bad:
+            bad |= data_ptr(g, s) | dtype(g, s + 8) | dim(g, s + 16) | strides(g, s + 32)
+            address, code, stride = load(s, 0), load(s, 1) & INT32, load(s, 4)
+            if bad or load(s, 2) != axes or (code != f32 and code != bf16 and code != f16 and code != f64):
                 return
+            for axis in range(axes):
+                other |= replace(at, 4 + 2 * axes + axis, load(stride, axis))
             other |= replace(at, 3, code)
             moved |= replace(addresses, k, address)
         store(told, lo, ELSE if other else MOVED if moved else 0)
@@ -176,7 +202,8 @@ def _dump(
 
 
 class Dump:
-    """Parameters and their states, which the caller keeps alive, as they lie when it is made; told from how they lie later.
+    """Parameters and their states, which the caller keeps alive, as they lie when it is made; told from how they lie later. One
+    parameter at least has a gradient.
 
     places: where the states were when the step was planned. addresses: of the gradients, 0 where there is none.
     """
@@ -186,8 +213,8 @@ class Dump:
     def __init__(
         self, params: Sequence[torch.Tensor], states: Sequence[Sequence[torch.Tensor]], places: NDArray[np.int64]
     ) -> None:
-        every = list(chain.from_iterable(states))
-        can = {type(p) for p in (*params, *every)} <= PLAIN and library() is not None and cpu.missing() is None
+        every, present = list(chain.from_iterable(states)), [p for p in params if p.grad is not None]
+        can = {type(p) for p in (*present, *every)} <= PLAIN and library() is not None and cpu.missing() is None
         word = word_of_impl([*params, *every]) if can else None
         axes = np.array([p.dim() for p in params], np.int64)
         self.objects = np.array(list(map(id, params)), np.int64)
@@ -199,14 +226,14 @@ class Dump:
         self.states = np.array(list(map(id, every)), np.int64)
         self.places = np.array(places, np.int64)
         self.book = np.array([getattr(self, name).ctypes.data for name in self.BOOK], np.int64)
-        needed = params[0].device.type == "cpu" and sum(p.numel() for p in params) > cpu.SERIAL
+        needed = present[0].device.type == "cpu" and sum(p.numel() for p in present) > cpu.SERIAL
         self.bounds = cpu.even_ranges(len(params), RANGE if needed else ASLEEP)
         self.starts_of_ranges = self.bounds[:-1].tolist()
         self.told = np.zeros(len(params) + 1 + ANSWERS, np.int64)
-        self.singles = [p for p in params if p.numel() == 1]
+        self.singles = [p for p in present if p.numel() == 1]
         self.usable = False
         if word is not None:
-            found = self.book.ctypes.data, self.told.ctypes.data, word, word_of_storage(params[:8])
+            found = self.book.ctypes.data, self.told.ctypes.data, word, word_of_storage(present[:8])
             self.call = partial(cpu.in_ranges, compiled(), self.bounds, *found)
             self._told()  # until the first look everything is as it was
             self.usable = self._told() != ELSE
@@ -224,3 +251,20 @@ class Dump:
     def _told(self) -> int:
         self.call()
         return max(map(self.told.item, self.starts_of_ranges))
+
+
+class Versions:
+    """Tensors that steps write, which the caller keeps alive: their version counters are raised at once, or autograd would use
+    values that it had saved as if they were still the same.
+    """
+
+    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+        self.tensors = [t for t in tensors if not t.is_inference()]  # those have no counter
+        self.call: Callable[[], None] = partial(torch._C._increment_version, self.tensors)
+
+    def compile(self) -> None:
+        """Do it in compiled code from now on, in 10 ns a tensor instead of 45."""
+        word = word_of_impl(self.tensors) if self.tensors else None
+        if word is not None:
+            self.objects = np.array(list(map(id, self.tensors)), np.int64)
+            self.call = partial(compiled_bump(), self.objects.ctypes.data, len(self.objects), word)

@@ -6,46 +6,72 @@ first step that needs it. Knows no kernel; the engine knows no torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from gpuopt import backends
 from gpuopt.errors import InputError
 from gpuopt.optim.engine import Engine
-from gpuopt.optim.hyper import check_group, defaults_of
+from gpuopt.optim.hyper import check_group, defaults_of, members
 from gpuopt.optim.settings import Settings
-from gpuopt.optim.slots import Slot, checked_mask, parameter_view
 from gpuopt.rules.language import Rule
+from gpuopt.torch import differentiable, loading
 from gpuopt.torch.follow import Follower
-from gpuopt.torch.shown import ShownStates, StepTensor
-from gpuopt.torch.tensors import TorchStreams, resolved
+from gpuopt.torch.shown import ShownState, ShownStates, step_tensor, usable
+from gpuopt.torch.slots import Member, check_apart, labelled, make_slot, new_states, state_dtypes, walked
+from gpuopt.torch.tensors import DEVICES, TorchStreams
 
 # Keys of torch's groups that choose another algorithm: only torch's default of that class is what this class does.
-ALGORITHMS = ("differentiable", "decoupled_weight_decay")
+ALGORITHMS = ("decoupled_weight_decay",)
 WITHOUT_STEP = ("sgd",)  # torch.optim.SGD keeps no step count: a momentum buffer means that a first step was made
 EAGER = ("adagrad",)  # torch.optim.Adagrad allocates its state at once
-WIDE = {torch.float64, torch.complex128}  # the states of these, and of no others, are computed in float64
 
 
 class TorchOptimizer(torch.optim.Optimizer):
-    """Common part of `gpuopt.torch.AdamW` and its kin; `rule` and `torch_defaults` are set by the subclass."""
+    """Common part of `gpuopt.torch.AdamW` and its kin; `rule`, `torch_defaults` and `twin` are set by the subclass."""
 
     rule: Rule
     torch_defaults: dict[str, Any]
+    twin: str  # the name of the rule where torch has this optimizer too, else empty
     _step_supports_amp_scaling = True
 
     def __init__(self, params: Any, defaults: dict[str, Any], options: dict[str, Any], backend: str | None) -> None:
         self._options, self._asked = dict(options), backend
         self._edits: list[str] = []  # what was done to self.state since the engine last agreed with it
-        self._mask = dict(self._options.pop("mask", None) or {})
+        mask = self._options.pop("mask", None) or {}
+        if "betas" in defaults:
+            defaults = {**defaults, "betas": members(defaults["betas"], defaults["betas"])}  # a tuple, as in torch
         self._keys = tuple(defaults)
+        self._taken: dict[
+            torch.Tensor, int
+        ] = {}  # the steps made with each parameter, where `self.state` does not say it
         self._reset()
         self._settings().check(self.rule)
+        self._check_group(defaults, self.rule.title)
         super().__init__(params, defaults)
+        self._mask = self._masks(mask)
         self.state = ShownStates(self.state, self._edits)
-        if self.rule.name in EAGER:
-            self.init_state()
+        if self.twin in EAGER:
+            self._allocate([p for group in self.param_groups for p in group["params"] if p.layout is torch.strided])
+
+    def _masks(self, given: Mapping[Any, torch.Tensor]) -> dict[torch.Tensor, torch.Tensor]:
+        """The masks by parameter; they may be given by name. Raises InputError for what is no parameter of this optimizer."""
+        known = {p: p for group in self.param_groups for p in group["params"]}
+        known |= {n: p for g in self.param_groups for n, p in zip(g.get("param_names", ()), g["params"], strict=False)}
+        for key in given:
+            if not isinstance(key, (str, torch.Tensor)) or key not in known:
+                found = f"a tensor of shape {tuple(key.shape)}" if isinstance(key, torch.Tensor) else repr(key)
+                raise InputError(
+                    f"mask: {found} is no parameter of this optimizer: expected its parameters as keys, or their names where it is "
+                    "made from named_parameters()"
+                )
+        return {known[key]: _of_parts(mask, known[key]) for key, mask in given.items()}
+
+    @property
+    def _counts_steps(self) -> bool:
+        return self.twin not in WITHOUT_STEP
 
     def _settings(self) -> Settings:
         """The options of the whole optimizer as they are now: a GradScaler sets `grad_scale` and `found_inf` for a step."""
@@ -59,22 +85,24 @@ class TorchOptimizer(torch.optim.Optimizer):
         return made
 
     def _reset(self) -> None:
-        self._steps: list[StepTensor] = []
-        self._planned = 0
         self._follower: Follower | None = None
-        self._single: dict[torch.Tensor, Engine] = {}
+        self._single: dict[torch.Tensor, Follower] = {}
 
     # ------------------------------------------------------------------------------------------- groups and slots
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in torch. Raises InputError for a hyperparameter out of range and changes nothing."""
-        own = defaults_of(self.rule)
-        made = {k: v for k, v in ({**self.defaults, **param_group}).items() if k in own}
-        check_group({k: _plain(v) for k, v in made.items()}, self.rule, f"param_groups[{len(self.param_groups)}]")
-        self._check_algorithm({**self.defaults, **param_group})
+        if isinstance(param_group, dict):  # torch says what it is else
+            self._check_group({**self.defaults, **param_group}, f"param_groups[{len(self.param_groups)}]")
+            self._check_algorithm({**self.defaults, **param_group})
+            differentiable.check(self.rule, self._settings(), {**self.defaults, **param_group})
         super().add_param_group(param_group)
         self._save_steps()
         self._reset()
+
+    def _check_group(self, group: Mapping[str, Any], label: str) -> None:
+        own = defaults_of(self.rule)
+        check_group({k: _plain(v) for k, v in group.items() if k in own}, self.rule, label)
 
     def _check_algorithm(self, group: Mapping[str, Any]) -> None:
         own = defaults_of(self.rule)
@@ -88,28 +116,40 @@ class TorchOptimizer(torch.optim.Optimizer):
         return None if self._follower is None else self._follower.engine
 
     def _made_follower(self) -> Follower:
-        """Follows an engine over the groups as they stand, with the states that are in `self.state`."""
+        """Follows an engine over the parameters that have a gradient, with the states that are in `self.state`."""
         if self._follower is None:
-            engine = Engine(self.rule, self._settings(), self.param_groups, self._asked)
-            slots = []
-            for index, group in enumerate(self.param_groups):
-                numbers = range(len(group["params"]))
-                names = group.get("param_names") or [f"param_groups[{index}]['params'][{k}]" for k in numbers]
-                for label, p in zip(names, group["params"], strict=True):
-                    slots.append(self._slot(engine, label, p, index))
-            engine.add(slots)
-            self._follower = Follower(engine, self.param_groups)
-            self._watch()
+            members = [member for member in labelled(self.param_groups) if member[1].grad is not None]
+            self._follower = self._followed(members, self.param_groups)
         return self._follower
 
-    def _slot(self, engine: Engine, label: str, p: torch.Tensor, index: int) -> Slot:
-        state = self.state.get(p, {})
-        found = {s.name: state[s.key] for s in self.rule.states if state.get(s.key) is not None}
-        step = int(state["step"]) if "step" in state else int(bool(found))
-        slot = Slot(label, p, parameter_view(p, label), index, engine.clock(index, step), None, found)
-        engine.choice(slot)
-        slot.mask = checked_mask(self._mask.get(p), slot)
-        return slot
+    def _followed(self, members: Sequence[Member], groups: Sequence[Mapping[str, Any]]) -> Follower:
+        made = Follower(self._made_engine(members), groups, [p for _, p, *_ in members], self._publish)
+        self._watch()
+        return made
+
+    def _made_engine(self, members: Sequence[Member]) -> Engine:
+        """An engine for parameters with these labels and groups."""
+        settings = self._settings()
+        engine = Engine(self.rule, settings, self.param_groups, self._asked)
+        walks = [(label, p, walked(p, label)) for label, p, *_ in members]
+        check_apart(walks)
+        slots, always = [], [state for state in self.rule.states if state.when is None]
+        for (label, p, work), (_, _, index, number) in zip(walks, members, strict=True):
+            found = self.state.get(p, {})
+            loading.check_entry(self.rule, found, always, self._counts_steps, p, label)
+            states = {s.name: found[s.key] for s in self.rule.states if found.get(s.key) is not None}
+            new = new_states(self.rule, settings, self.param_groups[index], p, states)
+            step = (
+                int(found.get("step", 0))
+                if self._counts_steps
+                else max(bool(states), self._taken.get(p, 0)) * (not new)
+            )
+            slot = make_slot(work, label, engine.clock(index, step), self._mask.get(p), states | new)
+            slot.number = number
+            engine.choice(slot)
+            slots.append(slot)
+        engine.add(slots)
+        return engine
 
     # ------------------------------------------------------------------------------------------- step
 
@@ -127,121 +167,119 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     @torch._disable_dynamo  # type: ignore[attr-defined]
     def _run(self) -> None:
-        if self._follower is not None and not self._current(self._follower):
+        if differentiable.asked(self.param_groups):
             self._save_steps()
             self._reset()
-        if self._follower is None and all(p.grad is None for group in self.param_groups for p in group["params"]):
+            differentiable.Step(self).run()
             return
-        follower = self._made_follower()
+        follower = self._follower
+        if follower is not None and follower.same_parameters(self.param_groups) and self._stepped(follower):
+            return
+        self._save_steps()
+        self._reset()
+        if any(p.grad is not None for group in self.param_groups for p in group["params"]):
+            made = self._made_follower()
+            made.patience = made.patience if follower is None else follower.patience
+            self._stepped(made)
+
+    def _stepped(self, follower: Follower) -> bool:
+        """One step, where the parameters and states are still the tensors that the engine works on."""
+        if self._told():
+            return False
         engine = follower.engine
         engine.settings, engine.groups.dicts = self._settings(), self.param_groups
         engine.groups.check()
         with TorchStreams():
-            follower.step()
-        if engine.planned != self._planned:
-            self._publish(engine)
-        for shown in self._steps:
-            shown.show()
+            return follower.step()
 
-    def _current(self, follower: Follower) -> bool:
-        """Whether parameters and states are still the tensors that the engine works on, with the step counts it showed."""
-        return (
-            follower.same_parameters(self.param_groups)
-            and isinstance(self.state, ShownStates)
-            and not self._edits
-            and not any(shown.changed() for shown in self._steps)
-        )
+    def _told(self) -> bool:
+        """Whether someone put states into `self.state`, or took some out."""
+        return bool(self._edits) or not isinstance(self.state, ShownStates)
 
-    def _publish(self, engine: Engine) -> None:
-        """Show new states in `self.state`, in torch's order; tensors that share a clock share its step tensor."""
-        keys = {s.name: s.key for s in self.rule.states}
-        tensors: dict[int, StepTensor] = {}
-        for slot in engine.slots:
-            if not slot.states and (not slot.clock.step or self.rule.name in WITHOUT_STEP):
+    def _publish(self, follower: Follower) -> list[torch.Tensor]:
+        """Show states and step counts in `self.state`, in torch's order; returns the step tensors, one for each slot or none."""
+        keys, steps = {s.name: s.key for s in self.rule.states}, []
+        own: set[int] = set()
+        for p, slot in zip(follower.params, follower.engine.slots, strict=True):
+            if not slot.states and not self._counts_steps:
                 continue
-            state = self.state[slot.array]
-            if self.rule.name not in WITHOUT_STEP:
-                if id(slot.clock) not in tensors:
-                    tensors[id(slot.clock)] = StepTensor(slot.clock)
-                state["step"] = tensors[id(slot.clock)].tensor
+            state = self.state[p]
+            if self._counts_steps:
+                step = state.get("step")
+                if not usable(step) or step.data_ptr() in own:  # what one parameter's count says is not another's
+                    step = state["step"] = step_tensor(slot.clock.step)
+                own.add(step.data_ptr())
+                steps.append(step)
             state.update({keys[name]: tensor for name, tensor in slot.states.items()})
-        self._steps, self._planned = list(tensors.values()), engine.planned
         self._watch()
+        return steps
 
     def _watch(self) -> None:
         """Notice from now on what others do to `self.state`."""
         if not isinstance(self.state, ShownStates):
             self.state = ShownStates(self.state, self._edits)
         self.state.watch()
-        if self._follower is not None:
-            self._follower.watch_states()
 
     def init_state(self) -> None:
-        """Allocate the state of every parameter now, with step 0, instead of at its first step."""
-        engine = self._made_follower().engine
-        for slot in engine.slots:
-            slot.states |= engine.missing_states(slot, self.rule.flags(self.param_groups[slot.group]))
-        self._publish(engine)
+        """Allocate the state of every parameter that requires gradients now, with step 0, instead of at its first step."""
+        self._save_steps()
+        self._reset()
+        self._allocate(p for group in self.param_groups for p in group["params"] if p.requires_grad)
+
+    def _allocate(self, params: Iterable[torch.Tensor]) -> None:
+        chosen, settings = set(params), self._settings()
+        for _, p, index, _ in labelled(self.param_groups):
+            made = new_states(self.rule, settings, self.param_groups[index], p) if p in chosen else {}
+            if made and self._counts_steps:
+                self.state[p].setdefault("step", step_tensor(0))
+            for state in self.rule.states:
+                if state.name in made:
+                    self.state[p].setdefault(state.key, made[state.name])
 
     @torch._disable_dynamo  # type: ignore[attr-defined]
-    @torch.no_grad()
     def _step_one(self, p: torch.Tensor) -> None:
-        """Step one parameter, with an engine and a step count of its own: for gradient release."""
-        if self._follower is not None:  # it does not know of the steps that are made here
+        """Step one parameter, with an engine of its own: for gradient release."""
+        if self._follower is not None or self._told():  # it does not know of the steps that are made here
             self._save_steps()
-            single = self._single
+            single = {} if self._told() else self._single
             self._reset()
             self._single = single
-        if p not in self._single:
-            engine = Engine(self.rule, self._settings(), self.param_groups, self._asked)
-            every = [(k, q) for k, g in enumerate(self.param_groups) for q in g["params"]]
-            number, index = next((n, k) for n, (k, q) in enumerate(every) if q is p)
-            slot = self._slot(engine, f"parameter of shape {tuple(p.shape)}", p, index)
-            slot.number = number
-            engine.add([slot])
-            self._single[p] = engine
-        engine = self._single[p]
-        engine.settings, engine.groups.dicts = self._settings(), self.param_groups
-        with TorchStreams():
-            engine.touch()
-            engine.step([None if p.grad is None else resolved(p.grad)])
-        engine.let_go()
-        (slot,) = engine.slots
-        if self.rule.name not in WITHOUT_STEP:
-            self.state[p]["step"] = StepTensor(slot.clock).tensor
-        self.state[p].update({s.key: slot.states[s.name] for s in self.rule.states if s.name in slot.states})
+        if p in self._single and self._stepped(self._single[p]):
+            return
+        member = next(m for m in labelled(self.param_groups) if m[1] is p)
+        self._single[p] = self._followed([member], [{"params": [p]}])
+        self._stepped(self._single[p])
 
     # ------------------------------------------------------------------------------------------- state dict
 
     def _save_steps(self) -> None:
-        """Bring step counts into the step tensors, from the GPU too; one that was set from outside stays as it is."""
-        with TorchStreams():
-            for engine in (*self._single.values(), *([self._engine] if self._engine else [])):
-                engine.synchronize()
-        for shown in self._steps:
-            if not shown.changed():
-                shown.show()
-        for p, engine in self._single.items():
-            if "step" in self.state[p]:
-                self.state[p]["step"].fill_(engine.slots[0].clock.step)
+        """Bring step counts back from the GPU into the step tensors; one that was set from outside stays as it is."""
+        for follower in (*self._single.values(), *([self._follower] if self._follower else [])):
+            with TorchStreams():
+                follower.engine.synchronize()
+            follower.counts.settle()
+            if not self._counts_steps:
+                self._taken |= {p: s.clock.step for p, s in zip(follower.params, follower.engine.slots, strict=True)}
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch's, with a step tensor of its own for each parameter, so that torch's optimizers can go on with it."""
+        """As torch's: it refers to the tensors of the optimizer, whose values go on changing; a deepcopy is a snapshot."""
         self._save_steps()
         made: dict[str, Any] = super().state_dict()
-        made["state"] = {
-            index: {k: (v.clone() if k == "step" else v) for k, v in state.items()}
-            for index, state in made["state"].items()
-        }
+        made["state"] = {k: dict(v) if isinstance(v, ShownState) else v for k, v in made["state"].items()}
         return made
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take a state dict of this class or of torch's class of the same name; states keep the dtypes they were saved in."""
+        """Take a state dict of this class or of torch's class of the same name; states get the dtypes that `state_format` says.
+
+        Raises InputError before anything is changed where steps could not go on with it: it lacks a state, a step count or a
+        hyperparameter, is another optimizer's, or its shapes do not fit.
+        """
         loaded: list[Mapping[str, Any]] = []
 
         def check(_: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
             for group in saved["param_groups"]:
                 self._check_algorithm(group)
+            self._check_saved(saved)
             loaded.append(saved)
 
         def restore(_: torch.optim.Optimizer) -> None:
@@ -258,16 +296,32 @@ class TorchOptimizer(torch.optim.Optimizer):
             for hook in hooks:
                 hook.remove()
 
-    def _restore_dtypes(self, saved: Mapping[str, Any]) -> None:
-        """Torch casts loaded states to the parameter's dtype; the step of a 16-bit parameter needs them as they were saved."""
+    def _saved_entries(self, saved: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor, int, Mapping[str, Any]]]:
+        """Label, parameter, group and saved state of every parameter."""
         indices = [i for group in saved["param_groups"] for i in group["params"]]
-        params = [p for group in self.param_groups for p in group["params"]]
-        for index, p in zip(indices, params, strict=True):
-            for key, value in saved["state"].get(index, {}).items():
-                if key == "step" or not isinstance(value, torch.Tensor) or {p.dtype, value.dtype} & WIDE:
-                    continue
-                if self.state[p][key].dtype != value.dtype:
-                    self.state[p][key] = value.detach().to(device=p.device, copy=True)
+        for index, member in zip(indices, labelled(self.param_groups), strict=True):
+            yield *member[:3], saved["state"].get(index) or {}
+
+    def _check_saved(self, saved: Mapping[str, Any]) -> None:
+        groups = saved["param_groups"]
+        if [len(g["params"]) for g in groups] != [len(g["params"]) for g in self.param_groups]:
+            return  # torch says so
+        loading.check_groups(self.rule, groups)
+        for index, group in enumerate(groups):
+            self._check_group({**self.defaults, **group}, f"state_dict: param_groups[{index}]")
+        needed = [loading.required(self.rule, {**self.defaults, **group}) for group in groups]
+        for label, p, index, entry in self._saved_entries(saved):
+            loading.check_origin(self.rule, entry, label)
+            loading.check_entry(self.rule, entry, needed[index], self._counts_steps, p, label)
+
+    def _restore_dtypes(self, saved: Mapping[str, Any]) -> None:
+        """Torch casts loaded states to the parameter's dtype, which may be too narrow for them."""
+        settings = self._settings()
+        for _, p, _, entry in self._saved_entries(saved):
+            dtypes = state_dtypes(self.rule, settings, p)
+            for state in self.rule.states:
+                if entry.get(state.key) is not None:
+                    self.state[p][state.key] = loading.kept_as(entry[state.key], p, dtypes[state.name])
 
     def __getstate__(self) -> dict[str, Any]:
         self._save_steps()
@@ -281,19 +335,28 @@ class TorchOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             for key in self._keys:
                 group.setdefault(key, self.defaults[key])
-        self._edits = []
+        for state in self.state.values():
+            if isinstance(state, dict) and isinstance(state.get("step"), (int, float)):
+                state["step"] = step_tensor(state["step"])  # as old checkpoints have it
+        self._edits, self._taken = [], {}
         self.state = ShownStates(self.state, self._edits)
         self._reset()
 
     @property
     def backend(self) -> str:
-        """The name of the backend that runs the first parameter."""
-        engine = self._made_follower().engine
-        return engine.choice(engine.slots[0])[0]
+        """The name of the backend that runs the first parameter that one can run."""
+        devices = [p.device.type for group in self.param_groups for p in group["params"]]
+        return backends.choose(self._asked, next((d for d in devices if d in DEVICES), DEVICES[0]))[0]
 
 
 def _plain(value: Any) -> Any:
     """A hyperparameter as a number where it is a one-element tensor."""
     if isinstance(value, (tuple, list)):
         return tuple(_plain(v) for v in value)
-    return value.item() if isinstance(value, torch.Tensor) else value
+    return value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
+
+
+def _of_parts(mask: Any, p: torch.Tensor) -> Any:
+    """A mask of complex numbers as one of their real and imaginary parts, which it may be already."""
+    each = p.is_complex() and isinstance(mask, torch.Tensor) and mask.shape == p.shape
+    return torch.stack((mask, mask), -1) if each else mask

@@ -3,45 +3,121 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from gpuopt.arrays import memory
 from gpuopt.launch.launcher import Clock
 
+# The dtypes in which a step count is kept as it is found; another is replaced by one that torch would make.
+DTYPES: dict[torch.dtype, Any] = {
+    torch.float32: np.float32,
+    torch.float64: np.float64,
+    torch.float16: np.float16,
+    torch.int64: np.int64,
+    torch.int32: np.int32,
+}
 
-class StepTensor:
-    """A step count as `self.state` shows it, to all parameters that share the clock."""
 
-    def __init__(self, clock: Clock) -> None:
-        self.clock, self.shown = clock, clock.step
-        # As torch makes them: float64 where that is the default, else float32, which counts to 2^24.
-        dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
-        self.tensor = torch.tensor(float(clock.step), dtype=dtype, device="cpu")
-        self.number = self.tensor.numpy()  # the same memory: torch's own fill_ and item take 20 times as long
-        self.address = self.tensor.data_ptr()
+def step_tensor(step: float) -> torch.Tensor:
+    """A step count as torch makes it: float64 where that is the default, else float32, which counts to 2^24."""
+    return torch.tensor(
+        float(step), dtype=torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
+    )
 
-    def show(self) -> None:
-        """Bring the count into the tensor."""
-        if self.shown != self.clock.step:
-            self.shown = self.clock.step
-            self.number[...] = self.shown
+
+def usable(tensor: Any) -> bool:
+    """Whether a step count can be kept where it is."""
+    return (
+        isinstance(tensor, torch.Tensor)
+        and tensor.device.type == "cpu"
+        and tensor.layout is torch.strided
+        and tensor.dtype in DTYPES
+        and tensor.numel() == 1
+        and tensor.data_ptr() % tensor.itemsize == 0 != tensor.data_ptr()
+    )
+
+
+class Field:
+    """Step tensors of one dtype, read and written together, each where it lies.
+
+    which: for each of them, the place of its clock among all.
+    """
+
+    def __init__(self, dtype: Any, addresses: NDArray[np.int64], which: list[int]) -> None:
+        word, low = np.dtype(dtype), int(addresses.min())
+        index = (addresses - low) // word.itemsize
+        # One array from the first to the last of them: of all the memory between, none is touched.
+        self.words = memory(low, word, int(index.max()) + 1)
+        self.index: Any = index if len(index) > 1 else slice(None)
+        self.which: Any = np.array(which) if len(set(which)) > 1 else which[0]
+        self.expected = np.empty(len(index), word)
+
+    def show(self, steps: NDArray[np.int64]) -> None:
+        """Write the counts of the clocks."""
+        self.expected[...] = steps[self.which]
+        self.words[self.index] = self.expected
 
     def changed(self) -> bool:
-        """Whether someone else gave the tensor other memory, or wrote another count into it."""
-        return self.tensor.data_ptr() != self.address or bool(self.number != self.shown)
+        """Whether any of them is not what was written last."""
+        found: bytes = self.words[self.index].tobytes()
+        return found != self.expected.tobytes()
+
+
+class Counts:
+    """The step tensors that `self.state` shows, one for each parameter, which agree with clocks that parameters share.
+
+    They are ordinary tensors, which others may write, move and replace. Whoever reads or writes them here has made sure that
+    they lie where they lay.
+    """
+
+    def __init__(self, clocks: Sequence[Clock], tensors: Sequence[torch.Tensor]) -> None:
+        self.tensors, self.of = list(tensors), list(clocks)
+        self.clocks = list({id(clock): clock for clock in clocks}.values())
+        place = {id(clock): k for k, clock in enumerate(self.clocks)}
+        self.places = [tensor.data_ptr() for tensor in tensors]
+        self.fields = []
+        for dtype in {tensor.dtype for tensor in tensors}:
+            mine = [k for k, tensor in enumerate(tensors) if tensor.dtype == dtype]
+            addresses = np.array([self.places[k] for k in mine], np.int64)
+            self.fields.append(Field(DTYPES[dtype], addresses, [place[id(clocks[k])] for k in mine]))
+        self.show()
+
+    def show(self) -> None:
+        """Bring the counts into the tensors."""
+        steps = np.array([clock.step for clock in self.clocks], np.int64)
+        for field in self.fields:
+            field.show(steps)
+        self.shown = steps
+
+    def changed(self) -> bool:
+        """Whether someone else wrote into one of them."""
+        return True in [field.changed() for field in self.fields]
+
+    def settle(self) -> None:
+        """Bring counts that came back from a GPU into the tensors that nobody has changed or moved."""
+        place = {id(clock): int(step) for clock, step in zip(self.clocks, self.shown, strict=True)}
+        for tensor, address, clock in zip(self.tensors, self.places, self.of, strict=True):
+            shown = place[id(clock)]
+            untouched = tensor.data_ptr() == address and bool((tensor == torch.full_like(tensor, shown)).all())
+            if shown != clock.step and untouched:
+                tensor.fill_(clock.step)
 
 
 class ShownState(dict[str, Any]):
     """One parameter's entry of `self.state`; appends to `edits` when someone puts something into it or takes it out.
 
-    Copies and pickles are plain dicts.
+    Copies and pickles are plain dicts. Made without `edits`, as tools do that rebuild a mapping by its type, it tells nobody
+    until it is put into `self.state`.
     """
 
-    def __init__(self, state: dict[str, Any], edits: list[str]) -> None:
+    def __init__(self, state: Mapping[str, Any], edits: list[str] | None = None) -> None:
         super().__init__(state)
-        self.edits = edits
+        self.edits = [] if edits is None else edits
 
     def __reduce__(self) -> Any:
         return dict, (dict(self),)
@@ -51,11 +127,15 @@ class ShownState(dict[str, Any]):
 
 
 class ShownStates(defaultdict[Any, Any]):
-    """`self.state` of an optimizer, which tells of edits as its entries do. Copies and pickles are plain."""
+    """`self.state` of an optimizer, which tells of edits as its entries do. Copies and pickles are plain.
 
-    def __init__(self, states: Mapping[Any, dict[str, Any]], edits: list[str]) -> None:
-        super().__init__(lambda: ShownState({}, edits), {k: ShownState(v, edits) for k, v in states.items()})
+    What is under keys that are no tensors is others', and stays as it is.
+    """
+
+    def __init__(self, states: Mapping[Any, Any], edits: list[str]) -> None:
+        super().__init__(lambda: ShownState({}, edits), states)
         self.edits = edits
+        self.watch()
 
     def __reduce__(self) -> Any:
         return defaultdict, (dict, dict(self))
@@ -68,7 +148,8 @@ class ShownStates(defaultdict[Any, Any]):
     def watch(self) -> None:
         """Let every entry tell of edits from now on; those until now are forgotten."""
         for key, state in self.items():
-            if not isinstance(state, ShownState) or state.edits is not self.edits:
+            told = isinstance(state, ShownState) and state.edits is self.edits
+            if isinstance(key, torch.Tensor) and isinstance(state, dict) and not told:
                 self[key] = ShownState(state, self.edits)
         self.edits.clear()
 

@@ -23,6 +23,7 @@ NAMES = {
     torch.complex128: "float64",
 }
 TYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DEVICES = ("cpu", "cuda")
 COMPLEX = {"float64": torch.complex128, "float32": torch.complex64}
 
 
@@ -33,7 +34,7 @@ def describe(tensor: torch.Tensor) -> View:
     if tensor.layout is not torch.strided:
         raise DtypeError(f"layout {tensor.layout}: expected a dense tensor; sparse gradients are not supported")
     device = tensor.device
-    if device.type not in ("cpu", "cuda"):
+    if device.type not in DEVICES:
         raise InputError(f"on device {device}: expected a tensor on cpu or cuda")
     if tensor.numel() and not tensor.data_ptr():
         raise InputError(
@@ -47,14 +48,26 @@ def describe(tensor: torch.Tensor) -> View:
     return View(tensor.data_ptr(), shape, strides, name, where)
 
 
+def storage(like: torch.Tensor, dtype: str) -> tuple[torch.Tensor, torch.dtype]:
+    """What a state is shaped as, and its dtype: complex where the parameter is, but for dtypes that have no complex twin, in
+    which real and imaginary part are a last axis of 2.
+    """
+    like = like.detach()
+    if like.is_complex():
+        return (like, COMPLEX[dtype]) if dtype in COMPLEX else (torch.view_as_real(like.resolve_conj()), TYPES[dtype])
+    return like, TYPES[dtype]
+
+
 def zeros(like: torch.Tensor, dtype: str) -> torch.Tensor:
     """A state for a parameter: its shape, memory order and device, complex where it is complex."""
-    types = COMPLEX if like.is_complex() else TYPES
-    return torch.zeros_like(like, dtype=types[dtype], memory_format=torch.preserve_format, requires_grad=False)
+    shaped, kept = storage(like, dtype)
+    return torch.zeros_like(shaped, dtype=kept, memory_format=torch.preserve_format, requires_grad=False)
 
 
 def relayout(tensor: torch.Tensor, like: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
-    """A copy in the memory order of `like`, into `out` where it fits."""
+    """A copy in the memory order of `like`, into `out` where it fits. Pairs of real numbers may stand for complex ones."""
+    if like.is_complex() and tensor.ndim > like.ndim:
+        like = torch.view_as_real(like.detach())
     if out is None or out.dtype != tensor.dtype or out.shape != tensor.shape or out.stride() != like.stride():
         out = torch.empty_like(like, dtype=tensor.dtype, memory_format=torch.preserve_format, requires_grad=False)
     return out.copy_(tensor)

@@ -1,0 +1,277 @@
+"""The rule language, construct by construct: one function's syntax tree -> ours. Used by `parse` only, knows no emitter.
+
+What runs is what Python would run: the text is checked against the function's code (`origin`), and a call is compiled only
+where the name stands for the very function that the language means (`resolve`).
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+from gpuopt.compiler.origin import origin, plain_function
+from gpuopt.compiler.resolve import MISSING, Names
+from gpuopt.compiler.tree import CALLS, COMPARISONS, SCALAR_CALLS, Assign, Expr, FunctionTree, If, Statement
+from gpuopt.errors import RuleSyntaxError
+
+_BINARY = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div"}
+_COMPARE = {ast.Lt: "lt", ast.LtE: "le", ast.Gt: "gt", ast.GtE: "ge", ast.Eq: "eq", ast.NotEq: "ne"}
+_RULE_HELP = "a rule may use + - * /, unary minus, comparisons, sqrt abs sign minimum maximum where, and `if flag:`"
+
+
+def _operations(scalar: bool) -> list[tuple[object, str]]:
+    """The functions that may be called, and what they are in a tree; min and max of Python are not, they become choices."""
+    from gpuopt.rules.language import PRIMITIVES
+
+    found: list[tuple[object, str]] = [(function, name) for name, function in PRIMITIVES.items()]
+    return [*found, (math.exp, "exp"), (math.log, "log"), (math.sqrt, "root")] if scalar else found
+
+
+class Parser:
+    """Parses one function; `scalar=True` admits what `prepare` may use besides: ** exp log min max and `a if c else b`."""
+
+    def __init__(self, function: Callable[..., Any], scalar: bool) -> None:
+        self.function, self.scalar = plain_function(function), scalar
+        self.names = Names(self.function)
+        self.operations = _operations(scalar)
+        found = origin(self.function)
+        self.file, self.lines, self.source, node = found.file, found.lines, found.text, found.node
+        if not isinstance(node, ast.FunctionDef):
+            self.fail(node, "a rule is a plain `def` function, this one is async")
+        self.node = node
+
+    def fail(self, node: ast.AST, message: str) -> NoReturn:
+        """Raise RuleSyntaxError with a caret under the node; columns of a tree count bytes, those of an error characters."""
+        line, begin = getattr(node, "lineno", 1), getattr(node, "col_offset", 0)
+        text = self.lines[line - 1].rstrip()
+        whole = getattr(node, "end_lineno", line) != line
+        end = len(text.encode()) if whole else getattr(node, "end_col_offset", 0)
+        columns = [len(text.encode()[:k].decode(errors="ignore")) + 1 for k in (begin, end)]
+        raise RuleSyntaxError(message, self.file, line, (columns[0], columns[1]))
+
+    def refuse(self, node: ast.AST, hint: str = "") -> NoReturn:
+        """Raise RuleSyntaxError for what the language does not have, in the author's words."""
+        text = ast.get_source_segment("".join(self.lines), node) or ast.unparse(node)
+        quoted = text.strip().splitlines()[0]
+        self.fail(node, f"`{quoted}` is not part of the rule language: {_RULE_HELP}{hint}")
+
+    # ------------------------------------------------------------------------------------------- signature
+
+    def signature(self) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, tuple[object, ...]]]:
+        arguments = self.node.args
+        for rest, stars in ((arguments.vararg, "*"), (arguments.kwarg, "**")):
+            if rest:
+                self.fail(
+                    rest, f"`{stars}{rest.arg}`: *args and **kwargs are not part of the rule language: name them all"
+                )
+        positional = tuple(a.arg for a in (*arguments.posonlyargs, *arguments.args))
+        scalars, flags = [], {}
+        for argument in arguments.kwonlyargs:
+            choices = self.choices(argument)
+            if choices:
+                flags[argument.arg] = choices
+            else:
+                scalars.append(argument.arg)
+        code = self.function.__code__
+        for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs):
+            if argument.arg not in code.co_varnames:
+                self.fail(
+                    argument, f"Python gives `{argument.arg}` another name inside a class: call it something else"
+                )
+        return positional, tuple(scalars), flags
+
+    def choices(self, argument: ast.arg) -> tuple[object, ...]:
+        """What a keyword annotated `bool` or `Literal[...]` can be, whatever they are called; empty for an ordinary scalar."""
+        note = self.function.__annotations__.get(argument.arg)
+        if isinstance(note, str):
+            note = self.evaluated(note)
+        if get_origin(note) is Literal:
+            return get_args(note)
+        return (False, True) if note is bool else ()
+
+    def evaluated(self, note: str) -> object:
+        """An annotation written as a string; one that was imported where only a type checker looks is read by its name."""
+        scope = {"Literal": Literal, **self.function.__globals__}
+        scope |= {name: self.names.value(ast.Name(name)) for name in self.names.cells}
+        try:
+            return eval(note, scope)
+        except Exception:  # of any kind: it is the author's text, and no annotation has to mean anything
+            return eval(note[note.index("Literal[") :], scope) if note.split("[")[0].endswith(".Literal") else None
+
+    # ------------------------------------------------------------------------------------------- statements
+
+    def block(self, nodes: list[ast.stmt]) -> tuple[Statement, ...]:
+        return tuple(s for node in nodes if (s := self.statement(node)) is not None)
+
+    def statement(self, node: ast.stmt) -> Statement | None:
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            return None  # a docstring
+        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+            name = node.targets[0].id
+            if name in self.flags:
+                self.fail(node, f"flag `{name}` is a compile-time constant and cannot be assigned")
+            return Assign(name, self.number(node.value), node.lineno, self.file)
+        if isinstance(node, ast.If):
+            return If(self.test(node.test), self.block(node.body), self.block(node.orelse))
+        if isinstance(node, ast.AugAssign):
+            self.fail(node, "write `x = x + y`: an augmented assignment would change the caller's array on NumPy")
+        if isinstance(node, ast.Return):
+            self.fail(node, "`return` must be the last statement")
+        if isinstance(node, ast.Expr):
+            self.fail(node, "this value is used for nothing: write `name = ...`")
+        self.refuse(node)
+
+    def test(self, node: ast.expr) -> tuple[object, ...]:
+        if isinstance(node, ast.Name):
+            if node.id not in self.flags:
+                self.fail(node, f"`if {node.id}:` needs a compile-time flag (`{node.id}: bool`); for data use where()")
+            return ("flag", node.id)
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            return ("not", self.test(node.operand))
+        if isinstance(node, ast.BoolOp):
+            return ("and" if isinstance(node.op, ast.And) else "or", *(self.test(v) for v in node.values))
+        if isinstance(node, ast.Compare) and isinstance(node.left, ast.Name) and len(node.ops) == 1:
+            value, name = node.comparators[0], node.left.id
+            if isinstance(node.ops[0], ast.Eq) and isinstance(value, ast.Constant) and name in self.flags:
+                if value.value not in self.flags[name]:
+                    self.fail(node, f"flag `{name}` is one of {self.flags[name]}, never {value.value!r}")
+                return ("is", name, value.value)
+        self.fail(node, "the condition of `if` must be made of compile-time flags; for data use where()")
+
+    # ------------------------------------------------------------------------------------------- expressions
+
+    def number(self, node: ast.expr) -> Expr:
+        """An expression with a value; in a rule a comparison is only the first argument of where()."""
+        made = self.expr(node)
+        if made.op in COMPARISONS and not self.scalar:
+            self.fail(node, "a comparison has no value in arithmetic: use it as the first argument of where()")
+        return made
+
+    def condition(self, node: ast.expr) -> Expr:
+        """The first argument of where(): a comparison."""
+        made = self.expr(node)
+        if made.op not in COMPARISONS and not self.scalar:
+            self.fail(node, "the first argument of where() must be a comparison, such as `g > 0`")
+        return made
+
+    def expr(self, node: ast.expr) -> Expr:
+        if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+            return self.literal(node, node.value)  # type: ignore[arg-type]
+        if isinstance(node, ast.Name):
+            return self.variable(node)
+        if isinstance(node, ast.BinOp) and type(node.op) in _BINARY:
+            return Expr(_BINARY[type(node.op)], (self.number(node.left), self.number(node.right)))
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow) and self.scalar:
+            return Expr("pow", (self.expr(node.left), self.expr(node.right)))
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            return Expr("neg", (self.number(node.operand),))
+        if isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in _COMPARE:
+            return Expr(_COMPARE[type(node.ops[0])], (self.number(node.left), self.number(node.comparators[0])))
+        if isinstance(node, ast.IfExp) and self.scalar:
+            return Expr("if", (self.expr(node.test), self.expr(node.body), self.expr(node.orelse)))
+        if isinstance(node, ast.Call):
+            return self.call(node)
+        power = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow)
+        self.refuse(node, "; powers belong in `prepare`" if power else "")
+
+    def literal(self, node: ast.expr, value: float) -> Expr:
+        try:
+            float(value)
+        except OverflowError:
+            self.fail(node, "this number is larger than any float64")
+        return Expr("const", (value,))
+
+    def variable(self, node: ast.Name) -> Expr:
+        if node.id in self.flags:
+            self.fail(node, f"flag `{node.id}` is a compile-time constant and has no value in arithmetic")
+        if node.id not in self.names.locals:
+            self.fail(
+                node,
+                f"`{node.id}` is neither an argument of `{self.node.name}` nor assigned above; pass it as a scalar, such "
+                f"as `*, {node.id}=0.1`",
+            )
+        return Expr("name", (node.id,))
+
+    def call(self, node: ast.Call) -> Expr:
+        found = self.names.value(node.func)
+        name = next((name for function, name in self.operations if function is found), None)
+        if name is None or any(isinstance(a, ast.Starred) for a in node.args):
+            if self.scalar and (found is builtins.min or found is builtins.max):
+                return self.extreme(node, "lt" if found is builtins.min else "gt")
+            self.refuse_call(node, found)
+        if node.keywords:
+            self.refuse(node, f"; `{name}` takes its arguments by position")
+        count = SCALAR_CALLS[name]
+        if len(node.args) != count:
+            self.fail(node, f"`{name}` takes {count} argument(s), not {len(node.args)}")
+        first = self.condition if name == "where" else self.number
+        return Expr(name, (first(node.args[0]), *(self.number(a) for a in node.args[1:])))
+
+    def extreme(self, node: ast.Call, comparison: str) -> Expr:
+        """Python's own min or max: the first of those that no other is smaller or larger than."""
+        if len(node.args) < 2 or node.keywords:
+            self.refuse(node)
+        best, *rest = map(self.expr, node.args)
+        for other in rest:
+            best = Expr("if", (Expr(comparison, (other, best)), other, best))
+        return best
+
+    def refuse_call(self, node: ast.Call, found: object) -> NoReturn:
+        """Raise RuleSyntaxError for a call of something else; where the name is a primitive's, say where that comes from."""
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        quoted = ast.unparse(node.func)
+        if name not in CALLS:
+            self.fail(node, f"`{quoted}(...)` is not part of the rule language: {_RULE_HELP}")
+        what = "nothing that is known" if found is MISSING else repr(found)
+        if isinstance(node.func, ast.Name) and name in self.names.locals:
+            what = "a variable of this function"
+        home = "Python's own `abs`" if name == "abs" else f"it from gpuopt instead: `from gpuopt import {name}`"
+        self.fail(node.func, f"`{quoted}` here is {what}; {'use' if name == 'abs' else 'import'} {home}")
+
+    # ------------------------------------------------------------------------------------------- whole function
+
+    def parse(self) -> FunctionTree:
+        positional, scalars, self.flags = self.signature()
+        *body, last = self.node.body
+        if not isinstance(last, ast.Return) or last.value is None:
+            self.fail(last, "the last statement must be a `return`")
+        return FunctionTree(
+            self.node.name,
+            self.file,
+            positional,
+            scalars,
+            self.flags,
+            self.block(body),
+            *self.returned(last),
+            self.node.lineno,
+            last.lineno,
+            self.source,
+        )
+
+    def returned(self, node: ast.Return) -> tuple[tuple[str, ...], tuple[Expr, ...]]:
+        """Names and expressions of `return a, b` or, in prepare, of `return dict(a=..., b=...)` or `{"a": ...}`."""
+        value = node.value
+        assert value is not None
+        if self.scalar:
+            items = display(value, self.names)
+            if items is None:
+                self.refuse(value)
+            return tuple(items), tuple(map(self.expr, items.values()))
+        elements = value.elts if isinstance(value, ast.Tuple) else [value]
+        results = tuple(map(self.number, elements))
+        return tuple(str(r.args[0]) if r.op == "name" else "" for r in results), results
+
+
+def display(node: ast.expr, names: Names) -> dict[str, ast.expr] | None:
+    """The items of `dict(a=..., b=...)` or `{"a": ..., "b": ...}`; None for anything else."""
+    if isinstance(node, ast.Call) and names.value(node.func) is dict and not node.args:
+        pairs: list[tuple[object, ast.expr]] = [(k.arg, k.value) for k in node.keywords]
+    elif isinstance(node, ast.Dict):
+        pairs = [(getattr(k, "value", None), v) for k, v in zip(node.keys, node.values, strict=True)]
+    else:
+        return None
+    made = {key: value for key, value in pairs if isinstance(key, str)}
+    return made if len(made) == len(pairs) else None

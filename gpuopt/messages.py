@@ -1,0 +1,33 @@
+"""What messages share: install lines that work from a checkout, and the known name that a misspelt one is nearest to.
+
+Called by whatever tells a user what to do next. Imports no array library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def install(*extras: str) -> str:
+    """The line that adds extras to this package, run in its checkout: gpuopt is on no package index."""
+    return f"in a checkout of gpuopt: python -m pip install '.[{','.join(extras)}]'"
+
+
+def suggestion(name: object, known: Iterable[str]) -> str:
+    """`; did you mean 'adamw'?` where a known name, in any case, is near to this one, else nothing."""
+    from difflib import get_close_matches  # an error is the only time it is needed
+
+    lower = {word.lower(): word for word in known}
+    near = get_close_matches(str(name).lower(), lower, n=1, cutoff=0.6)
+    return f"; did you mean {lower[near[0]]!r}?" if near else ""
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> str:
+    """What to say of a name that does not exist: all there are, and the one it is near to."""
+    names = list(known)
+    return f"unknown {kind} {name!r}: expected one of {', '.join(names)}{suggestion(name, names)}"
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, on one line; its type where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,238 @@
+"""`differentiable=True`: a step that autograd can go through. The rule's own function runs on tensors, by torch's operations.
+
+Called by the optimizer in place of its engine, with states in `self.state` under the same names; parameters and states are
+written in place, as torch's own differentiable steps write them. So every rule has it; it is slow, as torch's is. Knows no rule.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from gpuopt import arrays
+from gpuopt.backends.numpy import apply
+from gpuopt.compiler.host import prepared_values
+from gpuopt.compiler.names import OPTION
+from gpuopt.errors import InputError
+from gpuopt.formats.dtypes import STORAGES
+from gpuopt.optim.hyper import check_group, defaults_of, environment
+from gpuopt.optim.settings import Settings
+from gpuopt.rules import language
+from gpuopt.rules.language import Rule, compute_dtype
+from gpuopt.torch.tensors import NAMES, TYPES, resolved, zeros
+
+if TYPE_CHECKING:
+    from gpuopt.torch.optimizer import TorchOptimizer
+
+KEY = "differentiable"
+REMEDY = {
+    "state_format": "leave it at float32: a value that is rounded has no derivative",
+    "param_format": "leave it at native: a value that is rounded has no derivative",
+    "capturable": "leave it out: the step counts of a differentiable step are on the host",
+}
+
+
+def asked(groups: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether any of the groups asks for it."""
+    return any(group.get(KEY) for group in groups)
+
+
+def check(rule: Rule, settings: Settings, group: Mapping[str, Any]) -> None:
+    """Raise what keeps a group from being differentiable, if it asks for that: InputError, for `fused` torch's RuntimeError."""
+    if not group.get(KEY):
+        return
+    if group.get("fused"):
+        raise RuntimeError("`fused` does not support `differentiable`")
+    other = set(settings.formats(rule).values()) - {"float32"}
+    found = {
+        "state_format": next(iter(other), None),
+        "param_format": settings.param_format if settings.param_format != "native" else None,
+        "capturable": settings.capturable or group.get("capturable"),
+    }
+    for name, value in found.items():
+        if value:
+            raise InputError(f"differentiable=True cannot go with {name} = {value!r}: {REMEDY[name]}")
+
+
+class Live(torch.Tensor):
+    """A hyperparameter that requires grad, while `prepare` works on it: to make a number of it would lose its derivative."""
+
+    def _refused(self, *_: Any) -> Any:
+        raise InputError(
+            "a hyperparameter that requires grad is turned into a number by `prepare`, which would lose its derivative: "
+            "expected + - * / ** and gpuopt's own functions there"
+        )
+
+    __float__ = __int__ = __index__ = item = tolist = numpy = __array__ = _refused  # type: ignore[assignment]
+
+
+def where(condition: torch.Tensor, a: Any, b: Any, dtype: Any) -> torch.Tensor:
+    """The primitive on tensors; two literals take the dtype."""
+    if not isinstance(a, torch.Tensor) and not isinstance(b, torch.Tensor):
+        a = torch.tensor(a, dtype=TYPES[np.dtype(dtype).name], device=condition.device)
+    return torch.where(condition, a, b)
+
+
+language.ELSEWHERE[torch.Tensor] = where, torch.sqrt
+
+
+@dataclass
+class Update:
+    """What a step writes of one parameter: the states it did not have yet, its step count, and tensors with their new values."""
+
+    missing: dict[str, torch.Tensor]
+    count: int | None  # None where the optimizer keeps no step count
+    values: list[tuple[torch.Tensor, torch.Tensor]]
+
+    def write(self, states: dict[Any, dict[str, Any]]) -> None:
+        target = self.values[0][0]
+        if self.missing:
+            states[target].update(self.missing)
+        for tensor, value in self.values:
+            tensor.copy_(value)
+        if self.count is not None:
+            step = states[target]["step"]
+            if isinstance(step, torch.Tensor):
+                step.fill_(self.count)
+            else:
+                states[target]["step"] = self.count
+
+
+class Step:
+    """One step of an optimizer whose groups ask for it."""
+
+    def __init__(self, opt: TorchOptimizer) -> None:
+        self.opt, self.rule, self.settings = opt, opt.rule, opt._settings()
+        self.live = bool(
+            opt.defaults.get(KEY)
+        )  # as torch: the argument of the constructor says whether autograd goes along
+        with warnings.catch_warnings():  # of asking for the gradient of what is no leaf, as parameters here are not
+            warnings.simplefilter("ignore", UserWarning)
+            self.work = [(g, p) for g in opt.param_groups for p in g["params"] if p.grad is not None]
+
+    def run(self) -> None:
+        """Raises InputError or DtypeError before anything is written."""
+        self._check()
+        with torch.set_grad_enabled(self.live):
+            multiplier, skip = self._decide()
+            if not skip:
+                for update in [self._update(group, p, multiplier) for group, p in self.work]:
+                    update.write(self.opt.state)
+
+    def _check(self) -> None:
+        own = defaults_of(self.rule)
+        for index, group in enumerate(self.opt.param_groups):
+            label = f"param_groups[{index}]"
+            check_group({k: plain(v) for k, v in group.items() if k in own}, self.rule, label)
+            check(self.rule, self.settings, group)
+        for _, p in self.work:
+            arrays.describe(p.grad, f"gradient of a parameter of shape {tuple(p.shape)}")
+            for tensor in (p, *self.opt.state.get(p, {}).values()):
+                if self.live and isinstance(tensor, torch.Tensor) and tensor.is_leaf and tensor.requires_grad:
+                    raise InputError(
+                        f"differentiable=True: a tensor of shape {tuple(tensor.shape)} is a leaf that requires grad, which "
+                        "autograd lets nobody write in place: give the optimizer and its state clones, such as p.clone()"
+                    )
+
+    def _decide(self) -> tuple[Any, bool]:
+        """The factor of every gradient, None for none, and whether to skip."""
+        wanted, scale = self.settings, self.settings.grad_scale
+        skip = wanted.found_inf is not None and bool(wanted.found_inf)
+        inverse = None if scale is None else 1 / torch.as_tensor(scale, dtype=torch.float64).reshape(())
+        gradients = [real(p.grad).double() for _, p in self.work]
+        if wanted.skip_nonfinite:
+            skip = skip or not all(bool(g.isfinite().all()) for g in gradients)
+        bound = math.inf if wanted.max_grad_norm is None else wanted.max_grad_norm
+        if not math.isfinite(bound) or not gradients:
+            return inverse, skip
+        norms = [torch.linalg.vector_norm(g).to(gradients[0].device) for g in gradients]
+        factor = 1.0 if inverse is None else inverse
+        norm = torch.linalg.vector_norm(torch.stack(norms)) * factor
+        return language.minimum(bound / (norm + 1e-6), 1.0) * factor, skip
+
+    def _update(self, group: Mapping[str, Any], p: torch.Tensor, multiplier: Any) -> Update:
+        """What the step will make of one parameter and its states, none of which is written yet."""
+        hyper = {k: plain(v) for k, v in group.items() if k in defaults_of(self.rule)}
+        live, mask, state = self._live(group), self.opt._mask.get(p), self.opt.state.get(p, {})
+        flags = self._flags(hyper, live, multiplier is not None, mask is not None)
+        active, missing = self.rule.active_states(flags), self._missing(p, state, flags, hyper)
+        tensors = {"p": p} | {s.name: missing.get(s.key, state.get(s.key)) for s in active}
+        counted = self.opt._counts_steps
+        count = 1 + (int((state | missing)["step"]) if counted else int(bool(active) and not missing))
+
+        compute = STORAGES[NAMES[p.dtype]].compute
+        assert p.grad is not None
+        x = {name: real(t).to(TYPES[compute], copy=True) for name, t in tensors.items()}
+        before = x | {"g": real(p.grad).to(TYPES[compute])}
+        after = before | ({} if mask is None else {OPTION + "mask": mask})
+        scalars = environment(hyper, count, self.rule.definition().betas) | live
+        scalars["grad_multiplier"] = 1.0 if multiplier is None else multiplier
+        with compute_dtype(np.dtype(compute)):
+            apply(self.rule, flags, after, scalars, self._prepared(count, scalars, live))
+        written = ["p", *(s.name for s in active if not s.readonly)]
+        values = [(tensors[name], like(after[name], before[name], tensors[name])) for name in written]
+        return Update(missing, count if counted else None, values)
+
+    def _flags(self, hyper: Mapping[str, Any], live: Mapping[str, Any], scaled: bool, masked: bool) -> dict[str, Any]:
+        """The rule's flags and the options'; one of a hyperparameter that requires grad is on even where that is 0 now."""
+        flags = self.rule.flags(hyper)
+        switches = {
+            "scaled": scaled or bool(hyper.get("maximize")),
+            "clipped": hyper.get("clip_value") is not None,
+            "sparse": "l1" in live or bool(hyper.get("l1")),
+            "masked": masked,
+        }
+        lively = {name: True for name in flags if name.startswith("has_") and name[4:] in live}
+        return flags | lively | {OPTION + name: on for name, on in switches.items()}
+
+    def _missing(
+        self, p: torch.Tensor, state: Mapping[str, Any], flags: Mapping[str, Any], hyper: Mapping[str, Any]
+    ) -> dict[str, torch.Tensor]:
+        """The states that there are not yet, in torch's order."""
+        made = {}
+        if self.opt._counts_steps and "step" not in state:
+            made["step"] = torch.tensor(0.0, dtype=torch.promote_types(torch.get_default_dtype(), torch.float32))
+        for s in self.rule.active_states(flags):
+            if state.get(s.key) is None:
+                first = hyper[s.init] if isinstance(s.init, str) else s.init
+                made[s.key] = zeros(p, STORAGES[NAMES[p.dtype]].compute).fill_(first)
+        return made
+
+    def _live(self, group: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """The hyperparameters that require grad, by the rule's names."""
+        given = {k: v for k, v in group.items() if k in defaults_of(self.rule) and k != "betas"}
+        given |= dict(zip(self.rule.definition().betas, group.get("betas", ()), strict=True))
+        tensors = {k: v for k, v in given.items() if isinstance(v, torch.Tensor) and v.requires_grad}
+        return {k: v.reshape(()) for k, v in tensors.items()} if self.live else {}
+
+    def _prepared(self, count: int, scalars: Mapping[str, Any], live: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        definition = self.rule.definition()
+        if definition.prepare is None or live.keys().isdisjoint(definition.arguments):
+            return prepared_values(definition, count, scalars)
+        taken = {n: live[n].as_subclass(Live) if n in live else scalars[n] for n in definition.arguments}
+        made = definition.prepare.function(count, **taken)
+        return {k: v.as_subclass(torch.Tensor) if isinstance(v, torch.Tensor) else float(v) for k, v in made.items()}
+
+
+def plain(value: Any) -> Any:
+    """A hyperparameter as a number where it is a one-element tensor."""
+    if isinstance(value, (tuple, list)):
+        return tuple(map(plain, value))
+    return value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
+
+
+def real(tensor: torch.Tensor) -> torch.Tensor:
+    """Complex numbers as pairs of real ones, which rules work on."""
+    return torch.view_as_real(resolved(tensor)) if tensor.is_complex() else tensor
+
+
+def like(value: Any, computed: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """A result of a rule, which may be a number, as values for the tensor."""
+    value = torch.as_tensor(value, dtype=computed.dtype, device=computed.device).expand_as(computed)
+    return torch.view_as_complex(value.contiguous()) if target.is_complex() else value

@@ -1,0 +1,108 @@
+"""What a checkpoint must hold before anything of it is taken, and the dtypes that its states are kept in.
+
+Called by the optimizer around torch's own `load_state_dict`, which casts states to the parameter's dtype and takes whatever it is
+given, to fail at the next step. Knows no engine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+
+from gpuopt import rules
+from gpuopt.errors import InputError
+from gpuopt.optim.hyper import GROUP_OPTIONS, defaults_of
+from gpuopt.rules.language import Rule, State
+from gpuopt.torch.tensors import storage
+
+# States of those of torch's optimizers that gpuopt has not, by which their checkpoints are known.
+TORCHS = {"acc_delta", "ax", "exp_inf", "mu_product", "prev"}
+
+
+@cache
+def everyones() -> frozenset[str]:
+    """The names of the states of all optimizers."""
+    return frozenset({state.key for name in rules.NAMES for state in rules.get(name).states} | TORCHS)
+
+
+def check_groups(rule: Rule, groups: Sequence[Mapping[str, Any]]) -> None:
+    """Raise InputError unless the groups of a checkpoint have the hyperparameters that steps need."""
+    known = defaults_of(rule)
+    needed = [name for name, value in known.items() if name not in GROUP_OPTIONS and not isinstance(value, bool)]
+    for index, group in enumerate(groups):
+        missing = [name for name in needed if name not in group]
+        if missing:
+            raise InputError(
+                f"state_dict: param_groups[{index}] has no {missing[0]!r}: expected a checkpoint of {rule.title}, "
+                f"with {', '.join(needed)}"
+            )
+
+
+def check_origin(rule: Rule, entry: Mapping[str, Any], label: str) -> None:
+    """Raise InputError if a parameter's state was made by another optimizer."""
+    own = [state.key for state in rule.states]
+    for key, value in entry.items():
+        if value is not None and key in everyones() and key not in own:
+            raise InputError(
+                f"state of {label}: {key!r} belongs to another optimizer: expected {', '.join(own) or 'none'}, the states "
+                f"of {rule.title}"
+            )
+
+
+def check_entry(
+    rule: Rule, entry: Mapping[str, Any], needed: Sequence[State], counted: bool, p: torch.Tensor, label: str
+) -> None:
+    """Raise InputError unless a parameter can go on with this state: it has none, or all that are needed, each fitting it, and
+    a step count if these are counted.
+    """
+    found = {state.key: entry[state.key] for state in rule.states if entry.get(state.key) is not None}
+    if not found and not (counted and "step" in entry):
+        return
+    if counted:
+        check_step(entry.get("step"), label)
+    for state in needed:
+        if counted and state.key not in found:
+            raise InputError(f"state of {label}: {state.key!r} is missing, without which {rule.title} cannot go on")
+    for key, value in found.items():
+        if not isinstance(value, torch.Tensor):
+            raise InputError(f"{key} of {label}: found {type(value).__name__}: expected a tensor")
+        pairs = p.is_complex() and not value.is_complex()
+        shape = (*p.shape, 2) if pairs else tuple(p.shape)
+        if tuple(value.shape) != shape:
+            raise InputError(
+                f"{key} of {label}: shape {tuple(value.shape)}: expected {tuple(p.shape)}, that of {label}"
+            )
+        if value.is_complex() and not p.is_complex():
+            raise InputError(f"{key} of {label}: dtype {value.dtype}: expected real numbers, as {label}")
+
+
+def check_step(step: Any, label: str) -> None:
+    """Raise InputError unless this is a step count: a number or one in a tensor."""
+    if step is None:
+        raise InputError(f"state of {label}: 'step' is missing: expected the number of steps that were made")
+    number = math.nan
+    if not isinstance(step, bool) and getattr(step, "numel", lambda: 1)() == 1 and hasattr(step, "__float__"):
+        number = float(step)
+    if not 0 <= number < math.inf:
+        raise InputError(f"step of {label}: {step!r}: expected a whole number, 0 or more")
+
+
+def required(rule: Rule, group: Mapping[str, Any]) -> tuple[State, ...]:
+    """The states that exist under the options of a group."""
+    return rule.active_states(rule.flags(group))
+
+
+def kept_as(value: torch.Tensor, p: torch.Tensor, dtype: str) -> torch.Tensor:
+    """A loaded state in the dtype in which the parameter's states are kept, on its device; itself where it is already so."""
+    like, kept = storage(p, dtype)
+    value = value.detach() if value.requires_grad else value
+    if value.is_complex() and not kept.is_complex:
+        value = torch.view_as_real(value.resolve_conj())
+    elif kept.is_complex and not value.is_complex():
+        value = torch.view_as_complex(value.to(torch.float64).contiguous())
+    assert value.shape == like.shape
+    return value.to(device=p.device, dtype=kept)

@@ -1,0 +1,119 @@
+"""What the engine is given of torch's parameters: a Slot for each that has a gradient, with the states found in `self.state`.
+
+Called by the optimizer when an engine is made. Parameters whose memory has gaps are stepped in a dense copy. Parameters without a
+gradient are not looked at. Knows no kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from gpuopt import arrays
+from gpuopt.errors import InputError
+from gpuopt.formats.dtypes import STORAGES, state_dtype
+from gpuopt.launch.launcher import Clock
+from gpuopt.optim.settings import Settings
+from gpuopt.optim.slots import Slot, checked_mask, parameter_view
+from gpuopt.rules.language import Rule
+from gpuopt.torch.tensors import DEVICES, NAMES, zeros
+
+Member = tuple[
+    str, torch.Tensor, int, int
+]  # what errors call a parameter, the parameter, its group, and its place among all
+
+
+def labelled(groups: Sequence[Mapping[str, Any]]) -> Iterator[Member]:
+    """Every parameter, called by its name where it has one, else by its place."""
+    number = 0
+    for index, group in enumerate(groups):
+        params = group["params"]
+        names = group.get("param_names") or [f"param_groups[{index}]['params'][{k}]" for k in range(len(params))]
+        for label, p in zip(names, params, strict=True):
+            yield label, p, index, number
+            number += 1
+
+
+def state_dtypes(rule: Rule, settings: Settings, p: torch.Tensor) -> dict[str, str]:
+    """State name -> the dtype in which a parameter's states are kept; those of float64 are float64."""
+    storage = STORAGES.get(NAMES.get(p.dtype, ""), STORAGES["float32"])
+    return {name: state_dtype(form, storage.compute) for name, form in settings.formats(rule).items()}
+
+
+def new_states(
+    rule: Rule, settings: Settings, group: Mapping[str, Any], p: torch.Tensor, found: Collection[str] = ()
+) -> dict[str, torch.Tensor]:
+    """The states that a parameter needs and that are not found, by role name, as they are before its first step. As in torch,
+    both parts of a complex one begin alike.
+    """
+    dtypes, made = state_dtypes(rule, settings, p), {}
+    for state in rule.active_states(rule.flags(group)):
+        if state.name in found:
+            continue
+        made[state.name] = zeros(p, dtypes[state.name])
+        init = state.init if isinstance(state.init, (int, float)) else group[state.init]
+        if init:
+            made[state.name].fill_(complex(init, init) if made[state.name].is_complex() else init)
+    return made
+
+
+def walked(p: torch.Tensor, label: str) -> torch.Tensor:
+    """The parameter itself, or a dense tensor to step in its place where its memory has gaps, or holds its values conjugated or
+    negated. Raises InputError where elements share memory, as torch does.
+    """
+    if p.layout is not torch.strided or p.device.type not in DEVICES:
+        return p  # to be refused in words
+    if not arrays.is_dense(tuple(p.shape), p.stride()):
+        if overlaps_itself(p):
+            raise InputError(f"{label}: shape {tuple(p.shape)} with strides {p.stride()} overlaps itself: use .clone()")
+    elif not (p.is_conj() or p.is_neg()):
+        return p
+    return torch.empty_like(p, memory_format=torch.preserve_format, requires_grad=False)
+
+
+def overlaps_itself(p: torch.Tensor) -> bool:
+    """Whether two elements lie in one place."""
+    extent, apart = 0, True
+    for stride, size in sorted((stride, size) for stride, size in zip(p.stride(), p.shape, strict=True) if size > 1):
+        apart, extent = apart and stride > extent, extent + stride * (size - 1)
+    if apart:
+        return False
+    grid = np.zeros(1, np.int64)
+    for size, stride in zip(p.shape, p.stride(), strict=True):
+        grid = np.unique(grid[:, None] + np.arange(size) * stride)
+    return len(grid) < p.numel()
+
+
+class Place:
+    """Where a tensor lies, as NumPy takes it: nothing of the memory is read."""
+
+    def __init__(self, p: torch.Tensor) -> None:
+        strides = tuple(s * p.itemsize for s in p.stride())
+        shape = tuple(p.shape)
+        data = (p.data_ptr(), False)
+        self.__array_interface__ = dict(shape=shape, strides=strides, data=data, typestr=f"|V{p.itemsize}", version=3)
+
+
+def check_apart(members: Sequence[tuple[str, torch.Tensor, torch.Tensor]]) -> None:
+    """Raise InputError if a parameter with gaps shares an element with another; (label, parameter, what is stepped for it).
+
+    Those that are stepped where they lie are checked by the engine.
+    """
+    for k, (label, p, work) in enumerate(members):
+        for j, (other, q, twin) in enumerate(members if p is not work else ()):
+            if j == k or (j < k and q is not twin) or p.device != q.device or not p.numel() * q.numel():
+                continue
+            if np.shares_memory(np.asarray(Place(p)), np.asarray(Place(q))):
+                raise InputError(
+                    f"{other} overlaps {label} in memory: expected every parameter once, in memory of its own"
+                )
+
+
+def make_slot(work: torch.Tensor, label: str, clock: Clock, mask: Any, states: dict[str, torch.Tensor]) -> Slot:
+    """The Slot of a parameter; work: the parameter itself or what is stepped in its place; mask: of its real numbers."""
+    slot = Slot(label, work, parameter_view(work, label), clock.group, clock, None, states)
+    slot.mask = checked_mask(mask, slot)
+    return slot

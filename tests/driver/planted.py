@@ -1,0 +1,203 @@
+"""The stand-in's own test: faults planted in kernels, backends and the driver, each of which must be found.
+
+    python -m pytest -p driver.plugin tests/driver/planted.py
+
+Every scenario passes before the fault is planted; afterwards it gives other bits, or the driver reports a fault. Run by
+tests/test_driver.py; cannot run on a GPU, which may do anything at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gpuopt
+from driver.library import Driver
+from driver.memory import Fault
+from driver.plugin import driver
+from gpuopt import backends
+from gpuopt.backends.cupy import CupyRuntime
+from gpuopt.compiler import to_cuda
+from shim.scenarios import BARRIER, EDITS, edited
+from test_bits import FEW
+from test_bits_gpu import SHORT, check
+
+Patch = pytest.MonkeyPatch
+ADDRESS = "record[COL_ADDRESS + role]"
+
+
+def everything(backend: str = "cupy") -> None:
+    """Every option and a decision on the device, over tensors at odd offsets."""
+    check(SHORT["adamw-float32-everything"], backend)
+
+
+def apart() -> None:
+    """Parameters and gradients at the same odd offsets, nothing written around them; a norm is taken."""
+    import cupy
+
+    rng = np.random.default_rng(0)
+    given = [[rng.standard_normal(n).astype(np.float32) for n in FEW] for _ in range(2)]
+    placed: list[list[Any]] = []
+    for arrays in given:
+        placed.append([cupy.empty(a.size + 32, a.dtype)[k % 16 : k % 16 + a.size] for k, a in enumerate(arrays)])
+        for there, here in zip(placed[-1], arrays, strict=True):
+            there.set(here)
+    for (params, grads), backend in ((given, "numpy"), (placed, "cupy")):
+        gpuopt.GD(params, lr=1.0, max_grad_norm=1.0, backend=backend).step(grads)
+    assert all(a.tobytes() == b.get().tobytes() for a, b in zip(given[0], placed[0], strict=True))
+
+
+def schedules() -> None:
+    """More steps than pinned buffers, each with other rows, and nothing that waits for them."""
+    from numba import cuda
+
+    given = [np.linspace(-1, 1, 5), np.linspace(0, 1, 7)]
+    results: list[list[Any]] = []
+    places: dict[str, Any] = {"numpy": np.copy, "numba-cuda": cuda.to_device}
+    for backend, place in places.items():
+        params, grads = [place(a) for a in given], [place(a) for a in given]
+        rates = [lambda step: 1.0 / (1 + step), lambda step: 2.0 / (1 + step)]
+        made = gpuopt.AdamW([{"params": [p], "lr": r} for p, r in zip(params, rates, strict=True)], backend=backend)
+        for _ in range(40):
+            made.step([[g] for g in grads])
+        results.append([p if backend == "numpy" else p.copy_to_host() for p in params])
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(*results, strict=True))
+
+
+def two_streams() -> None:
+    """A gradient made on one stream, a step on another that waits for it."""
+    import cupy
+
+    param, grad = cupy.zeros(64, np.float32), cupy.zeros(64, np.float32)
+    made = gpuopt.GD([param], lr=1.0, backend="cupy")
+    one, other = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
+    made.step([grad])
+    cupy.cuda.Device().synchronize()
+    for k in range(3):
+        with one:
+            grad.fill(k + 1)
+            event = one.record()
+        other.wait_event(event)
+        with other:
+            made.step([grad])
+        other.synchronize()
+    assert param.get().tolist() == [-6.0] * 64
+
+
+def text(old: str, new: str) -> Callable[[Patch], None]:
+    """Other kernels."""
+    return whole_text(lambda: to_cuda.headers().replace(old, new), old)
+
+
+def whole_text(make: Callable[[], str], old: str = "") -> Callable[[Patch], None]:
+    def plant(patch: Patch) -> None:
+        assert old in to_cuda.headers(), f"the kernels no longer say {old!r}"
+        broken = make()
+        patch.setattr(to_cuda, "headers", lambda: broken)
+
+    return plant
+
+
+def edit(name: str) -> Callable[[Patch], None]:
+    """One of the mistakes that the sanitizers must see."""
+    return whole_text(lambda: edited(to_cuda.headers(), name))
+
+
+def arguments(change: Callable[[tuple[Any, ...]], tuple[Any, ...]]) -> Callable[[Patch], None]:
+    """Other arguments of every launch."""
+
+    def plant(patch: Patch) -> None:
+        right = CupyRuntime.launch
+        patch.setattr(
+            CupyRuntime, "launch", lambda self, kernel, grid, a, *more: right(self, kernel, grid, change(a), *more)
+        )
+
+    return plant
+
+
+def freed(patch: Patch) -> None:
+    """Buffers of the device are released as soon as they have been made."""
+    import cupy
+
+    class Address:
+        def __init__(self, ptr: int) -> None:
+            self.ptr = ptr
+
+    cupy.get_default_memory_pool().free_all_blocks()
+    patch.setattr(CupyRuntime, "allocate", lambda self, nbytes: Address(int(cupy.cuda.memory._malloc(nbytes).ptr)))
+
+
+def no_wait(call: str) -> Callable[[Patch], None]:
+    """A wait that does not wait."""
+    return lambda patch: patch.setattr(Driver, call, lambda self, a: None)
+
+
+# what is planted: (how, the scenario that must find it)
+FAULTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
+    **{f"without barrier {k}": (edit(f"barrier-{k}"), everything) for k in range(to_cuda.headers().count(BARRIER))},
+    **{name: (edit(name), everything) for name in EDITS},
+    **{name: (edit(name), apart) for name in ("head-of-short-tensors", "sums-over-the-end")},
+    "tail one short": (text("i < count; i += unit)", "i < count - 1; i += unit)"), everything),
+    "address of 32 bits": (text(ADDRESS, f"int({ADDRESS})"), everything),
+    "argument of 32 bits": (arguments(lambda a: tuple(np.int32(x) if x is a[2] else x for x in a)), everything),
+    "arguments swapped": (arguments(lambda a: (a[1], a[0], *a[2:])), everything),
+    "buffer freed too early": (freed, everything),
+    "pinned slot used again": (no_wait("cuEventSynchronize"), schedules),
+    "no wait between streams": (no_wait("cuStreamWaitEvent"), two_streams),
+}
+SCENARIOS: tuple[Callable[[], None], ...] = (everything, apart, schedules, two_streams)
+
+
+def failure(scenario: Callable[[], None]) -> str:
+    """What is wrong with it: a fault that the driver saw, or an error; empty if nothing is."""
+    import cupy
+
+    backends.get.cache_clear()
+    driver.finish()
+    error: BaseException | None = None
+    try:
+        with cupy.cuda.using_allocator(None):  # CuPy's pool would give memory that was written before
+            scenario()
+    except Exception as raised:
+        error = raised
+    return str(driver.finish() or error or "")
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_nothing_is_found_where_nothing_is_planted(scenario: Callable[[], None]) -> None:
+    assert failure(scenario) == ""
+
+
+def test_what_is_released_while_work_is_done_is_released_behind_it() -> None:
+    address = driver.memory.allocate(64)
+    seen: list[bool] = []
+
+    def work() -> None:
+        assert driver.answer("cuMemFree", [address] + [0] * 11) == 0
+        seen.append(address in driver.memory.live)
+
+    driver.enqueue(driver.default, work)
+    driver.enqueue(driver.default, work)
+    assert isinstance(driver.finish(), Fault)  # freed twice
+    assert seen == [True, True] and address not in driver.memory.live
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_order_of_threads_does_not_matter(seed: int, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(driver, "seed", seed)
+    assert failure(everything) == ""
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_found(name: str, monkeypatch: Patch) -> None:
+    plant, scenario = FAULTS[name]
+    plant(monkeypatch)
+    found = failure(scenario)
+    monkeypatch.undo()
+    backends.get.cache_clear()
+    assert found, "survived"
+    assert "NotImplementedError" not in found and "CompileError" not in found, found
+    print(found)

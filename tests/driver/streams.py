@@ -1,0 +1,192 @@
+"""Streams, events and graphs: work is done as late as the CUDA model allows, when something waits for it.
+
+So a buffer that is reused or freed too early, and a missing wait between streams, change results or are faults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from driver.memory import Fault
+from driver.words import NOT_READY, SUCCESS, Words, put
+
+T = TypeVar("T")
+Work = Callable[[], None]
+DEFAULT_HANDLES = (0, 1, 2)  # null, legacy, per thread
+
+
+class Graph:
+    """The work of a captured stream, in order."""
+
+    def __init__(self) -> None:
+        self.work: list[Work] = []
+
+
+class Stream:
+    """A queue of work, each piece with its place in the order of all enqueued. blocking: it and the default stream wait for
+    each other. capture: where work goes instead while the stream is captured.
+    """
+
+    def __init__(self, blocking: bool) -> None:
+        self.blocking = blocking
+        self.queue: list[tuple[int, Work]] = []
+        self.capture: Graph | None = None
+
+
+class Mark:
+    """A place in a stream that an event recorded."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream, self.passed = stream, False
+
+    def reach(self) -> None:
+        self.passed = True
+
+
+class Event:
+    """Its last record; none: it has been reached."""
+
+    def __init__(self) -> None:
+        self.mark: Mark | None = None
+
+
+class Streams:
+    """The handles of everything the driver gives out, and the calls about streams, events and graphs."""
+
+    def __init__(self) -> None:
+        self.objects: dict[int, object] = {}
+        self.handle, self.order = 0x100, 0
+        self.default = Stream(True)
+
+    def new(self, thing: object) -> int:
+        """A handle for it."""
+        self.handle += 0x10
+        self.objects[self.handle] = thing
+        return self.handle
+
+    def known(self, kind: type[T], handle: int) -> T:
+        """What has that handle; a Fault where it is gone or something else."""
+        found = self.objects.get(handle)
+        if not isinstance(found, kind):
+            raise Fault(f"handle {handle:#x} is no {kind.__name__} (any more)")
+        return found
+
+    def stream(self, handle: int) -> Stream:
+        return self.default if handle in DEFAULT_HANDLES else self.known(Stream, handle)
+
+    def streams(self) -> list[Stream]:
+        """All of them, the default one first."""
+        return [self.default, *(s for s in self.objects.values() if isinstance(s, Stream))]
+
+    # ---- the order of work
+
+    def enqueue(self, stream: Stream, work: Work) -> None:
+        """Have it done in the order of its stream, or put it into the graph that the stream is captured into."""
+        if stream.capture is not None:
+            stream.capture.work.append(work)
+            return
+        self.order += 1
+        stream.queue.append((self.order, work))
+
+    def drain(self, stream: Stream, until: int | None = None) -> None:
+        """Do a stream's work, up to and with that number of the order."""
+        while stream.queue and (until is None or stream.queue[0][0] <= until):
+            number, work = stream.queue[0]
+            if stream is self.default:
+                for other in self.streams():
+                    if other is not stream and other.blocking:
+                        self.drain(other, number)
+            elif stream.blocking:
+                self.drain(self.default, number)
+            if stream.queue and stream.queue[0][0] == number:
+                stream.queue.pop(0)
+                work()
+
+    def everything(self) -> None:
+        """Do all work of all streams."""
+        for stream in self.streams():
+            self.drain(stream)
+
+    def cuCtxSynchronize(self, a: Words) -> None:
+        self.everything()
+
+    # ---- streams
+
+    def cuStreamCreate(self, a: Words) -> None:
+        put(a[0], self.new(Stream(not a[1] & 1)))
+
+    def cudaStreamCreate(self, a: Words) -> None:
+        put(a[0], self.new(Stream(True)))
+
+    def cuStreamDestroy(self, a: Words) -> None:
+        stream = self.stream(a[0])
+        self.drain(stream)
+        del self.objects[a[0]]
+
+    def cuStreamSynchronize(self, a: Words) -> None:
+        self.drain(self.stream(a[0]))
+
+    def cuStreamQuery(self, a: Words) -> int:
+        return NOT_READY if self.stream(a[0]).queue else SUCCESS
+
+    def cuStreamGetFlags(self, a: Words) -> None:
+        put(a[1], 0 if self.stream(a[0]).blocking else 1, 4)
+
+    # ---- capture and graphs
+
+    def cuStreamIsCapturing(self, a: Words) -> None:
+        put(a[1], int(self.stream(a[0]).capture is not None), 4)
+
+    def cuStreamBeginCapture(self, a: Words) -> None:
+        stream = self.stream(a[0])
+        if stream is self.default:
+            raise Fault("the default stream cannot be captured")
+        if stream.capture is not None:
+            raise Fault("a stream is captured that is being captured")
+        stream.capture = Graph()
+
+    def cuStreamEndCapture(self, a: Words) -> None:
+        stream = self.stream(a[0])
+        if stream.capture is None:
+            raise Fault("the end of a capture that has not begun")
+        put(a[1], self.new(stream.capture))
+        stream.capture = None
+
+    def cuGraphInstantiate(self, a: Words) -> None:
+        put(a[0], a[1])
+
+    def cuGraphLaunch(self, a: Words) -> None:
+        for work in self.known(Graph, a[0]).work:
+            self.enqueue(self.stream(a[1]), work)
+
+    # ---- events
+
+    def cuEventCreate(self, a: Words) -> None:
+        put(a[0], self.new(Event()))
+
+    def cuEventDestroy(self, a: Words) -> None:
+        self.known(Event, a[0])
+        del self.objects[a[0]]
+
+    def cuEventRecord(self, a: Words) -> None:
+        stream, event = self.stream(a[1]), self.known(Event, a[0])
+        if stream.capture is None:
+            event.mark = Mark(stream)
+            self.enqueue(stream, event.mark.reach)
+
+    def cuEventQuery(self, a: Words) -> int:
+        mark = self.known(Event, a[0]).mark
+        return SUCCESS if mark is None or mark.passed else NOT_READY
+
+    def cuEventSynchronize(self, a: Words) -> None:
+        self.reach(self.known(Event, a[0]).mark)
+
+    def cuStreamWaitEvent(self, a: Words) -> None:
+        mark = self.known(Event, a[1]).mark
+        self.enqueue(self.stream(a[0]), lambda: self.reach(mark))
+
+    def reach(self, mark: Mark | None) -> None:
+        """Do a stream's work up to a mark."""
+        while mark is not None and not mark.passed:
+            self.drain(mark.stream, mark.stream.queue[0][0])

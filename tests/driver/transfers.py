@@ -1,0 +1,159 @@
+"""The calls about memory: device memory, pinned memory of the host, copies and fills in the order of streams."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+
+from driver.answers import CONTEXT
+from driver.memory import Bytes, Fault, Memory
+from driver.streams import Stream, Streams
+from driver.words import INVALID_VALUE, Words, put
+
+DEVICE, HOST = 2, 1  # CUmemorytype and cudaMemoryType, where they agree
+
+
+class Transfers(Streams):
+    """failing: the number of the allocation to refuse, counted from 1, so that a test can run out of memory anywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory = Memory()
+        self.pinned: dict[int, tuple[int, Bytes]] = {}
+        self.allocations, self.failing = 0, 0
+
+    def cuMemAlloc(self, a: Words) -> int | None:
+        if not a[1]:
+            return INVALID_VALUE
+        self.allocations += 1
+        if self.allocations == self.failing:
+            raise MemoryError(f"allocation {self.failing} is to fail")
+        put(a[0], self.memory.allocate(a[1]))
+        return None
+
+    def cuMemFree(self, a: Words) -> None:
+        self.everything()  # as a driver does
+        if a[0]:
+            self.memory.free(a[0])
+
+    def cuMemFreeAsync(self, a: Words) -> None:
+        self.enqueue(self.stream(a[1]), lambda: self.memory.free(a[0]))
+
+    def cuMemGetInfo(self, a: Words) -> None:
+        put(a[0], self.memory.bytes.size // 2)
+        put(a[1], self.memory.bytes.size)
+
+    def cuDeviceTotalMem(self, a: Words) -> None:
+        put(a[0], self.memory.bytes.size)
+
+    def cuMemHostAlloc(self, a: Words) -> None:
+        raw = np.full(a[1] + 512, 0xEE, np.uint8)
+        address = int(raw.ctypes.data) + -raw.ctypes.data % 256
+        self.pinned[address] = (a[1], raw)
+        put(a[0], address)
+
+    def cuMemFreeHost(self, a: Words) -> None:
+        self.everything()
+        self.pinned.pop(a[0])[1][:] = 0x5A
+
+    def cuMemHostGetDevicePointer(self, a: Words) -> None:
+        put(a[0], a[1])
+
+    def cuMemGetAddressRange(self, a: Words) -> int | None:
+        found = self.memory.around_address(a[2])
+        if found is None:
+            return INVALID_VALUE
+        for at, value in zip(a[:2], found, strict=True):
+            if at:
+                put(at, value)
+        return None
+
+    # ---- what an address is
+
+    def pageable(self, address: int) -> bool:
+        """Whether this is memory of the host that is not pinned."""
+        return not self.memory.holds(address) and not any(p <= address < p + n for p, (n, _) in self.pinned.items())
+
+    def cuPointerGetAttribute(self, a: Words) -> int | None:
+        if self.pageable(a[2]):
+            return INVALID_VALUE
+        kind = DEVICE if self.memory.holds(a[2]) else HOST
+        values = {1: (CONTEXT, 8), 2: (kind, 4), 3: (a[2], 8), 8: (0, 1), 9: (0, 4)}
+        put(a[0], *values[a[1] & 0xFFFFFFFF])
+        return None
+
+    def cudaPointerGetAttributes(self, a: Words) -> None:
+        device, pageable = self.memory.holds(a[1]), self.pageable(a[1])
+        ctypes.memset(a[0], 0, 24)
+        put(a[0], DEVICE if device else 0 if pageable else HOST, 4)
+        put(a[0] + 8, 0 if pageable else a[1])
+        put(a[0] + 16, 0 if device else a[1])
+
+    # ---- copies
+
+    def copy(self, target: int, source: int, size: int) -> None:
+        """At once."""
+        what = f"copy of {size} bytes to {target:#x}"
+        data = ctypes.string_at(source, size)
+        if self.memory.holds(source):
+            self.memory.span(source, size, False, what)
+        if self.memory.holds(target):
+            self.memory.span(target, size, True, what)
+        ctypes.memmove(target, data, size)
+
+    def copy_async(self, target: int, source: int, size: int, stream: Stream) -> None:
+        """In stream order. From pageable memory the driver reads at once; into pageable memory it waits."""
+        if self.pageable(source):
+            kept = ctypes.create_string_buffer(ctypes.string_at(source, size), size)
+            self.enqueue(stream, lambda: self.copy(target, ctypes.addressof(kept), size))
+        else:
+            self.enqueue(stream, lambda: self.copy(target, source, size))
+        if self.pageable(target):
+            if stream.capture is not None:
+                raise Fault("a copy into pageable memory while a stream is captured")
+            self.drain(stream)
+
+    def cuMemcpyHtoD(self, a: Words) -> None:
+        if a[2]:
+            self.copy_async(a[0], a[1], a[2], self.default)
+            self.drain(self.default)
+
+    def cuMemcpyDtoD(self, a: Words) -> None:
+        self.copy_async(a[0], a[1], a[2], self.default)
+
+    def cuMemcpyHtoDAsync(self, a: Words) -> None:
+        self.copy_async(a[0], a[1], a[2], self.stream(a[3]))
+
+    def cudaMemcpyAsync(self, a: Words) -> None:
+        self.copy_async(a[0], a[1], a[2], self.stream(a[4]))  # a[3]: which way
+
+    # ---- fills
+
+    def fill(self, a: Words, width: int, stream: Stream) -> None:
+        """a: address, value of `width` bytes, how often."""
+        address, value, count = a[0], a[1] & ((1 << 8 * width) - 1), a[2]
+        data = value.to_bytes(width, "little") * count
+
+        def work() -> None:
+            self.memory.span(address, len(data), True, "memset")[:] = np.frombuffer(data, np.uint8)
+
+        self.enqueue(stream, work)
+
+    def cuMemsetD8(self, a: Words) -> None:
+        self.fill(a, 1, self.default)
+
+    def cuMemsetD16(self, a: Words) -> None:
+        self.fill(a, 2, self.default)
+
+    def cuMemsetD32(self, a: Words) -> None:
+        self.fill(a, 4, self.default)
+
+    def cuMemsetD8Async(self, a: Words) -> None:
+        self.fill(a, 1, self.stream(a[3]))
+
+    def cuMemsetD16Async(self, a: Words) -> None:
+        self.fill(a, 2, self.stream(a[3]))
+
+    def cuMemsetD32Async(self, a: Words) -> None:
+        self.fill(a, 4, self.stream(a[3]))

@@ -1,0 +1,126 @@
+"""Infinities are numbers: whatever torch keeps of an infinite or huge parameter, gradient or state, we keep, exactly so where it is
+infinite. What torch makes a NaN may be one here.
+
+A term that is switched off, a decay of 0 say, must not make `0 * inf`. Every row of `cases.CASES`, and every option beside it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gpuopt
+from cases import CASES, Case
+from gpuopt import rules
+from gpuopt.optim.hyper import defaults_of
+from samples import HOST_BACKENDS, Array
+from shim.backend import installed
+
+# The largest and smallest are those whose square is no number of the type any more.
+VALUES = {
+    "float32": (0.0, -0.0, 1.0, -np.inf, np.inf, np.nan, 1e30, -2e19, 1e20, 1e-30),
+    "float64": (0.0, -0.0, 1.0, -np.inf, np.inf, np.nan, 1e300, -2e154, 1e155, 1e-200),
+}
+STEPS = 3
+# A parameter group whose options are on: what is one launch for all groups must leave the others alone.
+LOUD = {"maximize": True, "clip_value": 0.5, "l1": 0.125}
+
+
+def zeros(title: str) -> list[Case]:
+    """Rows in which one hyperparameter after the other is 0."""
+    rule = rules.get(title)
+    fields = {k: v for k, v in defaults_of(rule).items() if k not in LOUD and not isinstance(v, bool)}
+    needed = {"lr": 0.1} if fields["lr"] is inspect.Parameter.empty else {}
+    rows = [needed | {k: (0.0, 0.0) if k == "betas" else 0.0} for k in fields]
+    return [Case(rule.title, row) for row in rows]
+
+
+ROWS = [*CASES, *(case for title in rules.NAMES for case in zeros(title))]
+
+
+def pairs(dtype: str, centered: bool) -> tuple[Array, list[Array]]:
+    """Parameters and the gradients of each step: every value with every triple of neighbours among the values."""
+    values = np.array(VALUES[dtype], dtype)
+    if centered:  # v - a^2 of numbers whose squares overflow is NaN or not as the CPU contracts it, in torch too
+        values = values[~np.isfinite(values) | (np.abs(values) <= 1)]
+    grid = np.array(list(product(range(len(values)), repeat=2)))
+    return values[grid[:, 0]], [values[(grid[:, 1] * (step + 1) + step) % len(values)] for step in range(STEPS)]
+
+
+def check(found: Array, expected: Array, what: str) -> None:
+    """Equal wherever torch has a number."""
+    rtol = 1e-12 if found.dtype == np.float64 else 2e-6
+    number = ~np.isnan(expected)
+    with np.errstate(all="ignore"):
+        same = (found == expected) | (np.abs(found - expected) <= rtol * np.maximum(np.abs(expected), 1))
+    assert same[number].all(), f"{what}: {found[number & ~same]} is not {expected[number & ~same]}"
+
+
+def run(case: Case, dtype: str, backend: str, neighbours: dict[str, Any]) -> None:
+    p, grads = pairs(dtype, case.options.get("centered", False))
+    oracle = case.oracle([p])
+    other = np.ones(3, dtype)
+    groups = [{"params": [p]}, {"params": [other], **neighbours}]
+    optimizer = getattr(gpuopt, case.optimizer)(groups, backend=backend, **case.options)
+    with np.errstate(all="ignore"):
+        for step, g in enumerate(grads):
+            oracle.step([g])
+            optimizer.step([[g], [np.ones(3, dtype)]])
+            check(p, oracle.params[0], f"parameter after step {step + 1}")
+            saved = optimizer.state_dict()["state"].get(0, {})
+            for key, value in oracle.states[0].items():
+                if key != "step":
+                    check(saved[key], value, f"{key} after step {step + 1}")
+
+
+@pytest.mark.parametrize("backend", HOST_BACKENDS)
+@pytest.mark.parametrize("dtype", VALUES)
+@pytest.mark.parametrize("case", ROWS, ids=str)
+def test_as_torch(case: Case, dtype: str, backend: str) -> None:
+    run(case, dtype, backend, {})
+
+
+@pytest.mark.parametrize("backend", HOST_BACKENDS)
+@pytest.mark.parametrize("title", [rules.get(name).title for name in rules.NAMES])
+def test_beside_a_group_whose_options_are_on(title: str, backend: str) -> None:
+    """One launch, and the group without them is as if it were alone."""
+    needed = {"lr": 0.1}
+    for loud in ({"weight_decay": 0.5}, LOUD, LOUD | {"weight_decay": 0.5}):
+        run(Case(title, needed | {"weight_decay": 0.0}), "float32", backend, loud)
+        run(
+            Case(title, needed | {"weight_decay": 0.5}),
+            "float32",
+            backend,
+            {k: v for k, v in loud.items() if k in LOUD},
+        )
+    optimizer = getattr(gpuopt, title)([{"params": np.ones(3)}, {"params": np.ones(3), "weight_decay": 0.5}], lr=0.1)
+    optimizer.step([np.ones(3), np.ones(3)])
+    assert optimizer.launches == 1
+
+
+@pytest.mark.parametrize("backend", HOST_BACKENDS)
+@pytest.mark.parametrize("title", [rules.get(name).title for name in rules.NAMES])
+@pytest.mark.parametrize("options", [{"mask": True}, {"max_grad_norm": 1.0}, {"max_grad_norm": np.inf}, {"grad_scale": 2.0},
+                                     {"clip_value": 1.0}, {"clip_value": np.inf}, {"l1": 0.1}, {"maximize": True},
+                                     {"skip_nonfinite": True}, {"state_format": "bfloat16"}], ids=str)  # fmt: skip
+def test_options_keep_an_infinite_parameter(options: dict[str, Any], title: str, backend: str) -> None:
+    p, g = np.array([-np.inf, np.inf, 1.0, np.inf], np.float32), np.array([0.0, -0.0, 0.5, 0.5], np.float32)
+    given: dict[str, Any] = {**options}
+    if options.get("mask"):
+        given["mask"] = [np.array([True, True, True, False])]
+    optimizer = getattr(gpuopt, title)([p], lr=0.1, weight_decay=0.0, backend=backend, **given)
+    for _ in range(STEPS):
+        optimizer.step([g])
+    assert p[[0, 1]].tolist() == [-np.inf, np.inf] and np.isfinite(p[2]) and p[2] != 1, p
+    assert p[3] == (0.0 if "mask" in options else np.inf)
+
+
+@pytest.mark.parametrize("title", [rules.get(name).title for name in rules.NAMES])
+def test_the_generated_cuda_keeps_them_too(title: str) -> None:
+    """Compiled by g++, a group without decay beside one with it."""
+    with installed():
+        run(Case(title, {"lr": 0.1, "weight_decay": 0.0}), "float32", "shim", {"weight_decay": 0.5})
