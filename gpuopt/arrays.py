@@ -16,7 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpuopt import driver
 from gpuopt.errors import DtypeError, InputError
+
+DEVICE_ORDINAL = 9  # CUpointer_attribute, cuda.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,9 +177,23 @@ def _cupy_view(array: Any) -> View:
 # ------------------------------------------------------------------------------------- any CUDA array interface
 
 
+def interface_dtype(array: Any) -> np.dtype[Any]:
+    """Its dtype: bfloat16, of which the interface knows the size only, by what the array itself says."""
+    said = getattr(array, "dtype", None)
+    return said if isinstance(said, np.dtype) else np.dtype(array.__cuda_array_interface__["typestr"])
+
+
+def _interface_device(address: int) -> str:
+    """Where the memory lies, as the driver knows."""
+    loaded, index = driver.library(), ctypes.c_int(0)
+    if loaded is not None and address:
+        loaded.cuPointerGetAttribute(ctypes.byref(index), DEVICE_ORDINAL, ctypes.c_uint64(address))
+    return f"cuda:{index.value}"
+
+
 def _interface_view(array: Any) -> View:
     interface = array.__cuda_array_interface__
-    dtype = np.dtype(interface["typestr"])
+    dtype = interface_dtype(array)
     shape = tuple(interface["shape"])
     strides = interface.get("strides")
     if strides is None:
@@ -184,40 +201,23 @@ def _interface_view(array: Any) -> View:
     else:
         strides = tuple(s // dtype.itemsize for s in strides)
     address, readonly = interface["data"]
-    return View(lowest(address, shape, strides, dtype.itemsize), shape, strides, dtype.name, "cuda:0", not readonly)
-
-
-def _interface_zeros(like: Any, dtype: str) -> Any:
-    from numba import cuda
-
-    from gpuopt.formats.dtypes import numpy_dtype
-
-    shape = tuple(like.__cuda_array_interface__["shape"])
-    return cuda.to_device(np.zeros(shape, numpy_dtype(dtype)))
-
-
-def _interface_relayout(array: Any, like: Any, out: Any) -> Any:
-    raise InputError("the gradient's memory layout differs from its parameter's; make both contiguous")
+    at = lowest(address, shape, strides, dtype.itemsize)
+    return View(at, shape, strides, dtype.name, _interface_device(address), not readonly)
 
 
 def _assign(array: Any, values: Any) -> None:
     array[...] = values
 
 
-def _interface_assign(array: Any, values: Any) -> None:
-    import numba.cuda
+def _by_numba(method: str) -> Callable[..., Any]:
+    """What gpuopt.numba_arrays does for arrays that are known by their interface alone."""
 
-    cuda: Any = numba.cuda
-    host = values if isinstance(values, np.ndarray) else cuda.as_cuda_array(values).copy_to_host()
-    target = cuda.as_cuda_array(array)
-    target.copy_to_device(np.ascontiguousarray(host, target.dtype))
+    def call(*args: Any) -> Any:
+        from gpuopt import numba_arrays
 
+        return getattr(numba_arrays, method)(*args)
 
-def _interface_clone(array: Any) -> Any:
-    import numba.cuda
-
-    cuda: Any = numba.cuda
-    return cuda.to_device(cuda.as_cuda_array(array).copy_to_host())
+    return call
 
 
 # ---------------------------------------------------------------------------------------------------- any DLPack
@@ -276,10 +276,10 @@ KINDS: tuple[Kind, ...] = (
         "cuda-array-interface",
         lambda a: hasattr(a, "__cuda_array_interface__"),
         _interface_view,
-        _interface_zeros,
-        _interface_relayout,
-        _interface_clone,
-        _interface_assign,
+        _by_numba("zeros"),
+        _by_numba("relayout"),
+        _by_numba("clone"),
+        _by_numba("assign"),
     ),
     Kind(
         "dlpack",
@@ -311,6 +311,21 @@ def kind_of(array: Any, label: str) -> Kind:
             raise DtypeError(f"{label}: expected a dense array, found {type(array).__name__}{sparse}")
         _by_type[type(array)] = found
     return found
+
+
+def is_array(value: Any) -> bool:
+    """Whether a value has memory of its own: an array of any library and any number of axes, not a number."""
+    known = ("shape", "__cuda_array_interface__", "__dlpack__")
+    return not isinstance(value, np.generic) and any(hasattr(value, name) for name in known)
+
+
+def number(value: Any) -> float:
+    """A number, or what an array of none but one element holds, also where the array cannot say it itself."""
+    if not hasattr(value, "__float__") and hasattr(value, "__cuda_array_interface__"):
+        from gpuopt import numba_arrays
+
+        return float(numba_arrays.to_host(value))
+    return float(_dlpack(value) if not hasattr(value, "__float__") and hasattr(value, "__dlpack__") else value)
 
 
 def describe(array: Any, label: str) -> View:

@@ -110,6 +110,11 @@ def test_a_numpy_that_numba_cuda_cannot_bear_is_named(monkeypatch: pytest.Monkey
     assert numba_cuda.missing() is None
     monkeypatch.delattr(np, "row_stack")
     why = numba_cuda.missing()
-    assert why and f"Numba CUDA {numba_cuda.version('numba-cuda')} cannot" in why and np.__version__ in why and "'numpy<2.5'" in why
+    assert (
+        why
+        and f"Numba CUDA {numba_cuda.version('numba-cuda')} cannot" in why
+        and np.__version__ in why
+        and "'numpy<2.5'" in why
+    )
     monkeypatch.setattr(numba_cuda, "version", lambda package: "0.31.0")
     assert numba_cuda.missing() is None

@@ -312,7 +312,7 @@ def hyper_bytes(launch: Launch) -> int:
 
 def scalar_or_address(value: Any, name: str, default: float, device: str) -> tuple[float, int]:
     """(number, 0) or (default, address of one float32 on `device`). Raises DtypeError for another array."""
-    if value is None or isinstance(value, np.generic) or not hasattr(value, "shape"):
+    if value is None or not arrays.is_array(value):
         return (default if value is None else float(value)), 0
     view = arrays.describe(value, name)
     if view.numel != 1 or view.dtype != "float32" or view.device != device:

@@ -200,7 +200,7 @@ class Engine:
     def _on_device(self) -> bool:
         """Whether step counts and decisions live on the device, for the host may not wait for what they depend on."""
         s = self.settings
-        asked = s.skip_nonfinite or s.capturable or s.found_inf is not None or hasattr(s.grad_scale, "shape")
+        asked = s.skip_nonfinite or s.capturable or s.found_inf is not None or arrays.is_array(s.grad_scale)
         return asked or self.groups.on_gpu()
 
     def _demand(self) -> Demand:
@@ -253,9 +253,10 @@ class Engine:
             if state.name not in slot.states:
                 dtype = state_dtype(formats[state.name], STORAGES[slot.view.dtype].compute)
                 array = kind.zeros(slot.array, dtype)
-                init = state.init if isinstance(state.init, (int, float)) else self.groups.dicts[slot.group][state.init]
+                given = self.groups.dicts[slot.group]
+                init = arrays.number(given[state.init] if isinstance(state.init, str) else state.init)
                 if init:
-                    array[...] = init
+                    kind.assign(array, init)
                 found[state.name] = array
         return found
 

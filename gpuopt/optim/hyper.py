@@ -10,8 +10,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from gpuopt import arrays
 from gpuopt.compiler.names import GIVEN
 from gpuopt.errors import DtypeError, InputError
@@ -58,7 +56,7 @@ def check_number(name: str, value: Any, label: str = "") -> float:
     interval = RANGES.get(name, "(-inf, inf)")
     where = f"{label}: " if label else ""
     try:
-        number = math.nan if isinstance(value, (bool, str, bytes)) else float(value)
+        number = math.nan if isinstance(value, (bool, str, bytes)) else arrays.number(value)
     except (TypeError, ValueError, RuntimeError):  # torch's, of a tensor that holds more than one
         number = math.nan
     if not within(number, interval):
@@ -128,7 +126,7 @@ def on_gpu(value: Any, label: str = "hyperparameter") -> bool:
     found = members(value)
     if found is not None:
         return True in [on_gpu(v, label) for v in found]  # each of them is checked
-    if not hasattr(value, "shape") or isinstance(value, np.generic):
+    if not arrays.is_array(value):
         return False
     view = arrays.describe(value, label)
     found = view.device.startswith("cuda")
