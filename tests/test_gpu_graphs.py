@@ -247,6 +247,44 @@ def test_tables_of_a_dropped_optimizer_are_not_given_to_another_stream(backend: 
     assert all(p.get().tobytes() == e.tobytes() for p, e in zip(params, expected, strict=True))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_optimizer_that_is_collected_in_a_capture_does_not_break_it(backend: str) -> None:
+    """Python's collector comes when it likes; memory may not be freed while a stream is captured."""
+    stream = new_stream()
+    graphed, eager, one, usual = pair(backend)
+    grad = device_array(1)
+    gone = [gpuopt.AdamW([device_array(k)], backend=backend, **NORMS) for k in range(2, 6)]
+    for opt in (one, usual, *gone):
+        stepped(stream, opt, [grad])
+    stream.synchronize()
+
+    def step() -> None:
+        gone.clear()
+        gc.collect()
+        one.step([grad])
+
+    del opt
+    graph = captured(stream, step)
+    graph.launch(stream)
+    stepped(stream, usual, [grad])
+    stream.synchronize()
+    assert graphed.get().tobytes() == eager.get().tobytes()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_norms_and_plain_steps_in_turn_count_alike(backend: str) -> None:
+    """Steps with rows by value leave the device's own counts behind."""
+    stream = new_stream()
+    param, host, grad = device_array(0), device_array(0).get(), device_array(1)
+    opts = [gpuopt.AdamW([p], backend=name) for p, name in ((param, backend), (host, "numpy"))]
+    for norm in (None, 1.0, 1.0, None, None, 1.0, 1.0):
+        for opt, g in zip(opts, (grad, grad.get()), strict=True):
+            opt.max_grad_norm = norm
+            stepped(stream, opt, [g])
+    stream.synchronize()
+    assert param.get().tobytes() == host.tobytes()
+
+
 def test_staging_gives_a_slot_to_one_thread_at_a_time() -> None:
     """Waiting for a slot lets other threads run; none of them may get the same one."""
     from gpuopt.backends.runtime import Staging

@@ -10,6 +10,7 @@ are those of the eager steps, which go on as if there were no graph.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any
@@ -26,11 +27,9 @@ from gpuopt.launch.launcher import Clock, Demand, Launch, advance
 from gpuopt.launch.plan import Plan
 
 TILE_MIN, TILE_MAX = 2048, 16384
-BLOCKS = (
-    8  # a multiprocessor: 2048 threads, all that can be resident; what is not resident waits and takes its tiles later
-)
-SMALL = 1024  # mean elements of a tile below which a warp takes a tile, not a block
-
+BLOCKS = 8  # a multiprocessor: 2048 threads, all that can be resident; what is not waits and takes its tiles later
+WARP = 32  # threads; where a tile has so many packs, or where there are so many tiles a multiprocessor, a warp takes a tile
+SMALL = 1024  # mean elements of a tile below which it may
 
 FIRST = (
     "the first step of a set of gradients and options compiles and allocates: run one step before capturing it into a CUDA "
@@ -43,14 +42,17 @@ class Resident:
     """What one launch keeps on the device."""
 
     def __init__(self, backend: DeviceBackend, launch: Launch, stream: Any) -> None:
+        self.backend, self.key = backend, object()
+        backend.release()
+        backend.buffers[self.key] = []
         runtime, plan = backend.runtime, launch.plan
         self.kernel = backend.kernel("update", plan.program)
         self.multiprocessors = runtime.multiprocessors()
         self.unit, size = tiling(plan, self.multiprocessors * BLOCKS)
         plan.cut_tiles(size)
-        self.table = self._buffer(backend, plan.table, stream)
+        self.table = self._buffer(plan.table, stream)
         self.partials: Any = None  # of all launches of a step, with the first one
-        self.tiles = self._buffer(backend, plan.tiles, stream)
+        self.tiles = self._buffer(plan.tiles, stream)
         self.version = plan.version
         self.rows: Any = None  # device rows: several rows by numba-cuda, too many for an argument, or computed there
         self.hyper: Any = None
@@ -58,34 +60,44 @@ class Resident:
         self.flags: Any = None  # int64: skip, skipped
         self.chunks: Any = None
         self.counted = 0
+        self.known: list[int] = []  # the step counts there, unless steps may be skipped there
 
-    @staticmethod
-    def _buffer(backend: DeviceBackend, array: Any, stream: Any, upload: Upload | None = None) -> Any:
-        buffer = backend.runtime.allocate(max(8, array.nbytes))
-        (upload or backend.staging.upload)(buffer, array, stream)
+    def __del__(self) -> None:
+        """Python may collect this at any time, in a capture too, where memory may not be freed: the backend does it later."""
+        self.backend.retired.append(self.key)
+
+    def allocate(self, nbytes: int) -> Any:
+        """Device memory that lives as long as this, and until it may be freed."""
+        buffer = self.backend.runtime.allocate(max(8, nbytes))
+        self.backend.buffers[self.key].append(buffer)
+        return buffer
+
+    def _buffer(self, array: Any, stream: Any, upload: Upload | None = None) -> Any:
+        buffer = self.allocate(array.nbytes)
+        (upload or self.backend.staging.upload)(buffer, array, stream)
         return buffer
 
     def captured(self, backend: DeviceBackend, launch: Launch, stream: Any, upload: Upload) -> Resident:
         """The same with a table and hyperparameters of its own, as a graph reads them."""
         own = copy(self)
-        own.table = self._buffer(backend, launch.plan.table, stream, upload)
-        own.hyper = backend.runtime.allocate(hyper_bytes(launch))
+        own.table = self._buffer(launch.plan.table, stream, upload)
+        own.hyper = own.allocate(hyper_bytes(launch))
         return own
 
     def decide(self, backend: DeviceBackend, launch: Launch, stream: Any) -> None:
         """Allocate what decisions on the device need, once."""
         if self.hyper is not None:
             return
-        runtime, program = backend.runtime, launch.plan.program
+        program = launch.plan.program
         count = len(launch.clocks)
         self.prepare = backend.kernel("prepare", program, launch.inputs)
         role = program.roles[1]
         self.sums = backend.kernel("sums", role.storage, program.compute)
-        self.chunks = self._buffer(backend, launch.plan.chunks, stream)
-        self.rows = runtime.allocate(max(8, count * len(program.row) * STORAGES[program.compute].itemsize))
-        self.steps = self._buffer(backend, np.array([c.step for c in launch.clocks], np.int64), stream)
-        self.flags = self._buffer(backend, np.zeros(2, np.int64), stream)
-        self.hyper = runtime.allocate(hyper_bytes(launch))
+        self.chunks = self._buffer(launch.plan.chunks, stream)
+        self.rows = self.allocate(count * len(program.row) * STORAGES[program.compute].itemsize)
+        self.steps = self._buffer(np.array([c.step for c in launch.clocks], np.int64), stream)
+        self.flags = self._buffer(np.zeros(2, np.int64), stream)
+        self.hyper = self.allocate(hyper_bytes(launch))
 
 
 class DeviceBackend:
@@ -96,11 +108,18 @@ class DeviceBackend:
 
     def __init__(self, runtime: Runtime, index: int = 0) -> None:
         self.runtime, self.index = runtime, index
+        self.place = f"cuda:{index}"  # where what it reads has to lie
         self.staging = Staging(runtime)
         self.kernels: dict[tuple[Any, ...], Any] = {}
-        self.graphs: list[
-            Any
-        ] = []  # what captured steps read and write: a graph may be replayed as long as the process lives
+        self.buffers: dict[object, list[Any]] = {}  # of each Resident, by its key
+        self.retired: list[object] = []  # the keys of those that are gone
+        # What captured steps read and write: a graph may be replayed as long as the process lives.
+        self.graphs: list[Any] = []
+
+    def release(self) -> None:
+        """Free the buffers of what is gone; not while a stream is captured."""
+        while self.retired:
+            self.buffers.pop(self.retired.pop(), None)
 
     def kernel(self, kind: str, *key: Any) -> Any:
         """A compiled kernel of the current device, made once."""
@@ -156,11 +175,13 @@ class DeviceBackend:
     ) -> None:
         """The step with rows that are computed on the device."""
         decisions = self._decisions(launches, residents, demand)
-        inputs = [launch.hyper(f"{self.device}:{self.index}") for launch in launches]
+        inputs = [launch.hyper(self.place) for launch in launches]
         for launch, resident, hyper in zip(launches, residents, inputs, strict=True):
             upload(resident.hyper, hyper, stream)
-            if not demand.on_device:
-                upload(resident.steps, np.array([c.step for c in launch.clocks], np.int64), stream)
+            counts = [c.step for c in launch.clocks]
+            if not demand.on_device and counts != resident.known:  # steps by value have gone before
+                upload(resident.steps, np.array(counts, np.int64), stream)
+            resident.known = [count + 1 for count in counts]
         if not demand.on_device:
             for clock in clocks:
                 clock.step += 1
@@ -189,7 +210,7 @@ class DeviceBackend:
         if len(rows) <= (rows_capacity(launch) if limit is None else limit):
             return rows
         if resident.rows is None:
-            resident.rows = self.runtime.allocate(max(8, rows.nbytes))
+            resident.rows = resident.allocate(rows.nbytes)
         self.staging.upload(resident.rows, rows, stream)
         return None
 
@@ -239,9 +260,9 @@ class DeviceBackend:
     ) -> list[tuple[Any, ...]]:
         """The arguments of every `prepare` launch; the first one counts the skipped steps."""
         chunk_count = sum(len(launch.plan.chunks) for launch in launches) if demand.sums else 0
-        first, device, made = residents[0], f"{self.device}:{self.index}", []
+        first, device, made = residents[0], self.place, []
         if demand.sums and first.partials is None:
-            first.partials = self.runtime.allocate(max(8, 16 * chunk_count))
+            first.partials = first.allocate(16 * chunk_count)
         for k, (launch, resident) in enumerate(zip(launches, residents, strict=True)):
             decision = np.zeros((), DECISION)
             decision["chunk_count"] = chunk_count
@@ -290,12 +311,18 @@ class DeviceBackend:
 
 
 def tiling(plan: Plan, blocks: int) -> tuple[int, int]:
-    """(threads a tile, elements a tile): small enough to give every block a tile, big enough to be worth one."""
+    """(threads a tile, elements a tile): small enough to give every block a tile, big enough to be worth one.
+
+    Threads are a power of two, so that each has about two packs of a tile to wait for at once, not one behind the other.
+    """
     size = TILE_MAX
     while size > TILE_MIN and plan.total < 2 * blocks * size:
         size //= 2
     tiles = max(1, int((-(-plan.table[:, t.NUMEL] // size)).sum()))
-    return (32 if plan.total / tiles < SMALL else t.THREADS), size
+    packs = plan.total / tiles / plan.program.lanes
+    if packs <= WARP or (plan.total / tiles < SMALL and tiles >= WARP * blocks // BLOCKS):
+        return WARP, size
+    return min(max(2 * WARP, 2 ** round(math.log2(packs / 2))), t.THREADS), size
 
 
 def rows_capacity(launch: Launch) -> int:
@@ -307,7 +334,7 @@ def rows_capacity(launch: Launch) -> int:
 
 def hyper_bytes(launch: Launch) -> int:
     """Of Launch.hyper: numbers and sources."""
-    return max(8, 2 * 8 * len(launch.clocks) * len(launch.inputs))
+    return 2 * 8 * len(launch.clocks) * len(launch.inputs)
 
 
 def scalar_or_address(value: Any, name: str, default: float, device: str) -> tuple[float, int]:
