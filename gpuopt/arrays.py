@@ -17,8 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpuopt import driver
 from gpuopt.errors import DtypeError, InputError
 from gpuopt.pairs import alike, as_pairs, is_complex, paired
+
+DEVICE_ORDINAL = 9  # CUpointer_attribute, cuda.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +180,23 @@ def _cupy_view(array: Any) -> View:
 # ------------------------------------------------------------------------------------- any CUDA array interface
 
 
+def interface_dtype(array: Any) -> np.dtype[Any]:
+    """Its dtype: bfloat16, of which the interface knows the size only, by what the array itself says."""
+    said = getattr(array, "dtype", None)
+    return said if isinstance(said, np.dtype) else np.dtype(array.__cuda_array_interface__["typestr"])
+
+
+def _interface_device(address: int) -> str:
+    """Where the memory lies, as the driver knows."""
+    loaded, index = driver.library(), ctypes.c_int(0)
+    if loaded is not None and address:
+        loaded.cuPointerGetAttribute(ctypes.byref(index), DEVICE_ORDINAL, ctypes.c_uint64(address))
+    return f"cuda:{index.value}"
+
+
 def _interface_view(array: Any) -> View:
     interface = array.__cuda_array_interface__
-    dtype = np.dtype(interface["typestr"])
+    dtype = interface_dtype(array)
     shape = tuple(interface["shape"])
     strides = interface.get("strides")
     if strides is None:
@@ -188,40 +205,22 @@ def _interface_view(array: Any) -> View:
         strides = tuple(s // dtype.itemsize for s in strides)
     address, readonly = interface["data"]
     at = lowest(address, shape, strides, dtype.itemsize)
-    return paired(View(at, shape, strides, dtype.name, "cuda:0", not readonly))
-
-
-def _interface_zeros(like: Any, dtype: str) -> Any:
-    from numba import cuda
-
-    from gpuopt.formats.dtypes import numpy_dtype
-
-    shape = tuple(like.__cuda_array_interface__["shape"])
-    return cuda.to_device(np.zeros(shape, numpy_dtype(dtype)))
-
-
-def _interface_relayout(array: Any, like: Any, out: Any) -> Any:
-    raise InputError("the gradient's memory layout differs from its parameter's; make both contiguous")
+    return paired(View(at, shape, strides, dtype.name, _interface_device(address), not readonly))
 
 
 def _assign(array: Any, values: Any) -> None:
     array[...] = values
 
 
-def _interface_assign(array: Any, values: Any) -> None:
-    import numba.cuda
+def _by_numba(method: str) -> Callable[..., Any]:
+    """What gpuopt.numba_arrays does for arrays that are known by their interface alone."""
 
-    cuda: Any = numba.cuda
-    host = values if isinstance(values, np.ndarray) else cuda.as_cuda_array(values).copy_to_host()
-    target = cuda.as_cuda_array(array)
-    target.copy_to_device(np.ascontiguousarray(host, target.dtype))
+    def call(*args: Any) -> Any:
+        from gpuopt import numba_arrays
 
+        return getattr(numba_arrays, method)(*args)
 
-def _interface_clone(array: Any) -> Any:
-    import numba.cuda
-
-    cuda: Any = numba.cuda
-    return cuda.to_device(cuda.as_cuda_array(array).copy_to_host())
+    return call
 
 
 # ---------------------------------------------------------------------------------------------------- any DLPack
@@ -233,24 +232,19 @@ def _dlpack(array: Any) -> Any:
     """The same memory as an array of NumPy or CuPy."""
     xp = np if array.__dlpack_device__()[0] == DLPACK_CPU else _cupy()
     try:
-        found = (
-            _bfloat16(array)
-            if xp is np and str(getattr(array, "dtype", "")).endswith("bfloat16")
-            else xp.from_dlpack(array)
-        )
+        if xp is np and str(getattr(array, "dtype", "")).endswith("bfloat16"):
+            return _bfloat16(array)
+        found = xp.from_dlpack(array)
     except (BufferError, RuntimeError, TypeError) as error:
         raise InputError(f"{type(array).__name__} gives no access to its memory through DLPack: {error}") from None
-    if (
-        xp is np and found.size and found.flags.owndata and found.flags.writeable
-    ):  # NumPy allocates where it is given a null pointer
+    if xp is np and found.size and found.flags.owndata:  # NumPy allocates where it is given a null pointer
         raise InputError(f"{type(array).__name__} {found.shape} has no memory: its owner has given it up")
     return found
 
 
 def _bfloat16(array: Any) -> Any:
     """A read-only array, for it may be a copy: NumPy's `from_dlpack` does not know bfloat16."""
-    seen = np.asarray(array)
-    seen = seen.view()
+    seen = np.asarray(array).view()
     seen.flags.writeable = False
     return seen
 
@@ -294,10 +288,10 @@ KINDS: tuple[Kind, ...] = (
         "cuda-array-interface",
         lambda a: hasattr(a, "__cuda_array_interface__"),
         _interface_view,
-        _interface_zeros,
-        _interface_relayout,
-        _interface_clone,
-        _interface_assign,
+        _by_numba("zeros"),
+        _by_numba("relayout"),
+        _by_numba("clone"),
+        _by_numba("assign"),
     ),
     Kind(
         "dlpack",
@@ -335,6 +329,21 @@ def kind_of(array: Any, label: str) -> Kind:
             raise DtypeError(f"{label}: expected a dense array, found {type(array).__name__}: {remedy}")
         _by_type[type(array)] = found
     return found
+
+
+def is_array(value: Any) -> bool:
+    """Whether a value has memory of its own: an array of any library and any number of axes, not a number."""
+    known = ("shape", "__cuda_array_interface__", "__dlpack__")
+    return not isinstance(value, np.generic) and any(hasattr(value, name) for name in known)
+
+
+def number(value: Any) -> float:
+    """A number, or what an array of none but one element holds, also where the array cannot say it itself."""
+    if not hasattr(value, "__float__") and hasattr(value, "__cuda_array_interface__"):
+        from gpuopt import numba_arrays
+
+        return float(numba_arrays.to_host(value))
+    return float(_dlpack(value) if not hasattr(value, "__float__") and hasattr(value, "__dlpack__") else value)
 
 
 def describe(array: Any, label: str) -> View:

@@ -20,8 +20,8 @@ COMPLEX = {real: made for made, real in REAL.items()}
 
 
 def is_complex(array: Any) -> bool:
-    """Whether an array of NumPy or CuPy holds complex numbers of a kind that is stepped."""
-    return array.dtype.name in REAL
+    """Whether an array of any library holds complex numbers of a kind that is stepped."""
+    return str(getattr(array, "dtype", "")).removeprefix("torch.") in REAL
 
 
 def paired(view: View) -> View:

@@ -135,13 +135,19 @@ def test_training_goes_on_from_a_checkpoint(form: str, backend: str) -> None:
 
 
 @BACKENDS
-def test_through_dlpack(backend: str) -> None:
-    """A tensor of torch without its adapter, and gradients of torch for an array of NumPy."""
-    p, g = number(0, np.complex64), number(1, np.complex64)
+@pytest.mark.parametrize("dtype", [np.complex64, np.complex128, np.float32, np.float64])
+def test_tensors_of_torch(dtype: Any, backend: str) -> None:
+    """As parameters, and as gradients of an array of NumPy; states begin at a value of their own, and go through JSON."""
+    p, g = (number(seed, np.complex128).astype(dtype) for seed in (0, 1))
     q, tensor = p.copy(), torch.tensor(p)
-    for param in (q, tensor):
-        gpuopt.AdamW([param], lr=0.1, backend=backend).step([torch.tensor(g)])
-    gpuopt.AdamW([p], lr=0.1, backend=backend).step([g])
+    made = {"lr": 0.1, "initial_accumulator_value": 0.1, "backend": backend}
+    for param, grad in ((q, torch.tensor(g)), (tensor, torch.tensor(g)), (p, g)):
+        opt = gpuopt.Adagrad([param], **made)
+        opt.step([grad])
+        again, saved = gpuopt.Adagrad([param], **made), opt.state_dict()
+        saved["state"][0]["sum"] = saved["state"][0]["sum"].tolist()
+        again.load_state_dict(saved)
+        again.step([grad])
     assert p.tobytes() == q.tobytes() == tensor.numpy().tobytes()
 
 
@@ -164,6 +170,22 @@ def test_the_norm_is_that_of_the_numbers(backend: str) -> None:
     p = np.zeros(2, complex)
     gpuopt.GD([p], lr=1.0, max_grad_norm=1.0, backend=backend).step([np.array([3 + 4j, 12j])])
     np.testing.assert_allclose(p, -np.array([3 + 4j, 12j]) / 13, rtol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [np.complex64, np.complex128])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_numba_arrays_have_the_bits_of_numpy(order: str, dtype: Any) -> None:
+    from numba import cuda
+
+    p = ORDERS[order](number(0, dtype))
+    q = cuda.to_device(p)
+    opt, ours = (gpuopt.Adagrad([a], lr=0.1, initial_accumulator_value=0.1, max_grad_norm=1.0) for a in (p, q))
+    for step in range(1, 4):
+        g = number(step, dtype)
+        opt.step([g])
+        ours.step([cuda.to_device(g)])
+    assert q.copy_to_host().tobytes() == p.tobytes()
 
 
 @pytest.mark.gpu

@@ -21,6 +21,7 @@ from gpuopt.compiler.lower import Program
 from gpuopt.compiler.names import safe
 from gpuopt.errors import CompileError
 from gpuopt.formats.dtypes import PARAMETER_DTYPES, STORAGES
+from gpuopt.launch.table import CHUNK, THREADS
 from gpuopt.source import program
 from shim.sass import DOUBLE, LOCAL, disassemble, machine, prefetch, tool
 from shim.variants import EVERYTHING, VARIANT_LABELS, VARIANTS, lively, richest
@@ -93,6 +94,8 @@ def test_sums(dtype: str, arch: str) -> None:
     found = machine(to_cuda.sums_source(dtype, STORAGES[dtype].compute), arch)
     assert found.count(r"LDG\..*128") >= 1 and found.count(r"BAR\.") >= 1
     assert found.stack == found.local == 0 and found.registers <= 64
+    ahead = found.run(r"LDG\..*128", r"[FD](ADD|MUL)\b")  # before anything is measured
+    assert ahead >= min(8, CHUNK * STORAGES[dtype].itemsize // (16 * THREADS)), ahead
 
 
 @pytest.mark.parametrize("name", rules.NAMES)

@@ -198,3 +198,13 @@ def test_suggestions() -> None:
     assert messages.suggestion("RMSProp", known) == "; did you mean 'rmsprop'?"
     assert messages.suggestion("amsgard", known) == "; did you mean 'AMSGrad'?"
     assert messages.suggestion("zzz", known) == messages.suggestion(3, known) == ""
+
+
+def test_a_library_behind_the_first_that_can_run_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpuopt import backends
+
+    asked: list[str] = []
+    monkeypatch.setattr(backends, "missing", lambda name: asked.append(name))
+    monkeypatch.delenv("GPUOPT_BACKEND", raising=False)
+    assert backends.choose(None, "cuda") == ("cupy", "the arrays are on the GPU")
+    assert asked == ["cupy"]

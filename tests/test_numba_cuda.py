@@ -97,3 +97,24 @@ def test_whole_steps_in_the_simulator_agree_bit_for_bit() -> None:
     )
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.count("agrees") == 2 * len(rules.NAMES) + 2
+
+
+def test_a_numpy_that_numba_cuda_cannot_bear_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """numba-cuda 0.30 asks for numpy.row_stack, gone from NumPy 2.5, at the first kernel that it compiles."""
+    import numpy as np
+    from numba import cuda
+
+    monkeypatch.setattr(cuda, "is_available", lambda: True)
+    monkeypatch.setattr(numba_cuda.nvrtc, "too_new", lambda what: None)
+    monkeypatch.setattr(np, "row_stack", np.vstack, raising=False)
+    assert numba_cuda.missing() is None
+    monkeypatch.delattr(np, "row_stack")
+    why = numba_cuda.missing()
+    assert (
+        why
+        and f"Numba CUDA {numba_cuda.version('numba-cuda')} cannot" in why
+        and np.__version__ in why
+        and "'numpy<2.5'" in why
+    )
+    monkeypatch.setattr(numba_cuda, "version", lambda package: "0.31.0")
+    assert numba_cuda.missing() is None

@@ -172,19 +172,27 @@ def test_a_rate_on_the_gpu_is_read_at_every_replay() -> None:
     assert everything(opt)[0] == everything(usual)[0]
 
 
-def test_a_gradient_that_moved_after_capture_is_an_error() -> None:
-    params = cuda_parameters()
-    opt = gpuopt.torch.AdamW(params, capturable=True)
-    for p, g in zip(params, gradients(params, 0), strict=True):
-        p.grad = g
-    graph = captured(opt)
-    kept = [p.grad for p in params]
-    for p in params:
-        p.grad = torch.ones_like(p)
-    with pytest.raises(GpuoptError, match="moved after its step was captured"):
+def test_gradients_get_their_addresses_in_the_capture_and_eager_steps_go_on() -> None:
+    """As torch's documentation captures a whole network: gradients of the pool of the graph, made inside the capture."""
+    graphed, eager = cuda_parameters(), cuda_parameters()
+    opt, usual = gpuopt.torch.AdamW(graphed, capturable=True), gpuopt.torch.AdamW(eager)
+    train(opt, graphed, range(1))
+    train(usual, eager, range(1))
+    torch.cuda.synchronize()
+    opt.zero_grad(set_to_none=True)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for p in graphed:
+            p.grad = torch.ones_like(p)
         opt.step()
-    graph.replay()
-    del kept
+    for number in range(1, 4):
+        graph.replay()
+        for p in eager:
+            p.grad = torch.ones_like(p)
+        usual.step()
+        train(opt, graphed, range(number, number + 1))
+        train(usual, eager, range(number, number + 1))
+    assert everything(opt)[0] == everything(usual)[0]
 
 
 def test_capture_before_the_first_step_is_an_error() -> None:

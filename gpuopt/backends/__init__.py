@@ -52,12 +52,14 @@ def choose(name: str | None, device: str) -> tuple[str, str]:
     if asked not in names():
         raise InputError(unknown("backend", asked, names()))
     if asked == "auto":
-        tried = {candidate: missing(candidate) for candidate in AUTOMATIC[device]}
-        usable = [candidate for candidate, why in tried.items() if why is None]
-        if not usable:
-            raise BackendUnavailable(f"no backend can run on {device} arrays: " + "; ".join(map(str, tried.values())))
-        passed = "".join(f"; {c} cannot run: {why}" for c, why in tried.items() if why)
-        return usable[0], f"the arrays are on the {'GPU' if device == 'cuda' else 'host'}{passed}"
+        passed: dict[str, str] = {}
+        for candidate in AUTOMATIC[device]:  # up to the first that can run: asking one imports its library
+            why = missing(candidate)
+            if why is None:
+                said = "".join(f"; {c} cannot run: {w}" for c, w in passed.items())
+                return candidate, f"the arrays are on the {'GPU' if device == 'cuda' else 'host'}{said}"
+            passed[candidate] = why
+        raise BackendUnavailable(f"no backend can run on {device} arrays: " + "; ".join(passed.values()))
     candidates = ALIASES.get(asked, (asked,))
     whys = [missing(candidate) for candidate in candidates]
     for candidate, why in zip(candidates, whys, strict=True):

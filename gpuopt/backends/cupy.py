@@ -43,8 +43,17 @@ def too_old() -> str | None:
     return None
 
 
+class RawStream:
+    """A stream by its address: of a stream CuPy's launches and events read `ptr` only."""
+
+    __slots__ = ("ptr",)
+
+    def __init__(self, ptr: int) -> None:
+        self.ptr = ptr
+
+
 class CupyRuntime:
-    """A `Runtime` on CuPy's memory pool and streams."""
+    """A `Runtime` on CuPy's streams and kernels."""
 
     row_limit: int | None = None  # as many rows as the kernel argument holds
 
@@ -59,28 +68,33 @@ class CupyRuntime:
 
     def stream(self) -> Any:
         current = override.get()
-        return self.cupy.cuda.get_current_stream() if current is None else self.cupy.cuda.ExternalStream(current())
+        return self.cupy.cuda.get_current_stream() if current is None else RawStream(current())
 
     def capturing(self, stream: Any) -> bool:
         return bool(stream.ptr) and bool(self.runtime.streamIsCapturing(stream.ptr))
 
     def multiprocessors(self) -> int:
-        return int(self.cupy.cuda.Device().attributes["MultiProcessorCount"])
+        return int(
+            self.runtime.deviceGetAttribute(self.runtime.cudaDevAttrMultiProcessorCount, self.runtime.getDevice())
+        )
 
     def allocate(self, nbytes: int) -> Any:
-        return self.cupy.cuda.alloc(nbytes)
+        """Not from CuPy's pool, which hands out again at once what is freed on its current stream: cudaFree waits."""
+        return self.cupy.cuda.MemoryPointer(self.cupy.cuda.Memory(nbytes), 0)
 
     def address(self, buffer: Any) -> int:
         return int(buffer.ptr)
 
     def pinned(self, nbytes: int) -> Any:
-        return np.frombuffer(self.cupy.cuda.alloc_pinned_memory(nbytes), np.uint8, nbytes)
+        """Not from CuPy's pool either, which asks for events: that is forbidden while a stream is captured."""
+        made = self.cupy.cuda.PinnedMemoryPointer(self.cupy.cuda.PinnedMemory(nbytes), 0)
+        return np.frombuffer(made, np.uint8, nbytes)
 
     def upload(self, buffer: Any, pinned: Any, stream: Any) -> None:
         self.runtime.memcpyAsync(buffer.ptr, pinned.ctypes.data, pinned.nbytes, HOST_TO_DEVICE, stream.ptr)
 
     def download(self, buffer: Any, nbytes: int, stream: Any) -> Any:
-        stream.synchronize()
+        self.runtime.deviceSynchronize()  # a graph may have been replayed on another stream
         result = np.empty(nbytes, np.uint8)
         self.runtime.memcpy(result.ctypes.data, buffer.ptr, nbytes, DEVICE_TO_HOST)
         return result

@@ -3,17 +3,22 @@
 The cupy and numba-cuda backends give it a `Runtime`. An ordinary step is one launch with the rows of scalars by value. Where
 a norm is needed or a step may be skipped or captured, two small kernels go before: sums of the gradients, and the
 decision, which advances step counts and computes the rows on the device.
+
+A step that is captured into a CUDA graph owns the table and the hyperparameters that it reads; step counts, flags and states
+are those of the eager steps, which go on as if there were no graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
 
 from gpuopt import arrays
-from gpuopt.backends.runtime import DECISION, Runtime, Staging
+from gpuopt.backends.runtime import DECISION, Owned, Runtime, Staging, relaxed
 from gpuopt.compiler.host import div
 from gpuopt.errors import DtypeError, GpuoptError
 from gpuopt.formats.dtypes import STORAGES
@@ -22,56 +27,77 @@ from gpuopt.launch.launcher import Clock, Demand, Launch, advance
 from gpuopt.launch.plan import Plan
 
 TILE_MIN, TILE_MAX = 2048, 16384
-BLOCKS = (
-    8  # a multiprocessor: 2048 threads, all that can be resident; what is not resident waits and takes its tiles later
+BLOCKS = 8  # a multiprocessor: 2048 threads, all that can be resident; what is not waits and takes its tiles later
+WARP = 32  # threads; where a tile has so many packs, or where there are so many tiles a multiprocessor, a warp takes a tile
+SMALL = 1024  # mean elements of a tile below which it may
+
+FIRST = (
+    "the first step of a set of gradients and options compiles and allocates: run one step before capturing it into a CUDA "
+    "graph"
 )
-SMALL = 1024  # mean elements of a tile below which a warp takes a tile, not a block
+Upload = Callable[[Any, Any, Any], None]  # of a Staging or an Owned
 
 
 class Resident:
     """What one launch keeps on the device."""
 
     def __init__(self, backend: DeviceBackend, launch: Launch, stream: Any) -> None:
+        self.backend, self.key = backend, object()
+        backend.release()
+        backend.buffers[self.key] = []
         runtime, plan = backend.runtime, launch.plan
         self.kernel = backend.kernel("update", plan.program)
         self.multiprocessors = runtime.multiprocessors()
         self.unit, size = tiling(plan, self.multiprocessors * BLOCKS)
         plan.cut_tiles(size)
-        self.table = self._buffer(backend, plan.table, stream)
-        self.tiles = self._buffer(backend, plan.tiles, stream)
+        self.table = self._buffer(plan.table, stream)
+        self.partials: Any = None  # of all launches of a step, with the first one
+        self.tiles = self._buffer(plan.tiles, stream)
         self.version = plan.version
         self.rows: Any = None  # device rows: several rows by numba-cuda, too many for an argument, or computed there
         self.hyper: Any = None
         self.steps: Any = None
         self.flags: Any = None  # int64: skip, skipped
         self.chunks: Any = None
-        self.staged: Any = None  # pinned hyperparameters that a captured copy reads again at every replay
-        self.captured = False
         self.counted = 0
+        self.known: list[int] = []  # the step counts there, unless steps may be skipped there
 
-    @staticmethod
-    def _buffer(backend: DeviceBackend, array: Any, stream: Any) -> Any:
-        buffer = backend.runtime.allocate(max(8, array.nbytes))
-        backend.staging.upload(buffer, array, stream)
+    def __del__(self) -> None:
+        """Python may collect this at any time, in a capture too, where memory may not be freed: the backend does it later."""
+        self.backend.retired.append(self.key)
+
+    def allocate(self, nbytes: int) -> Any:
+        """Device memory that lives as long as this, and until it may be freed."""
+        buffer = self.backend.runtime.allocate(max(8, nbytes))
+        self.backend.buffers[self.key].append(buffer)
         return buffer
+
+    def _buffer(self, array: Any, stream: Any, upload: Upload | None = None) -> Any:
+        buffer = self.allocate(array.nbytes)
+        (upload or self.backend.staging.upload)(buffer, array, stream)
+        return buffer
+
+    def captured(self, backend: DeviceBackend, launch: Launch, stream: Any, upload: Upload) -> Resident:
+        """The same with a table and hyperparameters of its own, as a graph reads them."""
+        own = copy(self)
+        own.table = self._buffer(launch.plan.table, stream, upload)
+        own.hyper = own.allocate(hyper_bytes(launch))
+        return own
 
     def decide(self, backend: DeviceBackend, launch: Launch, stream: Any) -> None:
         """Allocate what decisions on the device need, once."""
         if self.hyper is not None:
             return
-        runtime, program = backend.runtime, launch.plan.program
+        program = launch.plan.program
         count = len(launch.clocks)
         self.prepare = backend.kernel("prepare", program, launch.inputs)
         role = program.roles[1]
         self.sums = backend.kernel("sums", role.storage, program.compute)
-        self.chunks = self._buffer(backend, launch.plan.chunks, stream)
-        self.rows = runtime.allocate(max(8, count * len(program.row) * STORAGES[program.compute].itemsize))
-        self.steps = self._buffer(backend, np.array([c.step for c in launch.clocks], np.int64), stream)
-        self.flags = self._buffer(backend, np.zeros(2, np.int64), stream)
-        self.staged = runtime.pinned(
-            max(8, 2 * 8 * count * len(launch.inputs))
-        )  # numbers and sources, see Launch.hyper
-        self.hyper = runtime.allocate(self.staged.nbytes)
+        self.chunks = self._buffer(launch.plan.chunks, stream)
+        self.rows = self.allocate(count * len(program.row) * STORAGES[program.compute].itemsize)
+        self.steps = self._buffer(np.array([c.step for c in launch.clocks], np.int64), stream)
+        self.flags = self._buffer(np.zeros(2, np.int64), stream)
+        self.hyper = self.allocate(hyper_bytes(launch))
 
 
 class DeviceBackend:
@@ -82,10 +108,18 @@ class DeviceBackend:
 
     def __init__(self, runtime: Runtime, index: int = 0) -> None:
         self.runtime, self.index = runtime, index
+        self.place = f"cuda:{index}"  # where what it reads has to lie
         self.staging = Staging(runtime)
         self.kernels: dict[tuple[Any, ...], Any] = {}
-        self.partials: Any = None
-        self.partials_bytes = 0
+        self.buffers: dict[object, list[Any]] = {}  # of each Resident, by its key
+        self.retired: list[object] = []  # the keys of those that are gone
+        # What captured steps read and write: a graph may be replayed as long as the process lives.
+        self.graphs: list[Any] = []
+
+    def release(self) -> None:
+        """Free the buffers of what is gone; not while a stream is captured."""
+        while self.retired:
+            self.buffers.pop(self.retired.pop(), None)
 
     def kernel(self, kind: str, *key: Any) -> Any:
         """A compiled kernel of the current device, made once."""
@@ -102,17 +136,52 @@ class DeviceBackend:
 
     def _step(self, launches: Sequence[Launch], demand: Demand, clocks: Sequence[Clock]) -> None:
         stream = self.runtime.stream()
+        if self.runtime.capturing(stream):
+            with relaxed():
+                self._capture(launches, demand, stream)
+            return
         deciding = demand.on_device or demand.sums
-        capturing = demand.on_device and self.runtime.capturing(stream)
-        residents = [self._resident(launch, deciding, capturing, stream) for launch in launches]
+        residents = [self._resident(launch, deciding, stream) for launch in launches]
         if not deciding:
             rows = advance(clocks, launches, 1.0 if demand.grad_scale is None else div(1.0, float(demand.grad_scale)))
             for launch, resident, row in zip(launches, residents, rows, strict=True):
                 self._update(launch, resident, self._by_value(launch, resident, row, stream), 0, stream)
             return
-        decisions = self._decisions(launches, residents, demand, stream)
-        for launch, resident in zip(launches, residents, strict=True):
-            self._upload_inputs(launch, resident, demand, stream)
+        self._decide(launches, residents, demand, clocks, stream, self.staging.upload)
+
+    def _capture(self, launches: Sequence[Launch], demand: Demand, stream: Any) -> None:
+        if not demand.on_device:
+            raise GpuoptError(
+                "the current stream is captured into a CUDA graph, whose replays would repeat the rate and the step count of "
+                "this step for ever: make the optimizer with capturable=True"
+            )
+        residents: list[Resident] = [launch.private["resident"] for launch in launches if "resident" in launch.private]
+        if len(residents) < len(launches) or any(resident.hyper is None for resident in residents):
+            raise GpuoptError(FIRST)
+        owned = Owned(self.runtime)
+        mine = [r.captured(self, launch, stream, owned.upload) for r, launch in zip(residents, launches, strict=True)]
+        values = [clock.environment(clock.step + 1) for launch in launches for clock in launch.clocks]
+        self.graphs.append((owned.kept, mine, demand, values))
+        self._decide(launches, mine, demand, (), stream, owned.upload)
+
+    def _decide(
+        self,
+        launches: Sequence[Launch],
+        residents: Sequence[Resident],
+        demand: Demand,
+        clocks: Sequence[Clock],
+        stream: Any,
+        upload: Upload,
+    ) -> None:
+        """The step with rows that are computed on the device."""
+        decisions = self._decisions(launches, residents, demand)
+        inputs = [launch.hyper(self.place) for launch in launches]
+        for launch, resident, hyper in zip(launches, residents, inputs, strict=True):
+            upload(resident.hyper, hyper, stream)
+            counts = [c.step for c in launch.clocks]
+            if not demand.on_device and counts != resident.known:  # steps by value have gone before
+                upload(resident.steps, np.array(counts, np.int64), stream)
+            resident.known = [count + 1 for count in counts]
         if not demand.on_device:
             for clock in clocks:
                 clock.step += 1
@@ -124,24 +193,15 @@ class DeviceBackend:
 
     # ------------------------------------------------------------------------------------------- resident data
 
-    def _resident(self, launch: Launch, deciding: bool, capturing: bool, stream: Any) -> Resident:
+    def _resident(self, launch: Launch, deciding: bool, stream: Any) -> Resident:
         resident: Resident | None = launch.private.get("resident")
-        fresh = resident is None or (deciding and resident.hyper is None)
-        if capturing and fresh:
-            raise GpuoptError("the first step allocates and compiles: run one step before capturing a CUDA graph")
         if resident is None:
             resident = launch.private["resident"] = Resident(self, launch, stream)
         if deciding:
             resident.decide(self, launch, stream)
         if resident.version != launch.plan.version:
-            if resident.captured or capturing:
-                raise GpuoptError(
-                    "an array moved after its step was captured into a CUDA graph, which would go on writing to the old "
-                    "address: keep parameters and gradients in place (zero_grad(set_to_none=False)) or capture anew"
-                )
             self.staging.upload(resident.table, launch.plan.table, stream)
             resident.version = launch.plan.version
-        resident.captured |= capturing
         return resident
 
     def _by_value(self, launch: Launch, resident: Resident, rows: Any, stream: Any) -> Any:
@@ -150,20 +210,9 @@ class DeviceBackend:
         if len(rows) <= (rows_capacity(launch) if limit is None else limit):
             return rows
         if resident.rows is None:
-            resident.rows = self.runtime.allocate(max(8, rows.nbytes))
+            resident.rows = resident.allocate(rows.nbytes)
         self.staging.upload(resident.rows, rows, stream)
         return None
-
-    def _upload_inputs(self, launch: Launch, resident: Resident, demand: Demand, stream: Any) -> None:
-        """Hyperparameters, and step counts too while the host keeps them. A captured copy reads the pinned buffer anew."""
-        hyper = launch.hyper()
-        if demand.on_device and resident.captured:
-            resident.staged[: hyper.nbytes] = hyper.reshape(-1).view(np.uint8)
-            self.runtime.upload(resident.hyper, resident.staged[: max(1, hyper.nbytes)], stream)
-            return
-        self.staging.upload(resident.hyper, hyper, stream)
-        if not demand.on_device:
-            self.staging.upload(resident.steps, np.array([c.step for c in launch.clocks], np.int64), stream)
 
     # ------------------------------------------------------------------------------------------- launches
 
@@ -190,7 +239,7 @@ class DeviceBackend:
         """Two float64 partial sums of every chunk, the launches one behind the other."""
         if not demand.sums:
             return
-        offset = self.runtime.address(self.partials)
+        offset = self.runtime.address(residents[0].partials)
         for launch, resident in zip(launches, residents, strict=True):
             plan = launch.plan
             count = len(plan.chunks)
@@ -207,34 +256,39 @@ class DeviceBackend:
             offset += 16 * count
 
     def _decisions(
-        self, launches: Sequence[Launch], residents: Sequence[Resident], demand: Demand, stream: Any
+        self, launches: Sequence[Launch], residents: Sequence[Resident], demand: Demand
     ) -> list[tuple[Any, ...]]:
         """The arguments of every `prepare` launch; the first one counts the skipped steps."""
         chunk_count = sum(len(launch.plan.chunks) for launch in launches) if demand.sums else 0
-        if 16 * chunk_count > self.partials_bytes:
-            self.partials_bytes = 16 * chunk_count
-            self.partials = self.runtime.allocate(self.partials_bytes)
-        made = []
+        first, device, made = residents[0], self.place, []
+        if demand.sums and first.partials is None:
+            first.partials = first.allocate(16 * chunk_count)
         for k, (launch, resident) in enumerate(zip(launches, residents, strict=True)):
             decision = np.zeros((), DECISION)
             decision["chunk_count"] = chunk_count
             decision["max_norm"] = np.inf if demand.max_norm is None else demand.max_norm
             decision["grad_scale_value"], decision["grad_scale"] = scalar_or_address(
-                demand.grad_scale, "grad_scale", 1.0
+                demand.grad_scale, "grad_scale", 1.0, device
             )
-            value, decision["found_inf"] = scalar_or_address(demand.found_inf, "found_inf", 0.0)
+            value, decision["found_inf"] = scalar_or_address(demand.found_inf, "found_inf", 0.0, device)
             decision["check_finite"] = demand.check_finite
             decision["row_count"] = len(launch.clocks)
             if value:
                 raise GpuoptError("found_inf on a GPU must be a one-element float32 array on it")
             flags = self.runtime.address(resident.flags)
-            partials = self.runtime.address(self.partials) if chunk_count else 0
+            partials = self.runtime.address(first.partials) if chunk_count else 0
             pointers = (resident.hyper, resident.steps, resident.rows)
             addresses = [self.runtime.address(b) for b in pointers]
             made.append(
                 (*self.runtime.decision_arguments(decision), partials, *addresses, flags, flags + 8 if k == 0 else 0)
             )
         return made
+
+    def check_plan(self) -> None:
+        """Raise GpuoptError while the current stream is captured: the first step of a plan compiles, allocates and waits."""
+        with self.runtime.on_device(self.index):
+            if self.runtime.capturing(self.runtime.stream()):
+                raise GpuoptError(FIRST)
 
     def synchronize(self, launches: Sequence[Launch]) -> int:
         """Wait for the device and bring its step counts into the clocks; returns how many steps it skipped since."""
@@ -257,12 +311,18 @@ class DeviceBackend:
 
 
 def tiling(plan: Plan, blocks: int) -> tuple[int, int]:
-    """(threads a tile, elements a tile): small enough to give every block a tile, big enough to be worth one."""
+    """(threads a tile, elements a tile): small enough to give every block a tile, big enough to be worth one.
+
+    Threads are a power of two, so that each has about two packs of a tile to wait for at once, not one behind the other.
+    """
     size = TILE_MAX
     while size > TILE_MIN and plan.total < 2 * blocks * size:
         size //= 2
     tiles = max(1, int((-(-plan.table[:, t.NUMEL] // size)).sum()))
-    return (32 if plan.total / tiles < SMALL else t.THREADS), size
+    packs = plan.total / tiles / plan.program.lanes
+    if packs <= WARP or (plan.total / tiles < SMALL and tiles >= WARP * blocks // BLOCKS):
+        return WARP, size
+    return min(max(2 * WARP, 2 ** round(math.log2(packs / 2))), t.THREADS), size
 
 
 def rows_capacity(launch: Launch) -> int:
@@ -272,11 +332,16 @@ def rows_capacity(launch: Launch) -> int:
     return capacity(launch.plan.program)
 
 
-def scalar_or_address(value: Any, name: str, default: float) -> tuple[float, int]:
-    """(number, 0) or (default, address of a one-element float32 device array). Raises DtypeError for another array."""
-    if value is None or not hasattr(value, "shape"):
+def hyper_bytes(launch: Launch) -> int:
+    """Of Launch.hyper: numbers and sources."""
+    return 2 * 8 * len(launch.clocks) * len(launch.inputs)
+
+
+def scalar_or_address(value: Any, name: str, default: float, device: str) -> tuple[float, int]:
+    """(number, 0) or (default, address of one float32 on `device`). Raises DtypeError for another array."""
+    if value is None or not arrays.is_array(value):
         return (default if value is None else float(value)), 0
     view = arrays.describe(value, name)
-    if view.numel != 1 or view.dtype != "float32" or not view.device.startswith("cuda"):
-        raise DtypeError(f"{name}: {view.dtype} {view.shape} on {view.device}: expected one float32 on the GPU")
+    if view.numel != 1 or view.dtype != "float32" or view.device != device:
+        raise DtypeError(f"{name}: {view.dtype} {view.shape} on {view.device}: expected one float32 on {device}")
     return default, view.address

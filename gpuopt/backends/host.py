@@ -58,6 +58,9 @@ class HostBackend:
         multiplier = float(minimum(div(bound, norm + 1e-6), 1.0)) * inverse if np.isfinite(bound) else inverse
         return multiplier, skip or (demand.check_finite and bool(broken != 0))
 
+    def check_plan(self) -> None:
+        """Nothing stands against new launches."""
+
     def synchronize(self, launches: Sequence[Launch]) -> int:
         """Nothing to do: step counts are on the host, and skipped steps were counted as they happened."""
         return 0

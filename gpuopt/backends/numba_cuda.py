@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import linecache
 import os
+import warnings
 from collections.abc import Callable
 from functools import cache
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -47,7 +49,14 @@ def missing() -> str | None:
         return driver.why_not("Numba CUDA", one_line(error))
     if not found:
         return driver.why_not("Numba CUDA", "numba-cuda or the CUDA libraries that it needs are missing")
-    return None if simulated() else nvrtc.too_new("Numba CUDA")
+    return None if simulated() else numpy_too_new() or nvrtc.too_new("Numba CUDA")
+
+
+def numpy_too_new() -> str | None:
+    """None unless numba-cuda, at the first kernel that it compiles, asks NumPy for a function that NumPy 2.5 removed."""
+    if hasattr(np, "row_stack") or tuple(map(int, version("numba-cuda").split(".")[:2])) > (0, 30):
+        return None
+    return f"Numba CUDA {version('numba-cuda')} cannot compile with NumPy {np.__version__}; pip install 'numpy<2.5'"
 
 
 def memory(compute: str) -> Any:
@@ -178,6 +187,10 @@ class NumbaRuntime:
 
     row_limit: int | None = 1  # Numba unpacks a tuple argument scalar by scalar: more rows go up in one copy
 
+    def __init__(self) -> None:
+        self.streams: dict[int, Any] = {}  # by address: Numba configures a launch anew for every new object
+        self.configured: dict[tuple[Any, int, Any], Any] = {}
+
     def on_device(self, index: int) -> Any:
         cuda = _cuda()
 
@@ -187,10 +200,16 @@ class NumbaRuntime:
         cuda = _cuda()
 
         current = override.get()
-        return cuda.default_stream() if current is None else cuda.external_stream(current())
+        address = 0 if current is None else current()
+        if address not in self.streams:
+            self.streams[address] = cuda.external_stream(address) if address else cuda.default_stream()
+        return self.streams[address]
 
     def capturing(self, stream: Any) -> bool:
-        return False  # Numba has no graph API; a capture by another library finds every buffer allocated
+        from numba.cuda.cudadrv.driver import driver
+
+        handle = int(stream.handle)
+        return bool(handle) and int(driver.cuStreamIsCapturing(handle)) != 0
 
     def multiprocessors(self) -> int:
         cuda = _cuda()
@@ -214,7 +233,7 @@ class NumbaRuntime:
         buffer[: pinned.size].copy_to_device(pinned, stream=stream)
 
     def download(self, buffer: Any, nbytes: int, stream: Any) -> Any:
-        stream.synchronize()
+        _cuda().synchronize()  # a graph may have been replayed on another stream
         return buffer[:nbytes].copy_to_host()
 
     def event(self) -> Any:
@@ -240,7 +259,12 @@ class NumbaRuntime:
         return tuple(decision.item())
 
     def launch(self, kernel: Any, grid: int, arguments: tuple[Any, ...], stream: Any) -> None:
-        kernel[grid, t.THREADS, stream](*plain(arguments))
+        key = (kernel, grid, stream)
+        if key not in self.configured:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Grid size")  # a small step has small grids: nothing to mend
+                self.configured[key] = kernel[grid, t.THREADS, stream]
+        self.configured[key](*plain(arguments))
 
 
 class Backend(DeviceBackend):

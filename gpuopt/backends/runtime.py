@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import ctypes
+from collections import deque
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,7 +16,10 @@ from gpuopt.compiler.lower import Program
 
 
 class Runtime(Protocol):
-    """Memory, streams and kernels of one CUDA library. Streams are that library's own objects."""
+    """Memory, streams and kernels of one CUDA library. Streams are what its launches and events take.
+
+    allocate: memory that is not given to another before every kernel that may read it is done, whatever its stream.
+    """
 
     row_limit: int | None  # rows of scalars that can travel by value; None: as many as the kernel argument holds
 
@@ -57,22 +64,69 @@ class Staging:
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
-        self.ring: list[tuple[NDArray[np.uint8], Any] | None] = [None] * self.SLOTS
-        self.next = 0
+        self.ring: deque[tuple[NDArray[np.uint8], Any]] = deque()
+        self.made = 0
 
     def upload(self, buffer: Any, array: NDArray[Any], stream: Any) -> None:
         """Copy an array's bytes to a device buffer, in stream order."""
-        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        data = raw(array)
         if not data.size:
             return
-        slot = self.ring[self.next]
-        if slot is not None:
-            slot[1].synchronize()
-        if slot is None or slot[0].size < data.size:
-            slot = (self.runtime.pinned(max(4096, 2 * data.size)), self.runtime.event())
-            self.ring[self.next] = slot
-        pinned, event = slot
+        pinned, event = self._take(data.size)
         pinned[: data.size] = data
         self.runtime.upload(buffer, pinned[: data.size], stream)
         event.record(stream)
-        self.next = (self.next + 1) % self.SLOTS
+        self.ring.append((pinned, event))
+
+    def _take(self, size: int) -> tuple[NDArray[np.uint8], Any]:
+        """The slot that has waited longest, out of the ring: another thread that uploads meanwhile gets another one."""
+        if self.made >= self.SLOTS and self.ring:
+            pinned, event = self.ring.popleft()
+            event.synchronize()
+            if pinned.size >= size:
+                return pinned, event
+            self.made -= 1
+        self.made += 1
+        return self.runtime.pinned(max(4096, 2 * size)), self.runtime.event()
+
+
+class Owned:
+    """The uploads of a step that is being captured: each from pinned memory of its own, which every replay reads again."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.kept: list[Any] = []
+
+    def upload(self, buffer: Any, array: NDArray[Any], stream: Any) -> None:
+        """As Staging.upload."""
+        data = raw(array)
+        if data.size:
+            pinned = self.runtime.pinned(data.size)
+            pinned[:] = data
+            self.runtime.upload(buffer, pinned, stream)
+            self.kept.append((buffer, pinned))
+
+
+def raw(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """An array's bytes, in order."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+@cache
+def _exchange_mode() -> Any:
+    """cuThreadExchangeStreamCaptureMode, or what does nothing where there is no driver."""
+    try:
+        return ctypes.CDLL("libcuda.so.1").cuThreadExchangeStreamCaptureMode
+    except (OSError, AttributeError):
+        return lambda mode: 0
+
+
+@contextmanager
+def relaxed() -> Iterator[None]:
+    """Memory can be allocated inside while a stream is captured: by itself CUDA forbids it and ends the capture."""
+    mode = ctypes.c_int(2)  # CU_STREAM_CAPTURE_MODE_RELAXED; each call exchanges it with the mode of this thread
+    _exchange_mode()(ctypes.byref(mode))
+    try:
+        yield
+    finally:
+        _exchange_mode()(ctypes.byref(mode))

@@ -243,7 +243,8 @@ def arithmetic(intrinsic: Any, target: str) -> dict[str, Callable[..., Any]]:
 
 
 def integer_power(intrinsic: Any) -> Callable[..., Any]:
-    """`ipow(base, exponent)` in float64 by repeated squaring, the same roundings as compiler/host.py."""
+    """`ipow(base, exponent)` in float64 by repeated squaring, the same roundings as compiler/host.py; on the GPU."""
+    _, mul = ARITHMETIC["cuda"]["mul"]
 
     @intrinsic
     def ipow(typingctx: Any, base: Any, exponent: Any) -> Any:
@@ -260,8 +261,8 @@ def integer_power(intrinsic: Any) -> Callable[..., Any]:
             builder.cbranch(builder.icmp_signed("!=", n, zero), body, end)
             builder.position_at_end(body)
             odd = builder.trunc(n, ir.IntType(1))
-            product = builder.select(odd, builder.fmul(result, square), result)
-            half, squared = builder.lshr(n, ir.Constant(i64, 1)), builder.fmul(square, square)
+            product = builder.select(odd, mul(builder, result, square), result)
+            half, squared = builder.lshr(n, ir.Constant(i64, 1)), mul(builder, square, square)
             builder.branch(test)
             for phi, first, later in ((n, count, half), (square, args[0], squared), (result, one, product)):
                 phi.add_incoming(first, start)

@@ -173,7 +173,7 @@ struct Sums {{
         + """
   }
 };
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
 gpuopt_sums(const int64* table, int64 columns, int role, const int64* chunks, int64 chunk_count, double* partials) {
   reduce<Sums>(table, columns, role, chunks, chunk_count, partials);
 }

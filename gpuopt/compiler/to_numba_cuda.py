@@ -145,7 +145,17 @@ def sums_source(storage: str, compute: str) -> str:
     width = 16 // size
     terms = sums.tree.results
     ranks = range(len(terms))
+    names = [safe("g") + f"_{j}" for j in range(width)]
     packed = [f"total{k} = total{k} + {print_expr(terms[k], f'_{j}')}" for j in range(width) for k in ranks]
+    steps = t.CHUNK // (t.THREADS * width)
+    ahead = min(steps, 8)  # loads on their way before the first is measured
+    whole = []
+    for begin in range(0, steps, ahead):
+        for a in range(begin, begin + ahead):
+            whole.append(f"{', '.join(f'{n}_{a}' for n in names)} = load_pack_0(at + lane * 16 + {a * t.THREADS * 16})")
+        for a in range(begin, begin + ahead):
+            for j in range(width):
+                whole += [f"total{k} = total{k} + {print_expr(terms[k], f'_{j}_{a}')}" for k in ranks]
     lines = [
         "def sums(table, columns, role, chunks, chunk_count, partials):",
         *[f"    shared{k} = cuda.shared.array({t.THREADS}, dtype)" for k in ranks],
@@ -159,10 +169,12 @@ def sums_source(storage: str, compute: str) -> str:
         f"        at = load_word(record, {t.ADDRESS} + role) + first * {size}",
         f"        aligned = (load_word(record, {t.ALIGNED}) >> (1 + role)) & 1",
         *[f"        total{k} = C(0)" for k in ranks],
-        f"        i = lane * {width}",
+        f"        if aligned == 1 and count == {t.CHUNK}:",
+        *_indent(whole, 3),
+        f"        i = lane * {width} if aligned == 0 or count < {t.CHUNK} else count",
         "        while i < count:",
         f"            if aligned == 1 and i + {width} <= count:",
-        f"                {', '.join(safe('g') + f'_{j}' for j in range(width))} = load_pack_0(at + i * {size})",
+        f"                {', '.join(names)} = load_pack_0(at + i * {size})",
         *_indent(packed, 4),
         "            else:",
         f"                for k in range(i, min(i + {width}, count)):",

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from gpuopt import arrays
 from gpuopt.compiler.host import prepared_values, row_function, row_inputs
 from gpuopt.compiler.names import OPTION
+from gpuopt.errors import DtypeError
 from gpuopt.launch.plan import Plan
 
 if TYPE_CHECKING:
@@ -111,9 +112,10 @@ class Launch:
             made.extend(self.row(clock.step, *taken))
         return np.array(made).reshape(len(self.clocks), len(program.row))
 
-    def hyper(self) -> NDArray[np.float64]:
-        """The inputs of every row, for rows that are computed on the device: [2, clocks, inputs], numbers and then, as integers,
-        where on the device those are that are not known here. See Hyper in kernels/prepare.cuh.
+    def hyper(self, device: str) -> NDArray[np.float64]:
+        """The inputs of every row, for rows that are computed on that device: [2, clocks, inputs], numbers and then, as integers,
+        where on the device those are that are not known here. See Hyper in kernels/prepare.cuh. Raises DtypeError for one that is
+        on another device.
         """
         result = np.zeros((2, len(self.clocks), len(self.inputs)))
         numbers, sources = result[0], result[1].view(np.int64)
@@ -125,6 +127,8 @@ class Launch:
                     numbers[k, j] = value
                 else:
                     view = arrays.describe(value, key)
+                    if view.device != device:
+                        raise DtypeError(f"{key} on {view.device}: expected it on {device}, where it is read")
                     sources[k, j] = view.address | (view.dtype == "float64")
         return result
 
@@ -157,6 +161,10 @@ class Backend(Protocol):
 
     def step(self, launches: Sequence[Launch], demand: Demand, clocks: Sequence[Clock]) -> bool:
         """Run one step; advances the clocks unless the step is skipped. Returns False if it was skipped (host only)."""
+        ...
+
+    def check_plan(self) -> None:
+        """Raise GpuoptError where new launches cannot be made now: the current stream is captured into a CUDA graph."""
         ...
 
     def synchronize(self, launches: Sequence[Launch]) -> int:

@@ -75,10 +75,10 @@ class Plan:
         head = np.zeros(len(addresses), np.int64)
         found = np.zeros(len(addresses), bool)
         for h in range(0, lanes, PER_BLOCK if program.draws else 1):
-            fits = ((addresses + h * sizes) % widths == 0).all(axis=1) & ~found
+            fits = ((addresses + h * sizes) & (widths - 1) == 0).all(axis=1) & ~found  # powers of two
             head[fits] = h
             found |= fits
-        first = ((addresses % 16 == 0) << np.arange(1, len(sizes) + 1)).sum(axis=1)
+        first = ((addresses & 15 == 0) << np.arange(1, len(sizes) + 1)).sum(axis=1)
         self.table[which, t.HEAD] = head
         self.table[which, t.ALIGNED] = found | first
 

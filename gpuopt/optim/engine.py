@@ -202,7 +202,7 @@ class Engine:
     def _on_device(self) -> bool:
         """Whether step counts and decisions live on the device, for the host may not wait for what they depend on."""
         s = self.settings
-        asked = s.skip_nonfinite or s.capturable or s.found_inf is not None or hasattr(s.grad_scale, "shape")
+        asked = s.skip_nonfinite or s.capturable or s.found_inf is not None or arrays.is_array(s.grad_scale)
         return asked or self.groups.on_gpu()
 
     def _demand(self) -> Demand:
@@ -213,16 +213,18 @@ class Engine:
 
     def _rebuild(self) -> None:
         """Make states, clocks and launches anew. Everything is allocated before any slot changes."""
-        self.synchronize()
         active = [slot for slot in self.slots if slot.grad_view is not None]
+        places = [(slot.view.device, self.choice(slot)[0]) for slot in active]
+        for device, name in dict.fromkeys(places):
+            backends.get(name, device).check_plan()
+        self.synchronize()
         flags = [dict(f) for f in self._flags()]
         made = [(slot, *self._fitted(slot), self.missing_states(slot, flags[slot.group])) for slot in active]
         for slot, mask, states, more in made:
             slot.mask, slot.states = mask, states | more
         running = self._regroup()
         buckets: dict[tuple[str, str], dict[Signature, list[Slot]]] = {}
-        for slot in active:
-            where = (slot.view.device, self.choice(slot)[0])
+        for slot, where in zip(active, places, strict=True):
             buckets.setdefault(where, {}).setdefault(self._signature(slot, flags[slot.group]), []).append(slot)
         self._launches, self.planned = [], self.planned + 1
         for (device, name), by_signature in buckets.items():
@@ -253,9 +255,10 @@ class Engine:
             if state.name not in slot.states:
                 dtype = state_dtype(formats[state.name], STORAGES[slot.view.dtype].compute)
                 array = kind.zeros(slot.array, dtype)
-                init = state.init if isinstance(state.init, (int, float)) else self.groups.dicts[slot.group][state.init]
+                given = self.groups.dicts[slot.group]
+                init = arrays.number(given[state.init] if isinstance(state.init, str) else state.init)
                 if init:
-                    array[...] = filled(init, array)
+                    kind.assign(array, filled(init, array))
                 found[state.name] = array
         return found
 

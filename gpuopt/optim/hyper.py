@@ -10,8 +10,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from gpuopt import arrays
 from gpuopt.compiler.names import GIVEN
 from gpuopt.errors import DtypeError, InputError, KindError
@@ -64,7 +62,7 @@ def check_number(name: str, value: Any, label: str = "") -> float:
     try:
         if isinstance(value, (bool, str, bytes)):
             raise TypeError
-        number = float(value)
+        number = arrays.number(value)
     except TypeError:
         number, error = math.nan, KindError
     except (ValueError, RuntimeError):  # torch's, of a tensor that holds more than one
@@ -148,7 +146,7 @@ def on_gpu(value: Any, label: str = "hyperparameter") -> bool:
     found = members(value)
     if found is not None:
         return True in [on_gpu(v, label) for v in found]  # each of them is checked
-    if not hasattr(value, "shape") or isinstance(value, np.generic):
+    if not arrays.is_array(value):
         return False
     view = arrays.describe(value, label)
     found = view.device.startswith("cuda")

@@ -100,9 +100,9 @@ def _is_tensor(value: Any) -> bool:
 
 
 @survives_fork
-def assign(tensor: torch.Tensor, values: torch.Tensor) -> None:
-    """Copy values into a tensor."""
-    tensor.copy_(values)
+def assign(tensor: torch.Tensor, values: Any) -> None:
+    """Copy values, an array or tensor of them or one number, into a tensor."""
+    tensor[...] = values if isinstance(values, (float, complex)) else torch.as_tensor(values)
 
 
 TENSORS = Kind("torch", _is_tensor, describe, zeros, relayout, survives_fork(torch.clone), assign)

@@ -115,6 +115,9 @@ WAITS = {
     *("cuMemcpyHtoD", "cuMemsetD8", "cuMemFree", "cuMemFreeHost"),
 }
 
+# What may only be called then by a thread that has relaxed its capture mode.
+ALLOCATES = {"cuMemAlloc", "cuMemHostAlloc"}
+
 # What finalizers call: at any time, so also from within another call.
 RELEASES = {
     *("cuMemFree", "cuMemFreeAsync", "cuMemFreeHost", "cuStreamDestroy", "cuEventDestroy"),

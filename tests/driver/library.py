@@ -19,7 +19,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from driver.answers import ALIASES, ATTRIBUTES, CONSTANTS, CONTEXT, RELEASES, WAITS, real_name
+from driver.answers import ALIASES, ALLOCATES, ATTRIBUTES, CONSTANTS, CONTEXT, RELEASES, WAITS, real_name
 from driver.code import Code
 from driver.memory import Fault
 from driver.words import LAUNCH_FAILED, NOT_FOUND, NOT_SUPPORTED, OUT_OF_MEMORY, SUCCESS, Words, low, put
@@ -64,6 +64,8 @@ class Driver(Code):
         try:
             if real in WAITS and any(s.capture is not None for s in self.streams()):
                 raise Fault(f"{name} while a stream is captured")
+            if real in ALLOCATES and self.capture_forbids():
+                raise Fault(f"{name} while a stream is captured, by a thread whose capture mode is not relaxed")
             if real in CONSTANTS:
                 for index, value, size in CONSTANTS[real]:
                     if words[index]:

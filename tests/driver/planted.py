@@ -8,18 +8,23 @@ tests/test_driver.py; cannot run on a GPU, which may do anything at all.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import pytest
 
 import gpuopt
+import test_gpu_graphs
 from driver.library import Driver
 from driver.memory import Fault
 from driver.plugin import driver
 from gpuopt import backends
+from gpuopt.backends import device
 from gpuopt.backends.cupy import CupyRuntime
+from gpuopt.backends.device import DeviceBackend, Resident
 from gpuopt.compiler import to_cuda
 from shim.scenarios import BARRIER, EDITS, edited
 from test_bits import FEW
@@ -118,6 +123,62 @@ def arguments(change: Callable[[tuple[Any, ...]], tuple[Any, ...]]) -> Callable[
     return plant
 
 
+def graphs_after_other_plans() -> None:
+    """A graph is replayed after its optimizer has made other plans and a larger one has needed longer sums."""
+    for backend in test_gpu_graphs.BACKENDS:
+        test_gpu_graphs.test_what_a_graph_reads_and_writes_outlives_plans_and_the_sums_of_others(backend)
+
+
+def sums_on_two_streams() -> None:
+    """Two optimizers take norms on two streams."""
+    test_gpu_graphs.test_two_optimizers_on_two_streams_have_their_own_sums("cupy")
+
+
+def dropped() -> None:
+    """An optimizer is gone while its step is queued; a pool of CuPy is in use, as usual."""
+    import cupy
+
+    with cupy.cuda.using_allocator(cupy.cuda.MemoryPool().malloc):
+        test_gpu_graphs.test_tables_of_a_dropped_optimizer_are_not_given_to_another_stream("cupy")
+
+
+def graph_steps() -> None:
+    """A step is captured, which allocates."""
+    test_gpu_graphs.test_gradients_get_their_addresses_in_the_capture_and_eager_steps_go_on("cupy", {})
+
+
+def forgotten(patch: Patch) -> None:
+    """Nothing keeps what a captured step reads and writes."""
+
+    class Nothing(list[Any]):
+        def append(self, thing: Any) -> None:
+            pass
+
+    patch.setattr(DeviceBackend, "graphs", property(lambda self: Nothing(), lambda self, value: None), raising=False)
+
+
+def pooled(patch: Patch) -> None:
+    """Buffers come from CuPy's pool, which gives to any stream what is freed on its current one."""
+    import cupy
+
+    patch.setattr(CupyRuntime, "allocate", lambda self, nbytes: cupy.cuda.alloc(nbytes))
+
+
+def common_sums(patch: Patch) -> None:
+    """All optimizers of a device put their sums into one buffer."""
+    common: list[Any] = []
+
+    def get(self: Resident) -> Any:
+        return common[0] if common else None
+
+    patch.setattr(Resident, "partials", property(get, lambda self, b: common.append(b) if b else None), raising=False)
+
+
+def strict(patch: Patch) -> None:
+    """Memory is allocated in a capture without a word to CUDA."""
+    patch.setattr(device, "relaxed", nullcontext)
+
+
 def freed(patch: Patch) -> None:
     """Buffers of the device are released as soon as they have been made."""
     import cupy
@@ -147,8 +208,13 @@ FAULTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "buffer freed too early": (freed, everything),
     "pinned slot used again": (no_wait("cuEventSynchronize"), schedules),
     "no wait between streams": (no_wait("cuStreamWaitEvent"), two_streams),
+    "graph not kept": (forgotten, graphs_after_other_plans),
+    "tables from the pool": (pooled, dropped),
+    "sums in common": (common_sums, sums_on_two_streams),
+    "capture not relaxed": (strict, graph_steps),
 }
-SCENARIOS: tuple[Callable[[], None], ...] = (everything, apart, schedules, two_streams)
+OF_GRAPHS = (graphs_after_other_plans, sums_on_two_streams, dropped, graph_steps)
+SCENARIOS: tuple[Callable[[], None], ...] = (everything, apart, schedules, two_streams, *OF_GRAPHS)
 
 
 def failure(scenario: Callable[[], None]) -> str:
@@ -156,6 +222,7 @@ def failure(scenario: Callable[[], None]) -> str:
     import cupy
 
     backends.get.cache_clear()
+    gc.collect()  # what earlier scenarios left would wait for all work when it goes
     driver.finish()
     error: BaseException | None = None
     try:

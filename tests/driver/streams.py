@@ -5,6 +5,8 @@ So a buffer that is reused or freed too early, and a missing wait between stream
 
 from __future__ import annotations
 
+import ctypes
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -13,6 +15,7 @@ from driver.words import NOT_READY, SUCCESS, Words, put
 
 T = TypeVar("T")
 Work = Callable[[], None]
+RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED; 0 is that of all threads unless they say otherwise
 DEFAULT_HANDLES = (0, 1, 2)  # null, legacy, per thread
 
 
@@ -58,6 +61,7 @@ class Streams:
         self.objects: dict[int, object] = {}
         self.handle, self.order = 0x100, 0
         self.default = Stream(True)
+        self.modes = threading.local()  # each thread's capture mode
 
     def new(self, thing: object) -> int:
         """A handle for it."""
@@ -152,6 +156,15 @@ class Streams:
             raise Fault("the end of a capture that has not begun")
         put(a[1], self.new(stream.capture))
         stream.capture = None
+
+    def cuThreadExchangeStreamCaptureMode(self, a: Words) -> None:
+        given = ctypes.c_int.from_address(a[0])
+        before = getattr(self.modes, "mode", 0)
+        self.modes.mode, given.value = given.value, before
+
+    def capture_forbids(self) -> bool:
+        """Whether a stream is captured and this thread has not said that it knows what it does."""
+        return getattr(self.modes, "mode", 0) != RELAXED and any(s.capture is not None for s in self.streams())
 
     def cuGraphInstantiate(self, a: Words) -> None:
         put(a[0], a[1])

@@ -48,6 +48,15 @@ class Machine:
     registers: int
     stack: int
     local: int
+    order: tuple[str, ...]
+
+    def run(self, pattern: str, between: str) -> int:
+        """The most instructions of a pattern one behind the other, with none that matches `between` among them."""
+        now = most = 0
+        for name in self.order:
+            now = 0 if re.match(between, name) else now + bool(re.match(pattern, name))
+            most = max(most, now)
+        return most
 
     def count(self, pattern: str | re.Pattern[str]) -> int:
         """Instructions whose name with all suffixes matches."""
@@ -70,7 +79,9 @@ def disassemble(cubin: bytes) -> Machine:
         text = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
     usage = USAGE.search(text)
     assert usage, text[:1000]
-    return Machine(Counter(INSTRUCTION.findall(text)), *map(int, usage.groups()))
+    order = tuple(INSTRUCTION.findall(text))
+    registers, stack, local = map(int, usage.groups())
+    return Machine(Counter(order), registers, stack, local, order)
 
 
 @cache

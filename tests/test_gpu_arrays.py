@@ -1,0 +1,124 @@
+"""Device arrays of every library, through one table: memory orders, states, options, rates on the GPU. Marked `gpu`.
+
+Arrays of CuPy, of Numba, and of whatever has `__cuda_array_interface__` or DLPack only. Each must give the bits of NumPy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gpuopt
+from gpuopt import arrays
+
+pytestmark = pytest.mark.gpu
+Place = Callable[[Any], Any]
+
+
+class Interface:
+    """An array of a library of which nothing else is known."""
+
+    def __init__(self, array: Any) -> None:
+        self.array, self.__cuda_array_interface__ = array, array.__cuda_array_interface__
+
+
+class Capsule:
+    """The same through DLPack."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> Any:
+        return self.array.__dlpack_device__()
+
+
+def to_cupy(array: Any) -> Any:
+    import cupy
+
+    base = cupy.empty(array.size, array.dtype)
+    order = np.argsort([-abs(s) for s in array.strides], kind="stable")
+    made = base.reshape([array.shape[k] for k in order]).transpose([int(k) for k in np.argsort(order)])
+    made = made[tuple(slice(None, None, -1 if s < 0 else 1) for s in array.strides)]
+    made[...] = cupy.asarray(array)
+    return made
+
+
+def to_numba(array: Any) -> Any:
+    from numba import cuda
+
+    return cuda.to_device(array)
+
+
+LIBRARIES: dict[str, Place] = {
+    "cupy": to_cupy,
+    "numba": to_numba,
+    "interface": lambda a: Interface(to_cupy(a)),
+    "dlpack": lambda a: Capsule(to_cupy(a)),
+}
+BACKENDS = ("cupy", "numba-cuda")
+ORDERS: dict[str, Callable[[Any], Any]] = {"C": np.ascontiguousarray, "Fortran": np.asfortranarray}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "plain": ("adamw", {}),
+    "first value": ("adagrad", {"initial_accumulator_value": 0.25}),
+    "bfloat16 states": ("adamw", {"state_format": "bfloat16"}),
+    "norm": ("sgd", {"momentum": 0.9, "lr": 0.1, "max_grad_norm": 1.0, "skip_nonfinite": True}),
+}
+
+
+def host(array: Any) -> Any:
+    """On the host, whatever it is."""
+    array = getattr(array, "array", array)
+    return array.get() if hasattr(array, "get") else array if isinstance(array, np.ndarray) else array.copy_to_host()
+
+
+def trained(case: str, backend: str, place: Place, orders: tuple[str, str], dtype: str = "float32") -> list[Any]:
+    name, options = CASES[case]
+    rng = np.random.default_rng(0)
+    made = [rng.standard_normal((17, 9)).astype(dtype) for _ in range(4)]
+    param = place(ORDERS[orders[0]](made[0]))
+    opt = gpuopt.create(name, [param], backend=backend, **options)
+    for grad in made[1:]:
+        opt.step([place(ORDERS[orders[1]](grad))])
+    state = opt.state_dict()["state"][0]
+    loaded = gpuopt.create(name, [param], backend=backend, **options)
+    loaded.load_state_dict(opt.state_dict())
+    loaded.step([place(ORDERS[orders[1]](made[1]))])
+    return [np.ascontiguousarray(host(param)).tobytes(), int(state["step"]), sorted(state)]
+
+
+@pytest.mark.parametrize("orders", [("C", "C"), ("Fortran", "Fortran"), ("Fortran", "C"), ("C", "Fortran")])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_every_library_gives_the_bits_of_numpy(library: str, case: str, orders: tuple[str, str]) -> None:
+    expected = trained(case, "numpy", lambda a: a, orders)
+    for backend in BACKENDS:
+        assert trained(case, backend, LIBRARIES[library], orders) == expected, backend
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_rate_and_beta_may_lie_on_the_gpu(library: str) -> None:
+    place, made = LIBRARIES[library], np.random.default_rng(0).standard_normal((2, 300)).astype(np.float32)
+    results = []
+    for where, backend in ((None, "numpy"), *((place, name) for name in BACKENDS)):
+        given = where or (lambda a: a)
+        param = given(made[0].copy())
+        lr, beta = (float(np.float32(x)) if where is None else given(np.full((), x, np.float32)) for x in (0.1, 0.5))
+        opt = gpuopt.AdamW([param], lr=lr, betas=(beta, 0.999), backend=backend)
+        for _ in range(3):
+            opt.step([given(made[1].copy())])
+        results.append(host(param).tobytes())
+    assert len(set(results)) == 1
+
+
+@pytest.mark.parametrize("library", ["numba", "interface"])
+def test_an_interface_says_on_which_gpu_it_lies(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    array = LIBRARIES[library](np.ones(3, np.float32))
+    assert arrays.describe(array, "array").device == "cuda:0"
+    monkeypatch.setattr(arrays, "_interface_device", lambda address: "cuda:1")
+    assert arrays.describe(array, "array").device == "cuda:1"
