@@ -102,7 +102,8 @@ def _is_tensor(value: Any) -> bool:
 @survives_fork
 def assign(tensor: torch.Tensor, values: Any) -> None:
     """Copy values, an array or tensor of them or one number, into a tensor."""
-    tensor[...] = values if isinstance(values, (float, complex)) else torch.as_tensor(values)
+    given: Any = values if isinstance(values, (float, complex)) else torch.as_tensor(values)
+    tensor[...] = given
 
 
 TENSORS = Kind("torch", _is_tensor, describe, zeros, relayout, survives_fork(torch.clone), assign)
