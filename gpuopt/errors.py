@@ -9,11 +9,16 @@ import linecache
 import os
 import pickle
 import sys
-from types import TracebackType
-from typing import TypeVar
+from collections.abc import Callable
+from functools import wraps
+from types import FunctionType, TracebackType
+from typing import ParamSpec, TypeVar
 
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 E = TypeVar("E", bound=BaseException)
+P = ParamSpec("P")
+R = TypeVar("R")
+C = TypeVar("C", bound=type)
 
 
 class GpuoptError(Exception):
@@ -85,3 +90,24 @@ def outside(error: E) -> E:
     for at in reversed(kept):
         made = TracebackType(made, at.tb_frame, at.tb_lasti, at.tb_lineno)
     return error.with_traceback(made)
+
+
+def entry(function: Callable[P, R]) -> Callable[P, R]:
+    """A function that users call: its GpuoptErrors leave without our own frames, this one apart."""
+
+    @wraps(function)
+    def entered(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except GpuoptError as error:
+            raise outside(error) from error.__cause__
+
+    return entered
+
+
+def entries(made: C) -> C:
+    """A class whose constructor and public methods are each an `entry`."""
+    for name, member in list(vars(made).items()):
+        if isinstance(member, FunctionType) and (name == "__init__" or not name.startswith("_")):
+            setattr(made, name, entry(member))
+    return made

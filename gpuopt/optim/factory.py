@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from gpuopt import rules
-from gpuopt.errors import GpuoptError, outside
+from gpuopt.errors import entry
 from gpuopt.optim.classes import make
 from gpuopt.optim.hyper import defaults_of
 from gpuopt.optim.optimizer import Optimizer
@@ -17,21 +17,20 @@ from gpuopt.rules.language import Rule, checked_rule
 CLASSES = {rules.get(name).title: name for name in rules.NAMES}
 
 
+@entry
 def make_optimizer(rule: Rule) -> type[Optimizer]:
     """An optimizer class for a rule, `MyOpt = gpuopt.make_optimizer(my_rule)`; hyperparameters as keyword arguments.
 
     Called again it gives the same class, until the rule's `prepare` is defined anew. Raises InputError for what is no rule.
     """
-    try:
-        return _made(checked_rule(rule), rule.definition())
-    except GpuoptError as error:
-        raise outside(error) from None
+    return _made(checked_rule(rule), rule.definition())
 
 
 @cache
 def _made(rule: Rule, definition: Definition) -> type[Optimizer]:
     fields = defaults_of(rule)
 
+    @entry
     def __init__(self: Optimizer, /, params: Any, *args: Any, **options: Any) -> None:
         names = list(fields)
         if len(args) > len(names):
@@ -57,11 +56,13 @@ def named(title: str) -> type[Optimizer]:
     return made
 
 
+@entry
 def optimizer(rule: Rule, params: Any, **options: Any) -> Optimizer:
     """An optimizer that runs your own rule: `gpuopt.optimizer(my_rule, params, lr=0.1)`."""
     return Optimizer(rule, params, **options)
 
 
+@entry
 def create(name: str, params: Any, **options: Any) -> Optimizer:
     """The optimizer of that name (`gpuopt.optimizers()` lists them), e.g. `create("adamw", params, lr=1e-3)`."""
     return named(rules.get(name).title)(params, **options)

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gpuopt.errors import InputError
+from gpuopt.errors import InputError, entries
 from gpuopt.optim import state_dict, trees
 from gpuopt.optim.engine import Engine
 from gpuopt.optim.hyper import check_group, defaults_of
@@ -18,6 +18,7 @@ from gpuopt.optim.slots import Slot, checked_mask, parameter_view
 from gpuopt.rules.language import Rule, checked_rule
 
 
+@entries
 class Optimizer:
     """Runs a rule on arrays, in place, all tensors of equal dtypes in one launch.
 

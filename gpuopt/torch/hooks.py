@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from gpuopt.errors import entry
+
 
 @cache
 def listener() -> Callable[[], bool]:
@@ -29,8 +31,10 @@ def listener() -> Callable[[], bool]:
 
 def with_hooks(owner: type, step: Callable[..., Any]) -> Callable[..., Any]:
     """The `step` of a class, in what torch would wrap it into."""
+    step = getattr(step, "__wrapped__", step)  # the entry is here
     recorded, listening = torch.optim.Optimizer.profile_hook_step(step), listener()
 
+    @entry
     @wraps(step)
     def hooked(self: Any, *args: Any, **kwargs: Any) -> Any:
         if next(cls for cls in type(self).__mro__ if "step" in vars(cls)) is not owner:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from gpuopt import arrays, backends
-from gpuopt.errors import InputError, LayoutError
+from gpuopt.errors import InputError, LayoutError, entries
 from gpuopt.optim.engine import Engine
 from gpuopt.optim.hyper import check_group, defaults_of, members
 from gpuopt.optim.settings import Settings
@@ -31,6 +31,7 @@ EAGER = ("adagrad",)  # torch.optim.Adagrad allocates its state at once
 SPARSE = ("adagrad", "sgd")  # torch's classes that take sparse gradients, to the same result as dense ones
 
 
+@entries
 class TorchOptimizer(torch.optim.Optimizer):
     """Common part of `gpuopt.torch.AdamW` and its kin; the class attributes are set by the subclass."""
 
