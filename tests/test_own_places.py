@@ -1,4 +1,4 @@
-"""Rules that are written outside a file: a doctest, `python -c`, standard input, a prompt. They run, or one sentence says what to do."""
+"""Rules written outside a file: a doctest, `python -c`, standard input, a prompt. They run, or one sentence says why not."""
 
 import os
 import subprocess
