@@ -11,13 +11,14 @@ import pickle
 import sys
 from collections.abc import Callable
 from functools import wraps
-from types import TracebackType
+from types import FunctionType, TracebackType
 from typing import ParamSpec, TypeVar
 
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 E = TypeVar("E", bound=BaseException)
 P = ParamSpec("P")
 R = TypeVar("R")
+C = TypeVar("C", bound=type)
 
 
 class GpuoptError(Exception):
@@ -91,14 +92,22 @@ def outside(error: E) -> E:
     return error.with_traceback(made)
 
 
-def told_outside(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, whose errors of ours end where the user called it, not in frames of gpuopt's own."""
+def entry(function: Callable[P, R]) -> Callable[P, R]:
+    """A function that users call: its GpuoptErrors leave without our own frames, this one apart."""
 
     @wraps(function)
-    def told(*args: P.args, **kwargs: P.kwargs) -> R:
+    def entered(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return function(*args, **kwargs)
         except GpuoptError as error:
             raise outside(error) from error.__cause__
 
-    return told
+    return entered
+
+
+def entries(made: C) -> C:
+    """A class whose constructor and public methods are each an `entry`."""
+    for name, member in list(vars(made).items()):
+        if isinstance(member, FunctionType) and (name == "__init__" or not name.startswith("_")):
+            setattr(made, name, entry(member))
+    return made

@@ -11,7 +11,7 @@ from gpuopt import rules
 from gpuopt.compiler import to_cuda, to_numba, to_numba_cuda
 from gpuopt.compiler.host import row_inputs
 from gpuopt.compiler.lower import Program, Role, Signature, program_for
-from gpuopt.errors import InputError
+from gpuopt.errors import InputError, entry
 from gpuopt.formats.dtypes import PARAMETER_DTYPES, STORAGES, state_dtype, state_storage
 from gpuopt.messages import suggestion
 from gpuopt.optim.hyper import check_group, defaults_of
@@ -97,6 +97,7 @@ def check_choice(name: str, value: Any, choices: Iterable[Any], context: str = "
         raise InputError(f"{name} = {value!r}: expected one of {', '.join(listed)}{context}{hint}")
 
 
+@entry
 def kernel_source(rule: str | Rule, *, backend: str = "cuda", part: str = "update", **options: Any) -> str:
     """The complete translation unit of a kernel.
 

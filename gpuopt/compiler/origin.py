@@ -67,7 +67,7 @@ def origin(function: FunctionType) -> Origin:
     if not lines:
         raise RuleSyntaxError(
             f"the source of rule `{function.__name__}` cannot be found, so it cannot be compiled: define it in a "
-            "file or a notebook cell, not with exec() or at the plain >>> prompt",
+            "file or a notebook cell, not with exec(), `python -c` or at the plain >>> prompt",
             *place(function),
         )
     parsed = _parsed("".join(lines), code.co_filename, code.co_flags & _FUTURES)

@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from gpuopt import rules
-from gpuopt.errors import told_outside
+from gpuopt.errors import entry
 from gpuopt.optim.classes import make
 from gpuopt.optim.hyper import defaults_of
 from gpuopt.optim.optimizer import Optimizer
@@ -17,7 +17,7 @@ from gpuopt.rules.language import Rule, checked_rule
 CLASSES = {rules.get(name).title: name for name in rules.NAMES}
 
 
-@told_outside
+@entry
 def make_optimizer(rule: Rule) -> type[Optimizer]:
     """An optimizer class for a rule, `MyOpt = gpuopt.make_optimizer(my_rule)`; hyperparameters as keyword arguments.
 
@@ -30,7 +30,7 @@ def make_optimizer(rule: Rule) -> type[Optimizer]:
 def _made(rule: Rule, definition: Definition) -> type[Optimizer]:
     fields = defaults_of(rule)
 
-    @told_outside
+    @entry
     def __init__(self: Optimizer, /, params: Any, *args: Any, **options: Any) -> None:
         names = list(fields)
         if len(args) > len(names):
@@ -56,13 +56,13 @@ def named(title: str) -> type[Optimizer]:
     return made
 
 
-@told_outside
+@entry
 def optimizer(rule: Rule, params: Any, **options: Any) -> Optimizer:
     """An optimizer that runs your own rule: `gpuopt.optimizer(my_rule, params, lr=0.1)`."""
     return Optimizer(rule, params, **options)
 
 
-@told_outside
+@entry
 def create(name: str, params: Any, **options: Any) -> Optimizer:
     """The optimizer of that name (`gpuopt.optimizers()` lists them), e.g. `create("adamw", params, lr=1e-3)`."""
     return named(rules.get(name).title)(params, **options)

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gpuopt.errors import InputError, told_outside
+from gpuopt.errors import InputError, entries
 from gpuopt.optim import state_dict, trees
 from gpuopt.optim.engine import Engine
 from gpuopt.optim.hyper import check_group, defaults_of
@@ -18,6 +18,7 @@ from gpuopt.optim.slots import Slot, checked_mask, parameter_view
 from gpuopt.rules.language import Rule, checked_rule
 
 
+@entries
 class Optimizer:
     """Runs a rule on arrays, in place, all tensors of equal dtypes in one launch.
 
@@ -97,7 +98,6 @@ class Optimizer:
 
     # ------------------------------------------------------------------------------------------- groups
 
-    @told_outside
     def add_param_group(self, group: Mapping[str, Any], *, mask: Any = None) -> None:
         """Add tensors with hyperparameters of their own; `group["params"]` is an array or a nested list or dict.
 
@@ -134,7 +134,6 @@ class Optimizer:
 
     # ------------------------------------------------------------------------------------------- step
 
-    @told_outside
     def step(self, grads: Any) -> None:
         """Update every parameter in place from its gradient; gradients are only read.
 
@@ -197,7 +196,6 @@ class Optimizer:
         self._engine.synchronize()
         return state_dict.save(self.rule, self._engine.slots, self.param_groups)
 
-    @told_outside
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Take states, step counts and hyperparameters from `state_dict()`. Raises InputError and changes nothing if it
         does not fit.

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 import numpy as np
 
-from gpuopt.errors import InputError, RuleSyntaxError, caller, outside
+from gpuopt.errors import InputError, RuleSyntaxError, caller, entry
 
 if TYPE_CHECKING:
     from gpuopt.compiler.tree import FunctionTree
@@ -212,6 +212,7 @@ class Rule:
         """The checked syntax tree."""
         return self._tree
 
+    @entry
     def prepare(self, function: Callable[..., Mapping[str, Any]]) -> Callable[..., Mapping[str, Any]]:
         """Decorator: `function(step, *, hyperparameters)` returns the derived scalars, once a step, in float64.
 
@@ -221,21 +222,16 @@ class Rule:
         """
         from gpuopt.rules.definition import Prepare
 
-        try:
-            self._prepare = Prepare(function)
-        except RuleSyntaxError as error:
-            raise outside(error) from None
+        self._prepare = Prepare(function)
         self.prepare_function, self._definition = function, None
         return function
 
+    @entry
     def require(self, function: Callable[..., str | None]) -> Callable[..., str | None]:
         """Decorator: `function(*, hyperparameters)` says what hyperparameters that cannot go together should be, or None."""
         from gpuopt.rules.definition import keywords
 
-        try:
-            self._asked = keywords(function, "require", 0, "def _(*, lr):")
-        except RuleSyntaxError as error:
-            raise outside(error) from None
+        self._asked = keywords(function, "require", 0, "def _(*, lr):")
         self.require_function, self._definition = function, None
         return function
 
@@ -284,6 +280,7 @@ def rule(function: Callable[..., Any], /) -> Rule: ...
 def rule(
     *, state: Iterable[str] | Mapping[str, str | State] = (), title: str | None = None
 ) -> Callable[[Callable[..., Any]], Rule]: ...
+@entry
 def rule(
     function: Callable[..., Any] | None = None,
     /,
@@ -305,19 +302,14 @@ def rule(
     ...     return p, m
     """
 
-    try:
-        if title is not None and (not isinstance(title, str) or not title):
-            _refuse(f"title = {title!r}: expected a name")
-        states = _states(state)
-        if function is not None:
-            return Rule(function, states, title)
-    except RuleSyntaxError as error:
-        raise outside(error) from None
+    if title is not None and (not isinstance(title, str) or not title):
+        _refuse(f"title = {title!r}: expected a name")
+    states = _states(state)
+    if function is not None:
+        return Rule(function, states, title)
 
+    @entry
     def decorate(function: Callable[..., Any]) -> Rule:
-        try:
-            return Rule(function, states, title)
-        except RuleSyntaxError as error:
-            raise outside(error) from None
+        return Rule(function, states, title)
 
     return decorate

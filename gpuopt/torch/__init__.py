@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from gpuopt import rules
-from gpuopt.errors import told_outside
+from gpuopt.errors import entry
 from gpuopt.messages import suggestion
 from gpuopt.optim.classes import make
 from gpuopt.optim.hyper import GROUP_OPTIONS, defaults_of
@@ -67,7 +67,7 @@ def _torch_made(theirs: Any, required: Iterable[str]) -> Any:
     return theirs([torch.nn.Parameter(torch.zeros(0))], **dict.fromkeys(required, 1.0))
 
 
-@told_outside
+@entry
 def make_optimizer(rule: Rule) -> type[TorchOptimizer]:
     """A `torch.optim.Optimizer` class for a rule of your own; hyperparameters as arguments, options as keywords.
 
@@ -87,7 +87,7 @@ def _made(rule: Rule, definition: Definition) -> type[TorchOptimizer]:
     fields = {k: theirs.get(k, own.get(k)) for k in dict.fromkeys((*theirs, *names, *own))}
     fields.setdefault(differentiable.KEY, False)
 
-    @told_outside
+    @entry
     def __init__(self: TorchOptimizer, /, params: Any, *args: Any, **given: Any) -> None:
         values = dict(zip(names, args, strict=False)) | given
         if len(args) > len(names):
@@ -139,6 +139,7 @@ def _named(title: str) -> type[TorchOptimizer]:
     return made
 
 
+@entry
 def create(name: str, params: Any, **options: Any) -> TorchOptimizer:
     """The optimizer of that name, in any case: `create("adamw", model.parameters(), lr=1e-3)`."""
     return _named(rules.get(name).title)(params, **options)

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from gpuopt.errors import GpuoptError, outside
+
 
 @cache
 def listener() -> Callable[[], bool]:
@@ -29,16 +31,20 @@ def listener() -> Callable[[], bool]:
 
 def with_hooks(owner: type, step: Callable[..., Any]) -> Callable[..., Any]:
     """The `step` of a class, in what torch would wrap it into."""
+    step = getattr(step, "__wrapped__", step)  # the entry is here
     recorded, listening = torch.optim.Optimizer.profile_hook_step(step), listener()
 
     @wraps(step)
     def hooked(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if next(cls for cls in type(self).__mro__ if "step" in vars(cls)) is not owner:
-            return step(self, *args, **kwargs)  # called from the step of a subclass, which torch has wrapped
-        own = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
-        if own or _global_optimizer_pre_hooks or _global_optimizer_post_hooks or listening():
-            return recorded(self, *args, **kwargs)
-        return step(self, *args, **kwargs)
+        try:  # an `entry` itself: one around it would take most of a microsecond a step
+            if next(cls for cls in type(self).__mro__ if "step" in vars(cls)) is not owner:
+                return step(self, *args, **kwargs)  # called from the step of a subclass, which torch has wrapped
+            own = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
+            if own or _global_optimizer_pre_hooks or _global_optimizer_post_hooks or listening():
+                return recorded(self, *args, **kwargs)
+            return step(self, *args, **kwargs)
+        except GpuoptError as error:
+            raise outside(error) from error.__cause__
 
     hooked.hooked = True  # type: ignore[attr-defined]  # torch asks for this before it wraps a class's step itself
     return hooked

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from gpuopt import arrays, backends
-from gpuopt.errors import InputError, LayoutError, told_outside
+from gpuopt.errors import InputError, LayoutError, entries
 from gpuopt.optim.engine import Engine
 from gpuopt.optim.hyper import check_group, defaults_of, members
 from gpuopt.optim.settings import Settings
@@ -31,6 +31,7 @@ EAGER = ("adagrad",)  # torch.optim.Adagrad allocates its state at once
 SPARSE = ("adagrad", "sgd")  # torch's classes that take sparse gradients, to the same result as dense ones
 
 
+@entries
 class TorchOptimizer(torch.optim.Optimizer):
     """Common part of `gpuopt.torch.AdamW` and its kin; the class attributes are set by the subclass."""
 
@@ -101,7 +102,6 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     # ------------------------------------------------------------------------------------------- groups and slots
 
-    @told_outside
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in torch. Raises InputError for a hyperparameter out of range and changes nothing."""
         if isinstance(param_group, dict):  # torch says what it is else
@@ -288,7 +288,6 @@ class TorchOptimizer(torch.optim.Optimizer):
         made["state"] = {k: dict(v) if isinstance(v, ShownState) else v for k, v in made["state"].items()}
         return made
 
-    @told_outside
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take a state dict of this class or of torch's class of the same name; states get the dtypes that `state_format` says.
 

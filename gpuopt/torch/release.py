@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from gpuopt.errors import InputError
+from gpuopt.errors import InputError, entry
 from gpuopt.torch.optimizer import TorchOptimizer
 
 # Wrappers that put other gradients in place of those that backward leaves, when all of them are there.
@@ -26,6 +26,7 @@ SCALER = (
 )
 
 
+@entry
 def release_gradients(model: torch.nn.Module, opt: TorchOptimizer) -> Callable[[], None]:
     """Make `backward()` update each parameter of `model` and set its `.grad` to None at once; returns a function that ends it.
 
