@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from math import prod
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuopt import driver
+from gpuopt import driver, peek
 from gpuopt.errors import DtypeError, InputError
 from gpuopt.pairs import alike, as_pairs, is_complex, paired
 
@@ -57,6 +58,8 @@ class Kind:
     """An array library. matches(array); describe(array) -> View; zeros(array, dtype) -> array like it, filled with 0;
     relayout(array, like, out) -> copy of `array` in the memory order of `like`; clone(array) -> copy; assign(array, values).
     fixed: whether an array keeps its memory as long as it lives, so that seeing it again means that nothing moved.
+    looks(array), firsts(arrays): all that `describe` tells apart but the address, and the addresses of the first elements, where
+    that is much less work than describing them.
     """
 
     name: str
@@ -67,6 +70,8 @@ class Kind:
     clone: Callable[[Any], Any]
     assign: Callable[[Any, Any], None]
     fixed: bool = False
+    looks: Callable[[Any], Any] | None = None
+    firsts: Callable[[Sequence[Any]], list[int]] | None = None
 
 
 def lowest(address: int, shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> int:
@@ -263,6 +268,7 @@ def _module(array: Any) -> str:
     return type(array).__module__.partition(".")[0]
 
 
+LOOKS = ("__class__", "dtype", "shape", "strides")
 KINDS: tuple[Kind, ...] = (
     Kind(
         "numpy",
@@ -273,6 +279,8 @@ KINDS: tuple[Kind, ...] = (
         lambda a: a.copy(),
         _assign,
         fixed=True,
+        looks=attrgetter(*LOOKS),
+        firsts=peek.firsts,
     ),
     Kind(
         "cupy",
@@ -283,6 +291,8 @@ KINDS: tuple[Kind, ...] = (
         lambda a: a.copy(),
         _assign,
         fixed=True,
+        looks=attrgetter(*LOOKS, "data.device_id"),
+        firsts=lambda found: [a.data.ptr for a in found],
     ),
     Kind(
         "cuda-array-interface",
