@@ -43,7 +43,8 @@ ORDERS: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("order", ORDERS)
 def test_the_bits_are_those_of_gradients_in_one_place(order: str, backend: str) -> None:
     """Steps with new arrays, with the same ones again, and with new ones after that."""
-    ours, usual, kept = made(backend, max_grad_norm=1.0), made(backend, max_grad_norm=1.0), fresh(1)
+    params, kept = [ORDERS[order](p) for p in fresh(0)], fresh(1)
+    ours, usual = gpuopt.AdamW(params, lr=0.1, backend=backend), made(backend)
     seeds = [1, 2, 3, 3, 3, 4, 5]
     held: dict[int, list[Any]] = {}
     for seed in seeds:
@@ -51,7 +52,9 @@ def test_the_bits_are_those_of_gradients_in_one_place(order: str, backend: str) 
         for place, g in zip(kept, fresh(seed), strict=True):
             place[...] = g
         usual.step(kept)
-    assert whole(ours) == whole(usual)
+    for p, q in zip(params, usual.param_groups[0]["params"], strict=True):
+        assert np.array_equal(p, q)
+    assert ours._engine._alike is not None
 
 
 def test_new_arrays_that_are_alike_cost_their_addresses() -> None:
