@@ -107,8 +107,8 @@ class Engine:
             return False
         self.relocate(addresses)
         self._alike.leaves = list(leaves)
-        for slot, grad in zip(self.slots, leaves, strict=True):
-            slot.grad = grad
+        for slot, grad, view in zip(self.slots, leaves, self._alike.views, strict=True):
+            slot.grad, slot.grad_view = grad, view
         self._unsee()
         self._hand_over()
         return True
