@@ -26,7 +26,8 @@ class Alike:
         self._looks, self._firsts, self.leaves = kind.looks, kind.firsts, list(leaves)
         self._known = [*map(self._looks, leaves)]
         views = [slot.grad_view for slot in slots if slot.grad_view is not None]
-        self.views = [replace(view, pin=None) for view in views]  # all of the next gradients' but the address and what pins it
+        # Of the next gradients: all but the address, which nothing asks for, and what pins it.
+        self.views = [replace(view, pin=None) for view in views]
         lowest = np.array([view.address for view in views], np.int64)
         self._offsets = lowest - np.array(self._firsts(leaves), np.int64)  # not 0 where a stride is negative
         self._odd = np.array([STORAGES[view.dtype].itemsize - 1 for view in views], np.int64)
