@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# On a machine with a GPU: the tests marked gpu, compute-sanitizer on a small suite, then the benchmarks, the most valuable
-# first. On a machine without one: the CPU half of the benchmarks. Needs no network and installs nothing.
+# On a machine with a GPU: a minute that says what is broken, the tests marked gpu, compute-sanitizer on a small suite, then the
+# benchmarks, the most valuable first. On a machine without one: the CPU half of the benchmarks. Needs no network and installs
+# nothing. What is cut short has said before what failed so far.
 #
 #   benchmarks/run_gpu.sh [MINUTES]        the whole run, 8 minutes unless given
 #
 # OUT     folder for the results: checks.log, bench.log, measurements.csv and the plots (benchmarks/results/latest)
 # WHEELS  folder of peers' wheels, unpacked into a temporary folder for this run
+# CUBINS  folder of kernels compiled elsewhere (a GPUOPT_CACHE_DIR of the same NVRTC), copied for this run
 # PYTHON  interpreter (python3)
 # GPUOPT_COMMIT  what the rows name as their commit, for a copy of the tree without its .git
 # What a machine lacks is named in the summary and is no failure; a failing test, a sanitizer finding or a benchmark that
@@ -32,7 +34,7 @@ limited() {
     local seconds="$1" log="$2" status
     shift 2
     echo "\$ $*" >>"$log"
-    timeout --kill-after=10 "$seconds" "$@" >>"$log" 2>&1
+    timeout --signal=INT --kill-after=20 "$seconds" "$@" >>"$log" 2>&1 # INT: pytest tells what failed so far
     status=$?
     tail -n 4 "$log"
     return $status
@@ -45,6 +47,15 @@ outcome() { # NAME STATUS
     esac
 }
 
+gpu_tests() { # NAME PERCENT FILES...
+    local name="$1" part
+    part="$(share "$2")"
+    shift 2
+    limited "$part" "$OUT/checks.log" "$PYTHON" -m pytest -m gpu --require-gpu -q -p no:cacheprovider \
+        --continue-on-collection-errors "${parallel[@]}" "$@"
+    outcome "$name" $?
+}
+
 if [ -n "${WHEELS:-}" ]; then
     for wheel in "$WHEELS"/*.whl; do
         [ -e "$wheel" ] || { note "skipped: no wheels in WHEELS"; break; }
@@ -52,6 +63,11 @@ if [ -n "${WHEELS:-}" ]; then
             >>"$OUT/bench.log" 2>&1 || note "skipped: $(basename "$wheel") does not install here"
     done
     PYTHONPATH="$PYTHONPATH:$work/site"
+fi
+
+if [ -n "${CUBINS:-}" ]; then
+    install -d -m 700 "$work/cubins" && cp -r "$CUBINS"/. "$work/cubins" && chmod -R go= "$work/cubins"
+    export GPUOPT_CACHE_DIR="$work/cubins"
 fi
 
 "$PYTHON" -m gpuopt.cli info | tee -a "$OUT/checks.log"
@@ -66,9 +82,20 @@ else
 fi
 
 if [ -n "$gpu" ]; then
+    limited 60 "$OUT/checks.log" "$PYTHON" benchmarks/smoke.py
+    outcome "smoke test" $?
     if "$PYTHON" -c 'import pytest' 2>/dev/null; then
-        limited "$(share 35)" "$OUT/checks.log" "$PYTHON" -m pytest -m gpu --require-gpu -q -p no:cacheprovider
-        outcome "tests marked gpu" $?
+        parallel=()
+        if "$PYTHON" -c 'import xdist' 2>/dev/null; then
+            cores="$(nproc)"
+            parallel=(-n "$((cores < 12 ? cores : 12))" --dist worksteal)
+        fi
+        marked="$(grep -l 'mark\.gpu' tests/test_*.py)"
+        # shellcheck disable=SC2046,SC2086  # file names of ours
+        {
+            gpu_tests "tests marked gpu" 25 $(grep -L 'torch' $marked)
+            gpu_tests "tests marked gpu that need torch" 25 $(grep -l 'torch' $marked)
+        }
     else
         note "skipped: tests marked gpu, pytest is not installed"
     fi
