@@ -7,6 +7,8 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -110,3 +112,26 @@ def test_eight_processes_on_an_empty_cache(folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         nvrtc.compile_cubin(SOURCE, "sm_90")
+
+
+@pytest.mark.parametrize("arch", ["sm_75", "sm_90", "sm_999"])
+def test_a_gpu_newer_than_nvrtc_gets_text_of_the_newest_it_knows(
+    arch: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """cuda.core asks a driver before it gives PTX, so that it is stood in for here; the driver translates what it is given."""
+    asked = []
+
+    class Program:
+        def __init__(self, source: str, kind: str, options: Any) -> None:
+            asked.append(options)
+
+        def compile(self, form: str) -> Any:
+            asked.append(form)
+            return SimpleNamespace(code=b".target")
+
+    monkeypatch.setattr(nvrtc, "_program_types", lambda: (Program, lambda arch, **_: arch))
+    code = nvrtc.compile_cubin(f"// {arch}", arch)
+    later = arch == "sm_999"
+    assert asked == [f"sm_{nvrtc.newest()}" if later else arch, "ptx" if later else "cubin"]
+    assert code == (b".target\0" if later else b".target") == nvrtc.compile_cubin(f"// {arch}", arch)
+    assert len(asked) == 2 and nvrtc.newest() >= 120

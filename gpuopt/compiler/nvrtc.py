@@ -47,6 +47,19 @@ def version() -> str:
     return f"{major}.{minor}"
 
 
+@lru_cache(maxsize=1)
+def newest() -> int:
+    """The newest architecture that this NVRTC knows, such as 120."""
+    from cuda.bindings import nvrtc
+
+    status, count = nvrtc.nvrtcGetNumSupportedArchs()
+    if status == nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        status, known = nvrtc.nvrtcGetSupportedArchs()
+    if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        raise CompileError(f"NVRTC does not say which architectures it knows: {status}")
+    return max(known[:count])
+
+
 _importing = threading.Lock()  # two threads that import cuda.core at once can meet it half made
 
 
@@ -60,21 +73,25 @@ def _program_types() -> tuple[Any, Any]:
 
 
 def compile_cubin(source: str, arch: str) -> bytes:
-    """The machine code of a translation unit for an architecture such as "sm_90", from the disk cache if it is there.
+    """The machine code of a translation unit for an architecture such as "sm_90", from the disk cache if it is there; PTX of the
+    newest that NVRTC knows, which the driver translates, for a later one.
 
     Raises CompileError with the compiler's log.
     """
     import gpuopt
 
+    later = int(arch.removeprefix("sm_")) > newest()
+    arch = f"sm_{newest()}" if later else arch
     options = [f"{name}={value}" for name, value in sorted(OPTIONS.items())]
-    name = cache.key(source, *options, arch, version(), gpuopt.__version__)
+    form = "ptx" if later else "cubin"
+    name = cache.key(source, *options, arch, form, version(), gpuopt.__version__)
     found = cache.read(name)
     if found is not None:
         return found
     program_type, options_type = _program_types()
     try:
         program = program_type(source, "c++", options=options_type(arch=arch, **OPTIONS))
-        code = bytes(program.compile("cubin").code)
+        code = bytes(program.compile(form).code) + b"\0" * later  # the driver reads text up to a zero
     except Exception as error:
         raise CompileError(f"NVRTC {version()} could not compile this kernel for {arch}:\n{error}") from error
     cache.write(name, code)
