@@ -57,7 +57,7 @@ def newest() -> int:
         status, known = nvrtc.nvrtcGetSupportedArchs()
     if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
         raise CompileError(f"NVRTC does not say which architectures it knows: {status}")
-    return max(known[:count])
+    return int(max(known[:count]))
 
 
 _importing = threading.Lock()  # two threads that import cuda.core at once can meet it half made
