@@ -6,6 +6,7 @@ That all backends and launch shapes give the same bits is in test_bits.py and te
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -276,3 +277,25 @@ def test_parameters_of_16_bits_are_still_rounded_to_nearest() -> None:
         for _ in range(20):
             opt.step([np.ones(1000, np.float32)])
     assert (expected == 1).all() and (found == 1).all()
+
+
+def test_the_scratch_of_a_walk_lives_as_long_as_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numba frees an array behind its last use, whoever has its address: another thread would be given the same memory."""
+    from numba import cfunc, types
+
+    from gpuopt.backends import numba as backend
+
+    compiled = []
+
+    def c_function(function: Any, arguments: int) -> int:
+        made = cfunc(types.void(*[types.int64] * arguments), error_model="numpy", nogil=True)(function)
+        compiled.append(made)
+        return int(made.address)
+
+    monkeypatch.setattr(backend, "c_function", c_function)
+    backend.walk_address.cache_clear()
+    after(made(50), backend="numba")
+    backend.walk_address.cache_clear()
+    blocks = re.split(r"\n(?=\S+:)", compiled[0].inspect_llvm())
+    freeing = [block for block in blocks if "call void @NRT_decref" in block]
+    assert len(freeing) == 1 and "br i1" not in freeing[0]  # on the way out, not before a loop

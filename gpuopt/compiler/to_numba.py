@@ -102,6 +102,9 @@ def scalar_loads(program: Program, indent: str) -> list[str]:
 
 # Elements whose random bits are made before they are used: 4 KB a stream, which stay in the first-level cache.
 STRIP = 1024
+# Numba frees an array behind its last use, whoever has its address.
+SCRATCH = """    scratch = np.empty({words}, np.uint32)
+    bits = scratch.ctypes.data"""
 
 
 def cpu_source(program: Program) -> str:
@@ -112,7 +115,7 @@ def cpu_source(program: Program) -> str:
         "",
         "def walk(table, tiles, lo, hi, tile_size, rows):",
         f'    """{program.name} on the tiles lo to hi; every argument is an address or a count (int64)."""',
-        *([f"    bits = np.empty({program.streams * STRIP}, np.uint32).ctypes.data"] if program.draws else []),
+        *(SCRATCH.format(words=program.streams * STRIP).splitlines() if program.draws else []),
         "    for tile in range(lo, hi):",
         *[line.format(**sizes(program)) for line in tile_bounds("        ")],
         "        begin = first if index > 0 else 0",
@@ -124,7 +127,7 @@ def cpu_source(program: Program) -> str:
     lines.append(NEXT_TENSOR.format(**sizes(program)))
     lines += [f"        prefetch(load_word(other, {t.ADDRESS + k}))" for k in range(len(roles))]
     if program.draws:
-        lines += [f"        {line}" for line in strips(program)]
+        lines += [*(f"        {line}" for line in strips(program)), "    scratch[0] = 0  # in use until here"]
     else:
         lines += ["        for i in range(end - begin):", *element(program, "            ")]
     return "\n".join(lines) + "\n"
