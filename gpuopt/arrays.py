@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from gpuopt import driver, peek
 from gpuopt.errors import DtypeError, InputError
-from gpuopt.pairs import alike, as_pairs, is_complex, paired
+from gpuopt.pairs import as_pairs, is_complex, paired, state_like
 
 DEVICE_ORDINAL = 9  # CUpointer_attribute, cuda.h
 
@@ -153,7 +153,7 @@ def _in_order_of(xp: Any, like: Any, dtype: Any) -> Any:
 
 def _array_zeros(xp: Any) -> Callable[[Any, str], Any]:
     def zeros(like: Any, dtype: str) -> Any:
-        result = _in_order_of(xp(), *alike(like, dtype))
+        result = _in_order_of(xp(), *state_like(like, dtype))
         result[...] = 0
         return result
 

@@ -30,7 +30,7 @@ class InputError(GpuoptError, ValueError):
 
 
 class DtypeError(GpuoptError, TypeError):
-    """An array of a kind or dtype that cannot be used (integer, complex, sparse ...)."""
+    """An array of a kind or dtype that cannot be used (integer, masked, sparse ...)."""
 
 
 class KindError(InputError, TypeError):

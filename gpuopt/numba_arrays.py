@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from gpuopt import arrays
 from gpuopt.arrays import View
+from gpuopt.formats.dtypes import numpy_dtype
 from gpuopt.pairs import REAL
 
 
@@ -94,8 +95,6 @@ def _empty(like: Any, dtype: Any) -> Any:
 
 def zeros(like: Any, dtype: str) -> Any:
     """As Kind.zeros."""
-    from gpuopt.formats.dtypes import numpy_dtype
-
     made = _empty(like, numpy_dtype(dtype))
     _write(made, 0)
     return made

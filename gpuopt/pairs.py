@@ -37,7 +37,7 @@ def as_pairs(array: Any) -> Any:
     return array[..., None].view(REAL[array.dtype.name])
 
 
-def alike(like: Any, dtype: str) -> tuple[Any, np.dtype[Any]]:
+def state_like(like: Any, dtype: str) -> tuple[Any, np.dtype[Any]]:
     """What a state of this storage is shaped as, and its dtype: complex where the parameter is, but pairs where no complex dtype
     has parts of this one.
     """

@@ -5,10 +5,9 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 import gpuopt
-
-torch = pytest.importorskip("torch")
 
 
 @pytest.mark.parametrize("rule", ["GD", "AdamW", "SGD"])
@@ -124,3 +123,12 @@ def test_a_forked_child_steps(before, again, late):
         text = text.replace("opt, other = ", "def made():\n    return ").replace("def step():", MADE_LATE)
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_only_openmp_is_taken_for_openmp():
+    """SciPy has files such as `_decomp_lu`: a forked process that has no other package's threads keeps its own."""
+    text = (
+        "import scipy.linalg; from gpuopt.backends.numba import openmp_loaded as loaded; assert not loaded();"
+        "import torch; assert loaded()"
+    )
+    subprocess.run([sys.executable, "-c", text], check=True, timeout=100)

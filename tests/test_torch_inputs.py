@@ -52,32 +52,27 @@ def test_schedulers_go_the_right_direction_with_groups(info: Any) -> None:
         check(scenario, [Case(info, {}, "default")])
 
 
+def five_steps(cls: Any, case: Case) -> Any:
+    weight, bias, x = layer()
+    opt = case.make(cls, [weight, bias])
+    descend(opt, closure_of(opt, weight, bias, x), steps=5)
+    return snapshot(opt, [weight, bias])[:2]
+
+
 @CLASSES
 def test_a_learning_rate_in_a_tensor(info: Any) -> None:
-    def scenario(cls: Any, case: Case) -> Any:
-        weight, bias, x = layer()
-        opt = case.make(cls, [weight, bias])
-        descend(opt, closure_of(opt, weight, bias, x), steps=5)
-        return snapshot(opt, [weight, bias])[:2]
-
     for case in cases(info):
         case.kwargs["lr"] = torch.tensor(1e-3, dtype=torch.float64)
-        check(scenario, [case])
+        check(five_steps, [case])
 
 
 @pytest.mark.parametrize("foreach", [False, True])
 @CLASSES
 def test_betas_in_tensors(info: Any, foreach: bool) -> None:
-    def scenario(cls: Any, case: Case) -> Any:
-        weight, bias, x = layer()
-        opt = case.make(cls, [weight, bias])
-        descend(opt, closure_of(opt, weight, bias, x), steps=5)
-        return snapshot(opt, [weight, bias])[:2]
-
     for case in cases(info):
         if "betas" in info.optim_cls([torch.zeros(2)]).defaults and not case.kwargs.get("fused"):
             case.kwargs.update(betas=tuple(torch.tensor(b, dtype=torch.float64) for b in (0.8, 0.9)), foreach=foreach)
-            check(scenario, [case])
+            check(five_steps, [case])
 
 
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last], ids=str)

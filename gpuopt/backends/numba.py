@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import linecache
 import os
+import re
 import threading
 from collections.abc import Callable
 from functools import cache
@@ -84,16 +85,15 @@ def c_function(function: Callable[..., None], arguments: int) -> int:
 
 # One parallel region at a time: it has all cores anyway, and Numba's workqueue layer dies of two.
 _region = threading.Lock()
-_threads = {
-    "started": False,
-    "lost": False,
-}  # lost: to a fork, after which OpenMP hangs or ends the process that asks for them
+# lost: to a fork, after which OpenMP hangs or ends the process that asks for them
+_threads = {"started": False, "lost": False}
+OPENMP = re.compile(r"/(lib[gi]?omp|omppool)[^/]*$", re.MULTILINE)  # of GNU, Intel and LLVM, and Numba's own layer
 
 
 def openmp_loaded() -> bool:
     """Whether an OpenMP library is in this process: torch's and Numba's are one, so that another package may have its threads."""
     try:
-        return any("omp" in Path(line).name for line in Path("/proc/self/maps").read_text().splitlines())
+        return OPENMP.search(Path("/proc/self/maps").read_text()) is not None
     except OSError:  # not Linux
         return _threads["started"]
 

@@ -101,22 +101,16 @@ def members(value: Any, default: Any = None) -> Any:
     return tuple(value[k] for k in range(len(value)))
 
 
-def of_constructor() -> list[str]:
-    """The options of a whole optimizer, given when it is made."""
-    from gpuopt.optim.optimizer import Optimizer  # which calls this module
-
-    parameters = inspect.signature(Optimizer).parameters.values()
-    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-
-
-def check_group(group: Mapping[str, Any], rule: Rule, label: str) -> None:
-    """Raise InputError naming group, value and allowed range for a hyperparameter that cannot be used."""
+def check_group(group: Mapping[str, Any], rule: Rule, label: str, besides: Sequence[str] = ()) -> None:
+    """Raise InputError naming group, value and allowed range for a hyperparameter that cannot be used; besides: other options that
+    could have been meant there.
+    """
     known = defaults_of(rule)
     for name, value in group.items():
         if name in GROUP_KEYS:
             continue
         if name not in known:
-            names = [*known, *of_constructor()]
+            names = [*known, *besides]
             raise InputError(
                 f"{label}: unknown option {name!r} of {rule.title}; it takes {', '.join(names)}{suggestion(name, names)}"
             )

@@ -61,7 +61,9 @@ class Optimizer:
         )
         self.settings.check(rule)
         self.defaults = defaults_of(rule) | hyper
-        check_group({k: v for k, v in self.defaults.items() if v is not inspect.Parameter.empty}, rule, rule.title)
+        given = {k: v for k, v in self.defaults.items() if v is not inspect.Parameter.empty}
+        options = inspect.signature(Optimizer).parameters.values()
+        check_group(given, rule, rule.title, [p.name for p in options if p.kind is p.KEYWORD_ONLY])
         self.param_groups: list[dict[str, Any]] = []
         self._engine = Engine(rule, self.settings, self.param_groups, backend)
         self._structures: list[Any] = []

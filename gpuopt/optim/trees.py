@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from gpuopt.arrays import is_array
 from gpuopt.errors import InputError
 
 
@@ -25,8 +26,7 @@ def settled(tree: Any, label: str) -> Any:
 
 def is_iterable(value: Any) -> bool:
     """Whether it holds arrays and is none itself: a generator, a view of a dict, a deque."""
-    array = any(hasattr(value, name) for name in ("shape", "__dlpack__", "__cuda_array_interface__"))
-    return isinstance(value, Iterable) and not array and not isinstance(value, (str, bytes))
+    return isinstance(value, Iterable) and not is_array(value) and not isinstance(value, (str, bytes))
 
 
 def flatten(tree: Any, label: str) -> Iterator[tuple[str, Any]]:

@@ -18,6 +18,7 @@ from gpuopt.formats.dtypes import STORAGES, state_dtype
 from gpuopt.launch.launcher import Clock
 from gpuopt.optim.settings import Settings
 from gpuopt.optim.slots import Slot, checked_mask, parameter_view
+from gpuopt.pairs import filled
 from gpuopt.rules.language import Rule
 from gpuopt.torch.tensors import DEVICES, NAMES, zeros
 
@@ -56,7 +57,7 @@ def new_states(
         made[state.name] = zeros(p, dtypes[state.name])
         init = state.init if isinstance(state.init, (int, float)) else group[state.init]
         if init:
-            made[state.name].fill_(complex(init, init) if made[state.name].is_complex() else init)
+            made[state.name].fill_(filled(init, made[state.name]))
     return made
 
 
