@@ -58,6 +58,7 @@ class Kind:
     """An array library. matches(array); describe(array) -> View; zeros(array, dtype) -> array like it, filled with 0;
     relayout(array, like, out) -> copy of `array` in the memory order of `like`; clone(array) -> copy; assign(array, values).
     fixed: whether an array keeps its memory as long as it lives, so that seeing it again means that nothing moved.
+    pooled: whether the library keeps memory that is allocated while a CUDA graph is captured as long as the graph.
     looks(array), firsts(arrays): all that `describe` tells apart but the address, and the addresses of the first elements, where
     that is much less work than describing them.
     """
@@ -70,6 +71,7 @@ class Kind:
     clone: Callable[[Any], Any]
     assign: Callable[[Any, Any], None]
     fixed: bool = False
+    pooled: bool = False
     looks: Callable[[Any], Any] | None = None
     firsts: Callable[[Sequence[Any]], list[int]] | None = None
 

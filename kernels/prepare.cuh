@@ -16,7 +16,13 @@ struct Decision {
   int row_count;
 };
 
-// The hyperparameters of one row: numbers, or where on the device one is read that may change between replays of a graph.
+// Where a row finds its step count, and which of the records in `hyper` are its hyperparameters.
+struct Clock {
+  int64* step;
+  int64 record;
+};
+
+// The hyperparameters of one record: numbers, or where on the device one is read that may change between replays of a graph.
 struct Hyper {
   const double* numbers;
   const int64* sources;  // 0: the number; else an address, of a float or, with the lowest bit set, of a double
@@ -28,10 +34,10 @@ struct Hyper {
   }
 };
 
-// hyper: row_count x INPUTS numbers, then as many sources.
+// hyper: of each record INPUTS numbers, then as many sources. clocks: one for each row; no two share a step count.
 template <class P>
-__device__ __forceinline__ void prepare(const Decision& d, const double* partials, const double* hyper, int64* steps,
-                                        typename P::C* rows, int64* skip, int64* skipped) {
+__device__ __forceinline__ void prepare(const Decision& d, const double* partials, const double* hyper,
+                                        const Clock* clocks, typename P::C* rows, int64* skip, int64* skipped) {
   __shared__ double squares[THREADS], broken[THREADS];
   const int lane = threadIdx.x;
   double s = 0, b = 0;
@@ -58,11 +64,12 @@ __device__ __forceinline__ void prepare(const Decision& d, const double* partial
     *skip = skipping;
     if (skipped) *skipped += skipping;
   }
-  const int64* sources = reinterpret_cast<const int64*>(hyper) + int64(d.row_count) * P::INPUTS;
   for (int r = lane; r < d.row_count; r += THREADS) {
-    const int64 step = steps[r] + (skipping ? 0 : 1);
-    steps[r] = step;
-    const Hyper given = {hyper + int64(r) * P::INPUTS, sources + int64(r) * P::INPUTS};
+    const Clock clock = clocks[r];
+    const int64 step = *clock.step + (skipping ? 0 : 1);
+    *clock.step = step;
+    const double* numbers = hyper + clock.record * (2 * P::INPUTS);
+    const Hyper given = {numbers, reinterpret_cast<const int64*>(numbers + P::INPUTS)};
     if (!skipping) P::row(step, given, multiplier, rows + int64(r) * P::SCALARS);
   }
 }

@@ -36,7 +36,7 @@ def check(name: str, dtype: str, options: bool, state_format: str = "float32") -
             continue
         reference.step([expected], demand, [clock])
         simulator.step([found], demand, [device_clock])
-    skipped = simulator.synchronize([found])
+    skipped = simulator.synchronize([device_clock], found.shared)
     assert clock.step == device_clock.step == 5, (name, dtype, clock.step, device_clock.step)
     assert skipped == int(options), (name, dtype, skipped)
     assert same_bits(left, right), (name, dtype, options)

@@ -142,8 +142,9 @@ def run_prepare(
     decision["found_inf"] = 0 if found_inf is None else address(found_inf)
     decision["grad_scale"] = 0 if grad_scale is None else address(grad_scale)
     rows = np.full((len(steps), len(program.row)), 7, program.compute)
-    flags, hyper = np.array([-1, 40]), launch.hyper("cuda:0")
-    pointers = (partials, hyper, steps, rows, flags, flags[1:])
+    flags, hyper = np.array([-1, 40]), launch.hyper("cuda:0", launch.clocks)
+    clocks = np.array([[address(steps[k:]), k] for k in range(len(steps))])
+    pointers = (partials, hyper, clocks, rows, flags, flags[1:])
     kernel = runtime.prepare_kernel(program, launch.inputs)
     runtime.launch(kernel, 1, (decision, *map(address, pointers)))
     return rows, flags

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import gc
 import threading
-import warnings
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -19,65 +16,9 @@ import pytest
 import gpuopt
 from gpuopt import backends
 from gpuopt.errors import DtypeError, GpuoptError
-from gpuopt.launch.stream import override
+from graphs import BACKENDS, NORMS, captured, device_array, new_stream, no_garbage_of_others, pair, stepped
 
 pytestmark = pytest.mark.gpu
-BACKENDS = ("cupy", "numba-cuda")
-NORMS: dict[str, Any] = {"max_grad_norm": 1.0, "skip_nonfinite": True}
-COUNT = 3000
-
-
-def device_array(seed: int, count: int = COUNT, dtype: str = "float32") -> Any:
-    import cupy
-
-    made = cupy.asarray(np.random.default_rng(seed).standard_normal(count).astype(dtype))
-    cupy.cuda.Device().synchronize()  # streams that do not block would not wait for the copy
-    return made
-
-
-def new_stream() -> Any:
-    import cupy
-
-    cupy.cuda.Device().synchronize()
-    return cupy.cuda.Stream(non_blocking=True)
-
-
-@contextmanager
-def on(stream: Any, current: bool = True) -> Iterator[None]:
-    """Steps go to this stream, of which they learn the address only; a warning of a library is an error.
-
-    current: whether CuPy has it as its own current stream too, as what the test itself computes needs.
-    """
-    before = override.set(lambda: stream.ptr)
-    try:
-        with stream if current else nullcontext(), warnings.catch_warnings():
-            warnings.simplefilter("error")
-            warnings.filterwarnings("ignore", "cuda.bindings.nvjitlink")
-            yield
-    finally:
-        override.reset(before)
-
-
-def captured(stream: Any, step: Callable[[], None]) -> Any:
-    with on(stream):
-        stream.begin_capture()
-        try:
-            step()
-        finally:
-            graph = stream.end_capture()
-    return graph
-
-
-def stepped(stream: Any, opt: Any, grads: Any, current: bool = True) -> None:
-    with on(stream, current):
-        opt.step(grads)
-
-
-def pair(backend: str, **options: Any) -> tuple[Any, Any, Any, Any]:
-    """Two optimizers of equal parameters: one for graphs, one for eager steps that show what is right."""
-    graphed, eager = device_array(0), device_array(0)
-    one = gpuopt.AdamW([graphed], backend=backend, capturable=True, **options)
-    return graphed, eager, one, gpuopt.AdamW([eager], backend=backend, **options)
 
 
 @pytest.mark.parametrize("options", ({}, NORMS), ids=("plain", "options"))
@@ -221,7 +162,7 @@ def test_two_optimizers_on_two_streams_have_their_own_sums(backend: str) -> None
 
 
 def partials_of(opt: Any) -> Any:
-    return opt._engine._launches[0][1][0].private["resident"].partials
+    return opt._engine._launches[0][1][0].private["deciding"].partials
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -245,14 +186,6 @@ def test_tables_of_a_dropped_optimizer_are_not_given_to_another_stream(backend: 
     for stream in reversed(streams):
         stream.synchronize()
     assert all(p.get().tobytes() == e.tobytes() for p, e in zip(params, expected, strict=True))
-
-
-def no_garbage_of_others() -> None:
-    """Free now what earlier tests have left in cycles or in Numba's list of memory to free: theirs, not the optimizer's."""
-    from numba import cuda
-
-    gc.collect()
-    cuda.current_context().memory_manager.deallocations.clear()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -332,7 +265,7 @@ def test_staging_gives_a_slot_to_one_thread_at_a_time() -> None:
 
 def test_scalars_on_another_gpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from gpuopt import arrays
-    from gpuopt.backends.device import scalar_or_address
+    from gpuopt.backends.resident import scalar_or_address
 
     monkeypatch.setattr(arrays, "describe", lambda value, label: arrays.View(8, (), (), "float32", "cuda:1"))
     assert scalar_or_address(np.zeros((1,)), "found_inf", 0.0, "cuda:1") == (0.0, 8)

@@ -70,6 +70,9 @@ class CupyRuntime:
         current = override.get()
         return self.cupy.cuda.get_current_stream() if current is None else RawStream(current())
 
+    def handle(self, stream: Any) -> int:
+        return int(stream.ptr)
+
     def capturing(self, stream: Any) -> bool:
         return bool(stream.ptr) and bool(self.runtime.streamIsCapturing(stream.ptr))
 
@@ -94,10 +97,13 @@ class CupyRuntime:
         self.runtime.memcpyAsync(buffer.ptr, pinned.ctypes.data, pinned.nbytes, HOST_TO_DEVICE, stream.ptr)
 
     def download(self, buffer: Any, nbytes: int, stream: Any) -> Any:
-        self.runtime.deviceSynchronize()  # a graph may have been replayed on another stream
+        self.wait()  # a graph may have been replayed on another stream
         result = np.empty(nbytes, np.uint8)
         self.runtime.memcpy(result.ctypes.data, buffer.ptr, nbytes, DEVICE_TO_HOST)
         return result
+
+    def wait(self) -> None:
+        self.runtime.deviceSynchronize()
 
     def event(self) -> Any:
         return self.cupy.cuda.Event(disable_timing=True)
@@ -117,13 +123,14 @@ class CupyRuntime:
     def prepare_kernel(self, program: Program, inputs: tuple[str, ...]) -> Any:
         return self._function(to_cuda.prepare_source(program, inputs), "gpuopt_prepare")
 
-    def rows_argument(self, program: Program, rows: Any) -> Any:
-        """The struct Rows by value: CuPy passes a zero-dimensional structured array as the bytes it holds."""
-        capacity = to_cuda.rows_capacity(program) * max(1, len(program.row))
-        argument = np.zeros((), np.dtype([("values", program.compute, capacity)]))
+    def rows_argument(self, program: Program, rows: Any, last: Any = None) -> Any:
+        """The struct Rows by value: CuPy passes a zero-dimensional structured array as the bytes it holds, and a launch copies it."""
+        if last is None:
+            capacity = to_cuda.rows_capacity(program) * max(1, len(program.row))
+            last = np.zeros((), np.dtype([("values", program.compute, capacity)]))
         if rows is not None:
-            argument["values"][: rows.size] = rows.reshape(-1)
-        return argument
+            last["values"][: rows.size] = rows.reshape(-1)
+        return last
 
     def decision_arguments(self, decision: Any) -> tuple[Any, ...]:
         assert decision.dtype == DECISION

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,7 +61,13 @@ class HostBackend:
     def check_plan(self) -> None:
         """Nothing stands against new launches."""
 
-    def synchronize(self, launches: Sequence[Launch]) -> int:
+    def wait(self) -> None:
+        """What was done is done."""
+
+    def recount(self, clocks: Sequence[Clock]) -> None:
+        """Step counts are on the host."""
+
+    def synchronize(self, clocks: Sequence[Clock], shared: Mapping[str, Any]) -> int:
         """Nothing to do: step counts are on the host, and skipped steps were counted as they happened."""
         return 0
 

@@ -205,6 +205,9 @@ class NumbaRuntime:
             self.streams[address] = cuda.external_stream(address) if address else cuda.default_stream()
         return self.streams[address]
 
+    def handle(self, stream: Any) -> int:
+        return int(stream.handle)
+
     def capturing(self, stream: Any) -> bool:
         from numba.cuda.cudadrv.driver import driver
 
@@ -233,8 +236,11 @@ class NumbaRuntime:
         buffer[: pinned.size].copy_to_device(pinned, stream=stream)
 
     def download(self, buffer: Any, nbytes: int, stream: Any) -> Any:
-        _cuda().synchronize()  # a graph may have been replayed on another stream
+        self.wait()  # a graph may have been replayed on another stream
         return buffer[:nbytes].copy_to_host()
+
+    def wait(self) -> None:
+        _cuda().synchronize()
 
     def event(self) -> Any:
         cuda = _cuda()
@@ -250,7 +256,7 @@ class NumbaRuntime:
     def prepare_kernel(self, program: Program, inputs: tuple[str, ...]) -> Any:
         return compiled(prepare_function(program, inputs), 1)
 
-    def rows_argument(self, program: Program, rows: Any) -> Any:
+    def rows_argument(self, program: Program, rows: Any, last: Any = None) -> Any:
         if rows is not None and len(rows):
             return tuple(rows[0])
         return (np.dtype(program.compute).type(0),) * len(program.row)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections import deque
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from functools import cache
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,12 +16,14 @@ class Runtime(Protocol):
     """Memory, streams and kernels of one CUDA library. Streams are what its launches and events take.
 
     allocate: memory that is not given to another before every kernel that may read it is done, whatever its stream.
+    rows_argument: what passes these rows by value; `last` is what it made for the step before, and may be used again.
     """
 
     row_limit: int | None  # rows of scalars that can travel by value; None: as many as the kernel argument holds
 
     def on_device(self, index: int) -> AbstractContextManager[Any]: ...
     def stream(self) -> Any: ...
+    def handle(self, stream: Any) -> int: ...
     def capturing(self, stream: Any) -> bool: ...
     def multiprocessors(self) -> int: ...
     def allocate(self, nbytes: int) -> Any: ...
@@ -36,7 +35,8 @@ class Runtime(Protocol):
     def update_kernel(self, program: Program) -> Any: ...
     def sums_kernel(self, storage: str, compute: str) -> Any: ...
     def prepare_kernel(self, program: Program, inputs: tuple[str, ...]) -> Any: ...
-    def rows_argument(self, program: Program, rows: NDArray[Any] | None) -> Any: ...
+    def wait(self) -> None: ...
+    def rows_argument(self, program: Program, rows: NDArray[Any] | None, last: Any = None) -> Any: ...
     def decision_arguments(self, decision: Decision) -> tuple[Any, ...]: ...
     def launch(self, kernel: Any, grid: int, arguments: tuple[Any, ...], stream: Any) -> None: ...
 
@@ -90,43 +90,6 @@ class Staging:
         return self.runtime.pinned(max(4096, 2 * size)), self.runtime.event()
 
 
-class Owned:
-    """The uploads of a step that is being captured: each from pinned memory of its own, which every replay reads again."""
-
-    def __init__(self, runtime: Runtime) -> None:
-        self.runtime = runtime
-        self.kept: list[Any] = []
-
-    def upload(self, buffer: Any, array: NDArray[Any], stream: Any) -> None:
-        """As Staging.upload."""
-        data = raw(array)
-        if data.size:
-            pinned = self.runtime.pinned(data.size)
-            pinned[:] = data
-            self.runtime.upload(buffer, pinned, stream)
-            self.kept.append((buffer, pinned))
-
-
 def raw(array: NDArray[Any]) -> NDArray[np.uint8]:
     """An array's bytes, in order."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-
-
-@cache
-def _exchange_mode() -> Any:
-    """cuThreadExchangeStreamCaptureMode, or what does nothing where there is no driver."""
-    try:
-        return ctypes.CDLL("libcuda.so.1").cuThreadExchangeStreamCaptureMode
-    except (OSError, AttributeError):
-        return lambda mode: 0
-
-
-@contextmanager
-def relaxed() -> Iterator[None]:
-    """Memory can be allocated inside while a stream is captured: by itself CUDA forbids it and ends the capture."""
-    mode = ctypes.c_int(2)  # CU_STREAM_CAPTURE_MODE_RELAXED; each call exchanges it with the mode of this thread
-    _exchange_mode()(ctypes.byref(mode))
-    try:
-        yield
-    finally:
-        _exchange_mode()(ctypes.byref(mode))

@@ -106,6 +106,9 @@ class SimulatorRuntime:
     def stream(self) -> Any:
         return 0
 
+    def handle(self, stream: Any) -> int:
+        return 0
+
     def capturing(self, stream: Any) -> bool:
         return False
 
@@ -128,6 +131,9 @@ class SimulatorRuntime:
         result: NDArray[np.uint8] = buffer.view(np.uint8)[:nbytes].copy()
         return result
 
+    def wait(self) -> None:
+        pass
+
     def event(self) -> Any:
         return _Event()
 
@@ -146,7 +152,7 @@ class SimulatorRuntime:
 
         return compiled(prepare_function(program, inputs), 1)
 
-    def rows_argument(self, program: Program, rows: NDArray[Any] | None) -> Any:
+    def rows_argument(self, program: Program, rows: NDArray[Any] | None, last: Any = None) -> Any:
         return tuple(rows[0]) if rows is not None and len(rows) else ()
 
     def decision_arguments(self, decision: Any) -> tuple[Any, ...]:

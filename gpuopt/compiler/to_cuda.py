@@ -224,9 +224,9 @@ struct Prepare {{  // {program.name}
   }
 };
 extern "C" __global__ void __launch_bounds__(THREADS)
-gpuopt_prepare(const Decision decision, const double* partials, const double* hyper, int64* steps,
+gpuopt_prepare(const Decision decision, const double* partials, const double* hyper, const Clock* clocks,
                Prepare::C* rows, int64* skip, int64* skipped) {
-  prepare<Prepare>(decision, partials, hyper, steps, rows, skip, skipped);
+  prepare<Prepare>(decision, partials, hyper, clocks, rows, skip, skipped);
 }
 """
     )

@@ -223,8 +223,8 @@ def _double(expr: Expr, whole: Collection[str] = ()) -> str:
 def _given(name: str, k: int, inputs: int) -> list[str]:
     """A hyperparameter: a number, or where on the device it is read; see Hyper in kernels/prepare.cuh."""
     return [
-        f"{name} = load_double(hyper, r * {inputs} + {k})",
-        f"source = load_word(hyper, (row_count + r) * {inputs} + {k})",
+        f"{name} = load_double(hyper, record * {2 * inputs} + {k})",
+        f"source = load_word(hyper, record * {2 * inputs} + {inputs + k})",
         "if source & 1 == 1:",
         f"    {name} = load_double(source - 1, 0)",
         "elif source != 0:",
@@ -243,7 +243,7 @@ def prepare_source(program: Program, inputs: tuple[str, ...]) -> str:
     stores = [f"store_row(rows, r * {len(program.row)} + {k}, {_double(e)})" for k, e in enumerate(program.row)]
     lines = [
         "def prepare(chunk_count, max_norm, grad_scale_value, grad_scale, found_inf, check_finite, row_count, partials,",
-        "            hyper, steps, rows, skip, skipped):",
+        "            hyper, clocks, rows, skip, skipped):",
         f"    squares = cuda.shared.array({t.THREADS}, D)",
         f"    broken = cuda.shared.array({t.THREADS}, D)",
         "    lane = cuda.threadIdx.x",
@@ -275,8 +275,10 @@ def prepare_source(program: Program, inputs: tuple[str, ...]) -> str:
         "            store_word(skipped, 0, load_word(skipped, 0) + 1)",
         f"    for r in range(lane, row_count, {t.THREADS}):",
         "        if not skipping:",
-        "            step = load_word(steps, r) + 1",
-        "            store_word(steps, r, step)",
+        "            counted = load_word(clocks, 2 * r)",
+        "            record = load_word(clocks, 2 * r + 1)",
+        "            step = load_word(counted, 0) + 1",
+        "            store_word(counted, 0, step)",
         *_indent(loads, 3),
         f"            {MULTIPLIER} = multiplier",
         *_indent([*body, *stores], 3),

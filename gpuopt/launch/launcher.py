@@ -40,6 +40,7 @@ class Clock:
     # Of the step that is being made: a schedule is asked once, `prepare` is called once.
     memo: Mapping[str, Any] | None = None
     derived: Mapping[str, float] | None = None
+    word: Any = None  # where a backend keeps the count on its device
 
     def values(self) -> Mapping[str, Any]:
         """The hyperparameters of the step that was just counted."""
@@ -67,6 +68,7 @@ class Demand(NamedTuple):
     found_inf: Any = None
     check_finite: bool = False
     on_device: bool = False
+    capturable: bool = False
 
     @property
     def sums(self) -> bool:
@@ -83,6 +85,7 @@ class Launch:
     arrays: list[dict[str, Any]]  # role -> array, one dict a tensor
     flags: Mapping[str, object] = field(default_factory=dict)
     private: dict[str, Any] = field(default_factory=dict)  # what a backend keeps with it: device tables, kernels
+    shared: dict[str, Any] = field(default_factory=dict)  # and with all launches of an engine on one device, later ones too
 
     @cached_property
     def inputs(self) -> tuple[str, ...]:
@@ -112,24 +115,35 @@ class Launch:
             made.extend(self.row(clock.step, *taken))
         return np.array(made).reshape(len(self.clocks), len(program.row))
 
-    def hyper(self, device: str) -> NDArray[np.float64]:
-        """The inputs of every row, for rows that are computed on that device: [2, clocks, inputs], numbers and then, as integers,
-        where on the device those are that are not known here. See Hyper in kernels/prepare.cuh. Raises DtypeError for one that is
-        on another device.
+    def records(self, on_device: bool) -> tuple[list[Clock], list[int]]:
+        """Whose hyperparameters `hyper` takes, and for each clock the place of its own. Clocks of one group have the same,
+        unless a schedule depends on their counts, which it cannot where these are kept on the device.
         """
-        result = np.zeros((2, len(self.clocks), len(self.inputs)))
-        numbers, sources = result[0], result[1].view(np.int64)
-        for k, clock in enumerate(self.clocks):
+        if not on_device:
+            return list(self.clocks), list(range(len(self.clocks)))
+        first: dict[int, int] = {}
+        places = [first.setdefault(clock.group, len(first)) for clock in self.clocks]
+        return [self.clocks[places.index(k)] for k in range(len(first))], places
+
+    def hyper(self, device: str, clocks: Sequence[Clock]) -> NDArray[np.float64]:
+        """The inputs of rows that are computed on that device: [clocks, 2, inputs], numbers and then, as integers, where on the
+        device those are that are not known here. See Hyper in kernels/prepare.cuh. Raises DtypeError for one that is on another
+        device.
+        """
+        result = np.zeros((len(clocks), 2, len(self.inputs)))
+        for record, clock in zip(result, clocks, strict=True):
             values = clock.environment(clock.step + 1)
-            for j, key in enumerate(self.keys):
-                value = 1.0 if key == MULTIPLIER else values[key]
-                if isinstance(value, float):
-                    numbers[k, j] = value
-                else:
-                    view = arrays.describe(value, key)
+            given = [1.0 if key == MULTIPLIER else values[key] for key in self.keys]
+            numbers = [value if isinstance(value, float) else 0.0 for value in given]
+            record[0] = numbers
+            for j, value in enumerate(given):
+                if value is not numbers[j]:
+                    view = arrays.describe(value, self.keys[j])
                     if view.device != device:
-                        raise DtypeError(f"{key} on {view.device}: expected it on {device}, where it is read")
-                    sources[k, j] = view.address | (view.dtype == "float64")
+                        raise DtypeError(
+                            f"{self.keys[j]} on {view.device}: expected it on {device}, where it is read"
+                        )
+                    record[1].view(np.int64)[j] = view.address | (view.dtype == "float64")
         return result
 
 
@@ -167,6 +181,17 @@ class Backend(Protocol):
         """Raise GpuoptError where new launches cannot be made now: the current stream is captured into a CUDA graph."""
         ...
 
-    def synchronize(self, launches: Sequence[Launch]) -> int:
-        """Bring step counts that live on the device back into the clocks; returns the steps skipped there since."""
+    def wait(self) -> None:
+        """Wait until the device has done all its work."""
+        ...
+
+    def recount(self, clocks: Sequence[Clock]) -> None:
+        """The counts of these clocks are those of the host: bring them to where CUDA graphs read them."""
+        ...
+
+    def synchronize(self, clocks: Sequence[Clock], shared: Mapping[str, Any]) -> int:
+        """Bring step counts that live on the device back into these clocks; returns the steps skipped there since.
+
+        shared: `Launch.shared` of the launches that they belong to.
+        """
         ...

@@ -6,6 +6,7 @@ kernel and no array library.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter, is_not
@@ -52,6 +53,7 @@ class Engine:
         self._numpy_flags: list[int] = []
         self._loose = False  # whether a parameter or mask can move while it stays the same object
         self._masks: list[tuple[Slot, View]] = []  # masks that can
+        self._shared: dict[tuple[str, str], dict[str, Any]] = {}  # what a backend keeps for all launches on a device
         self.planned = 0  # grows with every new plan of launches
 
     def choice(self, slot: Slot) -> tuple[str, str]:
@@ -233,7 +235,7 @@ class Engine:
 
     def _demand(self) -> Demand:
         s = self.settings
-        return Demand(s.max_grad_norm, s.grad_scale, s.found_inf, s.skip_nonfinite, self._on_device())
+        return Demand(s.max_grad_norm, s.grad_scale, s.found_inf, s.skip_nonfinite, self._on_device(), s.capturable)
 
     # ------------------------------------------------------------------------------------------- launches
 
@@ -255,6 +257,8 @@ class Engine:
         self._launches, self.planned = [], self.planned + 1
         for (device, name), by_signature in buckets.items():
             launches = [make_launch(signature, slots, self.settings.seed) for signature, slots in by_signature.items()]
+            for launch in launches:
+                launch.shared = self._shared.setdefault((device, name), {})
             mine = {id(slot.clock) for slots in by_signature.values() for slot in slots}
             self._launches.append((backends.get(name, device), launches, [c for c in running if id(c) in mine]))
             running = [c for c in running if id(c) not in mine]
@@ -266,12 +270,18 @@ class Engine:
         return mask, {n: fitted(a, slot, f"{keys[n]} of {slot.label}") for n, a in slot.states.items()}
 
     def _regroup(self) -> list[Clock]:
-        """Let slots of one group with equal counts share a clock, those with a gradient apart from those without."""
-        clocks: dict[tuple[int, int, bool], Clock] = {}
+        """Let slots of one group with equal counts share a clock, those with a gradient apart from those without. Where steps may be
+        captured each slot has its own, at the same place: replays of a graph that knows other slots advance it too.
+        """
+        clocks: dict[tuple[int, int, bool, int], Clock] = {}
+        shared = Counter(id(slot.clock) for slot in self.slots)
         for slot in self.slots:
-            group, step, _ = key = (slot.group, slot.clock.step, slot.grad_view is not None)
-            slot.clock = clocks.setdefault(key, self.clock(group, step))
-        return [clock for (_, _, on), clock in clocks.items() if on]
+            alone = slot.index if self.settings.capturable and slot.view.device != "cpu" else -1
+            group, step, *_ = key = (slot.group, slot.clock.step, slot.grad_view is not None, alone)
+            made = self.clock(group, step)
+            made.word = slot.clock.word if alone >= 0 and shared[id(slot.clock)] == 1 else None
+            slot.clock = clocks.setdefault(key, made)
+        return [clock for (_, _, on, _), clock in clocks.items() if on]
 
     def missing_states(self, slot: Slot, flags: Mapping[str, object]) -> dict[str, Any]:
         formats = self.settings.formats(self.rule)
@@ -315,9 +325,25 @@ class Engine:
                     arrays_of["g"] = slot.grad
 
     def synchronize(self) -> None:
-        """Bring step counts that live on a GPU back to the host; waits for the device: for saving and rebuilding only."""
-        for backend, launches, _ in self._launches:
-            self.skipped += backend.synchronize(launches)
+        """Bring step counts that live on a GPU back to the host, those of tensors without a gradient too, which a CUDA graph may
+        step; waits for the device: for saving and rebuilding only.
+        """
+        clocks = list({id(slot.clock): slot.clock for slot in self.slots}.values())
+        for backend, shared in self._backends():
+            self.skipped += backend.synchronize(clocks, shared)
+
+    def recount(self) -> None:
+        """Step counts were set on the host: those that CUDA graphs advance are so too."""
+        for backend, _ in self._backends():
+            backend.recount([slot.clock for slot in self.slots])
+
+    def wait(self) -> None:
+        """Wait for the devices, whose memory is read or written next on any stream."""
+        for backend, _ in self._backends():
+            backend.wait()
+
+    def _backends(self) -> list[tuple[Backend, dict[str, Any]]]:
+        return [(backends.get(name, device), shared) for (device, name), shared in self._shared.items()]
 
 
 def reshapes(change: Change) -> bool:

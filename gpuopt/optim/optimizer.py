@@ -196,13 +196,18 @@ class Optimizer:
     def state_dict(self) -> dict[str, Any]:
         """Copies of all states by parameter index, step counts and groups; see optim.state_dict."""
         self._engine.synchronize()
+        self._engine.wait()
         return state_dict.save(self.rule, self._engine.slots, self.param_groups)
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Take states, step counts and hyperparameters from `state_dict()`. Raises InputError and changes nothing if it
-        does not fit.
+        does not fit. With `capturable`, replays of CUDA graphs that were captured before go on with what was loaded.
         """
-        groups = state_dict.load(self.rule, self._engine.slots, self.param_groups, saved, self._engine.missing_states)
+        engine, in_place = self._engine, self.settings.capturable
+        engine.wait()
+        groups = state_dict.load(self.rule, engine.slots, self.param_groups, saved, engine.missing_states, in_place)
         for group, values in zip(self.param_groups, groups, strict=True):
             group.update(values)
-        self._engine.forget()
+        engine.forget()
+        engine.recount()
+        engine.wait()

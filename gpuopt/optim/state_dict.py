@@ -42,8 +42,12 @@ def load(
     groups: Sequence[Mapping[str, Any]],
     saved: Mapping[str, Any],
     allocate: Callable[[Slot, Mapping[str, object]], dict[str, Any]],
+    in_place: bool = False,
 ) -> list[dict[str, Any]]:
-    """Check and allocate everything, then fill the slots; returns the hyperparameters of each group. Raises InputError."""
+    """Check and allocate everything, then fill the slots; returns the hyperparameters of each group. Raises InputError.
+
+    in_place: into the arrays and step counts that are there, which CUDA graphs use; where none were saved, as for the first step.
+    """
     saved = as_saved(saved)
     check_form(rule, saved)
     sizes = [len(g["params"]) for g in saved["param_groups"]]
@@ -61,11 +65,30 @@ def load(
     made = []
     for index, slot in enumerate(slots):
         flags = rule.flags({**groups[slot.group], **values[slot.group]})
-        made.append((slot, *restored(rule, slot, saved["state"].get(index), flags, allocate)))
+        step, states = restored(rule, slot, saved["state"].get(index), flags, allocate)
+        if in_place and slot.states and not states:
+            states = allocate(without_states(slot), flags)
+        made.append((slot, step, states))
     for slot, step, states in made:
-        slot.states = states
-        slot.clock = type(slot.clock)(slot.group, step, slot.clock.environment)
+        slot.states = {name: written(slot.states.get(name), new) for name, new in states.items()} if in_place else states
+        word = slot.clock.word if in_place else None
+        slot.clock = type(slot.clock)(slot.group, step, slot.clock.environment, word=word)
     return values
+
+
+def without_states(slot: Slot) -> Slot:
+    return Slot(slot.label, slot.array, slot.view, slot.group, slot.clock)
+
+
+def written(old: Any, new: Any) -> Any:
+    """The old array with what the new one holds, where it fits into it; else the new one."""
+    if old is None:
+        return new
+    kind, view, like = arrays.kind_of(old, "state"), arrays.describe(old, "state"), arrays.describe(new, "state")
+    if (view.shape, view.strides, view.dtype) != (like.shape, like.strides, like.dtype):
+        return new
+    kind.assign(old, new)
+    return old
 
 
 def as_saved(saved: Any) -> Any:
@@ -151,8 +174,7 @@ def restored(
         raise InputError(f"state_dict of {slot.label}: {missing[0]} is missing")
     if not states:
         return step, {}
-    empty = Slot(slot.label, slot.array, slot.view, slot.group, slot.clock)
-    made = allocate(empty, flags)
+    made = allocate(without_states(slot), flags)
     for key, value in states.items():
         if names[key] in made:
             arrays.kind_of(slot.array, slot.label).assign(made[names[key]], value)

@@ -106,7 +106,7 @@ def assign(tensor: torch.Tensor, values: Any) -> None:
     tensor[...] = given
 
 
-TENSORS = Kind("torch", _is_tensor, describe, zeros, relayout, survives_fork(torch.clone), assign)
+TENSORS = Kind("torch", _is_tensor, describe, zeros, relayout, survives_fork(torch.clone), assign, pooled=True)
 arrays.register(TENSORS)
 
 

@@ -47,7 +47,7 @@ CONSTANTS: dict[str, Constant] = {
     "cuOccupancyMaxActiveBlocksPerMultiprocessor": ((0, 8, 4),),
     "cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags": ((0, 8, 4),),
     **dict.fromkeys(("cuInit", "cuDevicePrimaryCtxRelease", "cuDevicePrimaryCtxSetFlags", "cuMemPoolSetAttribute"), ()),
-    **dict.fromkeys(("cuGraphUpload", "cuGraphDestroy", "cuGraphExecDestroy"), ()),
+    "cuGraphUpload": (),
     **dict.fromkeys(
         ("cuFuncSetAttribute", "cuKernelSetAttribute", "cuFuncSetCacheConfig", "cuKernelSetCacheConfig"), ()
     ),
@@ -68,6 +68,7 @@ ALIASES = {
     "cuMemcpyAsync": "cuMemcpyHtoDAsync",
     "cuStreamCreateWithPriority": "cuStreamCreate",
     "cuGraphInstantiateWithFlags": "cuGraphInstantiate",
+    "cuGraphExecDestroy": "cuGraphDestroy",
     "cuModuleLoadDataEx": "cuModuleLoadData",
     "cuLibraryUnload": "cuModuleUnload",
     "cuLibraryGetModule": "cuKernelGetFunction",
@@ -104,6 +105,9 @@ SAME_IN_BOTH = [
 ]
 ALIASES |= {f"cuda{name}": f"cu{name}" for name in SAME_IN_BOTH}
 
+# Calls whose versions take other arguments, of which one is known by its whole name.
+OTHER_VERSIONS = ("cuStreamGetCaptureInfo_v2",)
+
 # What waits for the device, and so may not be called while a stream is captured.
 WAITS = {
     *("cuCtxSynchronize", "cuStreamSynchronize", "cuEventSynchronize", "cuStreamQuery", "cuEventQuery"),
@@ -116,14 +120,14 @@ ALLOCATES = {"cuMemAlloc", "cuMemHostAlloc"}
 # What finalizers call: at any time, so also from within another call.
 RELEASES = {
     *("cuMemFree", "cuMemFreeAsync", "cuMemFreeHost", "cuStreamDestroy", "cuEventDestroy"),
-    *("cuModuleUnload", "cuLinkDestroy"),
+    *("cuModuleUnload", "cuLinkDestroy", "cuGraphDestroy"),
 }
 
 
 def real_name(name: str) -> str:
     """The call that does the work: without its version, and not an alias."""
     for suffix in ("_v2", "_v3", "_ptsz", "_ptds"):
-        name = name.removesuffix(suffix)
+        name = name if name in OTHER_VERSIONS else name.removesuffix(suffix)
     while name in ALIASES:
         name = ALIASES[name]
     return name

@@ -24,7 +24,8 @@ from driver.plugin import driver
 from gpuopt import backends
 from gpuopt.backends import device
 from gpuopt.backends.cupy import CupyRuntime
-from gpuopt.backends.device import DeviceBackend, Resident
+from gpuopt.backends.device import DeviceBackend
+from gpuopt.backends.resident import Deciding
 from gpuopt.compiler import to_cuda
 from shim.scenarios import BARRIER, EDITS, edited
 from test_bits import FEW
@@ -168,10 +169,10 @@ def common_sums(patch: Patch) -> None:
     """All optimizers of a device put their sums into one buffer."""
     common: list[Any] = []
 
-    def get(self: Resident) -> Any:
+    def get(self: Deciding) -> Any:
         return common[0] if common else None
 
-    patch.setattr(Resident, "partials", property(get, lambda self, b: common.append(b) if b else None), raising=False)
+    patch.setattr(Deciding, "partials", property(get, lambda self, b: common.append(b) if b else None), raising=False)
 
 
 def strict(patch: Patch) -> None:

@@ -13,19 +13,50 @@ from typing import TypeVar
 from driver.answers import CONTEXT, DEVICES
 from driver.devices import Devices
 from driver.memory import Fault
-from driver.words import NOT_READY, SUCCESS, Words, put
+from driver.words import INVALID_VALUE, NOT_READY, SUCCESS, Words, low, put
 
 T = TypeVar("T")
 Work = Callable[[], None]
 RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED; 0 is that of all threads unless they say otherwise
+NO_DESTRUCTOR_SYNC, MOVE = 1, 1  # CUuserObject_flags, CUuserObjectRetain_flags
 DEFAULT_HANDLES = (0, 1, 2)  # null, legacy, per thread
 
 
-class Graph:
-    """The work of a captured stream, in order."""
+class Owned:
+    """A user object: `destroy(pointer)` is called when the last graph that holds it is gone and has done its work."""
 
-    def __init__(self) -> None:
-        self.work: list[Work] = []
+    def __init__(self, pointer: int, destroy: int, count: int) -> None:
+        self.pointer, self.destroy, self.count = pointer, destroy, count
+
+    def drop(self, count: int = 1) -> None:
+        self.count -= count
+        if not self.count:
+            ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.destroy)(self.pointer)
+
+
+class Graph:
+    """The work of a captured stream, in order, and the user objects that live as long. Instantiated, it is another one."""
+
+    def __init__(self, work: list[Work] | None = None, owned: list[Owned] | None = None) -> None:
+        self.work: list[Work] = [] if work is None else work
+        self.owned: list[Owned] = [] if owned is None else owned
+        self.replays = 0  # whose work is not yet done
+        self.destroyed = False
+
+    def instantiated(self) -> Graph:
+        for thing in self.owned:
+            thing.count += 1
+        return Graph([*self.work], [*self.owned])
+
+    def settle(self) -> None:
+        """Let go of what it holds once nothing needs it any more."""
+        if self.destroyed and not self.replays:
+            while self.owned:
+                self.owned.pop().drop()
+
+    def replayed(self) -> None:
+        self.replays -= 1
+        self.settle()
 
 
 class Stream:
@@ -73,6 +104,10 @@ class Streams(Devices):
         self.handle += 0x10
         self.objects[self.handle] = thing
         return self.handle
+
+    def handle_of(self, thing: object) -> int:
+        """The handle that it has, or a new one."""
+        return next((handle for handle, known in self.objects.items() if known is thing), None) or self.new(thing)
 
     def known(self, kind: type[T], handle: int) -> T:
         """What has that handle; a Fault where it is gone or something else."""
@@ -176,7 +211,7 @@ class Streams(Devices):
         stream = self.stream(a[0])
         if stream.capture is None:
             raise Fault("the end of a capture that has not begun")
-        put(a[1], self.new(stream.capture))
+        put(a[1], self.handle_of(stream.capture))
         stream.capture = None
 
     def cuThreadExchangeStreamCaptureMode(self, a: Words) -> None:
@@ -188,12 +223,40 @@ class Streams(Devices):
         """Whether a stream is captured and this thread has not said that it knows what it does."""
         return getattr(self.modes, "mode", 0) != RELAXED and self.captured()
 
+    def cuStreamGetCaptureInfo_v2(self, a: Words) -> None:
+        stream = self.stream(a[0])
+        put(a[1], int(stream.capture is not None), 4)
+        if stream.capture is not None and a[3]:
+            put(a[3], self.handle_of(stream.capture))
+
     def cuGraphInstantiate(self, a: Words) -> None:
-        put(a[0], a[1])
+        put(a[0], self.new(self.known(Graph, a[1]).instantiated()))
 
     def cuGraphLaunch(self, a: Words) -> None:
-        for work in self.known(Graph, a[0]).work:
-            self.enqueue(self.stream(a[1]), work)
+        graph, stream = self.known(Graph, a[0]), self.stream(a[1])
+        graph.replays += 1
+        for work in (*graph.work, graph.replayed):
+            self.enqueue(stream, work)
+
+    def cuGraphDestroy(self, a: Words) -> None:
+        graph = self.known(Graph, a[0])
+        del self.objects[a[0]]
+        graph.destroyed = True
+        graph.settle()
+
+    def cuUserObjectCreate(self, a: Words) -> int | None:
+        if low(a[4]) != NO_DESTRUCTOR_SYNC:
+            return INVALID_VALUE
+        put(a[0], self.new(Owned(a[1], a[2], low(a[3]))))
+        return None
+
+    def cuUserObjectRelease(self, a: Words) -> None:
+        self.known(Owned, a[0]).drop(low(a[1]))
+
+    def cuGraphRetainUserObject(self, a: Words) -> None:
+        graph, thing = self.known(Graph, a[0]), self.known(Owned, a[1])
+        thing.count += 0 if low(a[3]) == MOVE else low(a[2])
+        graph.owned += [thing] * low(a[2])
 
     # ---- events
 
