@@ -14,8 +14,8 @@ import pytest
 import gpuopt
 from gpuopt import arrays
 from gpuopt.errors import DtypeError, InputError
-from test_gpu_arrays import BACKENDS, CASES, LIBRARIES, ORDERS, host, trained
-from test_gpu_graphs import captured
+from graphs import captured, new_stream, stepped
+from test_gpu_arrays import BACKENDS, CASES, LIBRARIES, host, trained
 
 pytestmark = [pytest.mark.gpu, pytest.mark.multigpu]
 
@@ -112,10 +112,8 @@ def test_a_step_on_the_second_gpu_is_captured_and_replayed(backend: str) -> None
     for _ in range(4):
         usual.step([made[1]])
     with cupy.cuda.Device(1):
-        cupy.cuda.Device().synchronize()
-        stream = cupy.cuda.Stream(non_blocking=True)
-        with stream:
-            opt.step([grad])
+        stream = new_stream()
+        stepped(stream, opt, [grad])
         graph = captured(stream, lambda: opt.step([grad]))
         for _ in range(3):
             graph.launch(stream)
@@ -143,4 +141,3 @@ def test_what_lies_on_the_wrong_gpu_is_refused_by_name(backend: str) -> None:
     opt.param_groups[0]["lr"] = 1.0
     opt.step([near])
     assert np.isclose(host(param), 0, atol=1e-6).all()
-    assert ORDERS

@@ -16,7 +16,9 @@ DEVICE, HOST = 2, 1  # CUmemorytype and cudaMemoryType, where they agree
 
 
 class Transfers(Streams):
-    """failing: the number of the allocation to refuse, counted from 1, so that a test can run out of memory anywhere."""
+    """allocations: how many were asked for, of memory and events. failing: the number of the first one that is refused, as are all
+    behind it until it is 0 again: so a test can run out of memory anywhere.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,11 +29,15 @@ class Transfers(Streams):
     def cuMemAlloc(self, a: Words) -> int | None:
         if not a[1]:
             return INVALID_VALUE
-        self.allocations += 1
-        if self.allocations == self.failing:
-            raise MemoryError(f"allocation {self.failing} is to fail")
+        self.allocated()
         put(a[0], self.memory.allocate(a[1]))
         return None
+
+    def allocated(self) -> None:
+        """One more. Raises MemoryError where none is left."""
+        self.allocations += 1
+        if 0 < self.failing <= self.allocations:
+            raise MemoryError(f"allocation {self.allocations} is to fail")
 
     def memory_of(self, address: int) -> Memory:
         """The device memory that an address is in. Raises Fault where it is in none."""
@@ -52,7 +58,12 @@ class Transfers(Streams):
         put(a[0], self.memory.bytes.size // 2)
         put(a[1], self.memory.bytes.size)
 
+    def cuEventCreate(self, a: Words) -> None:
+        self.allocated()
+        super().cuEventCreate(a)
+
     def cuMemHostAlloc(self, a: Words) -> None:
+        self.allocated()
         raw = np.full(a[1] + 512, 0xEE, np.uint8)
         address = int(raw.ctypes.data) + -raw.ctypes.data % 256
         self.pinned[address] = (a[1], raw)

@@ -1,0 +1,154 @@
+"""Memory that runs out: each allocation of a construction, first steps and changes of plan fails in turn, with all behind it.
+
+    python -m pytest -p driver.plugin tests/driver/scarce.py
+
+After each failure parameters, states and step counts are what they were; the same call works once there is memory again, and the
+end has the bits of an undisturbed run. Run by tests/test_driver.py; a GPU cannot be told when to be full.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gpuopt
+from driver.plugin import driver
+from gpuopt import backends
+from gpuopt.backends.runtime import Staging
+from graphs import BACKENDS, captured, new_stream, stepped
+from samples import bits
+
+SIZES = (5, 40)
+MODES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "bfloat16 states and a norm": {"state_format": "bfloat16", "max_grad_norm": 1.0},
+    "skipping": {"skip_nonfinite": True, "max_grad_norm": 1.0, "state_format": "bfloat16"},
+    "captured": {"capturable": True, "max_grad_norm": 1.0},
+}
+Action = Callable[[], None]
+
+
+def to_host(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: to_host(value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [to_host(value) for value in tree]
+    return tree.get() if hasattr(tree, "get") else tree
+
+
+class Training:
+    """An optimizer over arrays of two dtypes, which take a launch each, and what is done with it, one action after the other."""
+
+    def __init__(self, backend: str, mode: str) -> None:
+        import cupy
+
+        self.backend, self.options = backend, MODES[mode]
+        rng = np.random.default_rng(0)
+        made = [[rng.standard_normal(n).astype(d) for n in SIZES for d in ("f4", "f2")] for _ in range(5)]
+        self.params, *self.grads = [[cupy.asarray(a) for a in arrays] for arrays in made]
+        self.stream = new_stream()
+        self.opt: Any = None
+        backends.get(backend, "cuda:0").staging = Staging(backends.get(backend, "cuda:0").runtime)  # type: ignore[attr-defined]
+        self.actions: list[Action] = [self.construct, self.first, self.moved, self.without, self.flagged]
+        if mode == "captured":
+            self.actions += [self.graph, self.replayed]
+        gc.collect()
+
+    def step(self, grads: list[Any]) -> None:
+        stepped(self.stream, self.opt, grads)
+
+    def construct(self) -> None:
+        groups = [{"params": self.params[::2]}, {"params": self.params[1::2], "lr": 0.1}]
+        self.opt = gpuopt.Adam(groups, lr=0.01, backend=self.backend, **self.options)
+
+    def first(self) -> None:
+        self.step([self.grads[0][::2], self.grads[0][1::2]])
+
+    def moved(self) -> None:
+        self.step([self.grads[1][::2], self.grads[1][1::2]])
+
+    def without(self) -> None:
+        """A parameter has no gradient."""
+        self.step([self.grads[2][::2], [None, self.grads[2][3]]])
+
+    def flagged(self) -> None:
+        """A flag asks for one more state."""
+        self.opt.param_groups[1]["amsgrad"] = True
+        self.step([self.grads[3][::2], self.grads[3][1::2]])
+
+    def graph(self) -> None:
+        self.captured = captured(self.stream, lambda: self.opt.step([self.grads[0][::2], self.grads[0][1::2]]))
+
+    def replayed(self) -> None:
+        self.captured.launch(self.stream)
+        self.flagged()
+        self.captured.launch(self.stream)
+
+    def found(self) -> Any:
+        """The bits of all that a step may change."""
+        self.stream.synchronize()
+        state = None if self.opt is None else self.opt.state_dict()["state"]
+        return bits(to_host([self.params, state]))
+
+
+@contextmanager
+def full(number: int) -> Iterator[None]:
+    """Memory that is full from this allocation on, counted from here."""
+    driver.failing = driver.allocations + number
+    try:
+        yield
+    finally:
+        driver.failing = 0
+
+
+def undisturbed(backend: str, mode: str) -> tuple[list[Any], int]:
+    """What is there before each action and at the end; and how many allocations there are, if nothing looks between."""
+    import cupy
+
+    training = Training(backend, mode)
+    seen = [training.found()]
+    for action in training.actions:
+        action()
+        seen.append(training.found())
+    training = Training(backend, mode)
+    before = driver.allocations
+    for action in training.actions:
+        action()
+    count = driver.allocations - before
+    assert training.found() == seen[-1], "looking changes nothing"
+    cupy.cuda.Device().synchronize()
+    return seen, count
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_whatever_allocation_fails_nothing_is_lost(backend: str, mode: str) -> None:
+    import cupy
+
+    with cupy.cuda.using_allocator(None):  # CuPy's pool would hand out what it has
+        expected, count = undisturbed(backend, mode)
+        assert count > 20
+        failed = 0
+        for number in range(1, count + 1):
+            training, left = Training(backend, mode), number
+            for action, before in zip(training.actions, expected, strict=False):
+                already = driver.allocations
+                try:
+                    with full(left):
+                        action()
+                except Exception as error:
+                    assert not isinstance(error, AssertionError)
+                    failed += 1
+                    place = f"allocation {number} of {count}, in {action.__name__}: {type(error).__name__}: {error}"
+                    assert training.found() == before, place
+                    action()
+                    left = 1 << 60
+                left -= driver.allocations - already
+            assert training.found() == expected[-1], f"allocation {number} of {count}"
+        assert failed == count
+        print(f"{count} allocations")
