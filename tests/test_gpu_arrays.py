@@ -129,3 +129,20 @@ def test_an_interface_says_on_which_gpu_it_lies(library: str, monkeypatch: pytes
     assert arrays.describe(array, "array").device == "cuda:0"
     monkeypatch.setattr(arrays, "_interface_device", lambda address: "cuda:1")
     assert arrays.describe(array, "array").device == "cuda:1"
+
+
+@pytest.mark.parametrize("options", [{"skip_nonfinite": True}, {"capturable": True}, {"max_grad_norm": 1.0}], ids=str)
+def test_tensors_of_several_dtypes_that_share_a_step_count(options: dict[str, Any]) -> None:
+    """One launch for each dtype; all of them are counted once a step."""
+    rng, results = np.random.default_rng(0), []
+    made = [rng.standard_normal((2, 50)).astype(dtype) for dtype in ("float32", "float64", "float16", "float32")]
+    for backend in ("numpy", *BACKENDS):
+        place: Place = (lambda a: a) if backend == "numpy" else to_cupy
+        params = [place(p.copy()) for p, _ in made]
+        opt = gpuopt.AdamW(params, lr=0.1, backend=backend, **options)
+        for _ in range(3):
+            opt.step([place(g) for _, g in made])
+        assert opt.launches == 3
+        assert [s["step"] for s in opt.state_dict()["state"].values()] == [3] * 4
+        results.append([host(p).tobytes() for p in params])
+    assert results[0] == results[1] == results[2]

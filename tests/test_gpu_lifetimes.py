@@ -70,6 +70,7 @@ def test_nothing_is_kept_once_the_graph_is_gone_and_its_work_is_done(backend: st
     import cupy
 
     free_what_is_over(backend)
+    free_what_is_over(backend)
     before = len(kept(backend)), len(backends.get(backend, "cuda:0").buffers)
     stream = new_stream()
     param, grad = device_array(0), device_array(1)
@@ -81,9 +82,10 @@ def test_nothing_is_kept_once_the_graph_is_gone_and_its_work_is_done(backend: st
     del graphs[0]
     stepped(stream, opt, [grad])
     assert len(kept(backend)) == before[0] + 2
+    del opt
+    no_garbage_of_others()  # which waits for the device
     graphs[0].launch(stream)
-    del opt, graphs[0]
-    gc.collect()
+    del graphs[0]
     assert not any(life.over for life, _ in kept(backend)), "its work is not done"
     stream.synchronize()
     assert [life.over for life, _ in kept(backend)[-2:]] == [True, False]
@@ -200,6 +202,19 @@ def test_a_replay_alone_counts_for_tensors_that_have_no_gradient_now(backend: st
     twins.eager(1)
     every()
     twins.check()  # nothing but the graph steps the other two
+
+
+@pytest.mark.parametrize("options", ({"skip_nonfinite": True}, {"capturable": True}), ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_group_that_is_added_leaves_the_counts_on_the_gpu(backend: str, options: Any) -> None:
+    stream, grads = new_stream(), [device_array(1)]
+    opt = gpuopt.AdamW([device_array(0)], backend=backend, **options)
+    for _ in range(3):
+        stepped(stream, opt, grads)
+    opt.add_param_group({"params": [device_array(2)]})
+    assert opt.state_dict()["state"][0]["step"] == 3
+    stepped(stream, opt, [grads, grads])
+    assert [s["step"] for s in opt.state_dict()["state"].values()] == [4, 1]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

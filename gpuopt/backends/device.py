@@ -36,6 +36,7 @@ class DeviceBackend:
 
     name = ""
     device = "cuda"
+    counts = True
 
     def __init__(self, runtime: Runtime, index: int = 0) -> None:
         self.runtime, self.index = runtime, index
@@ -77,7 +78,7 @@ class DeviceBackend:
         residents = [self._resident(launch, stream) for launch in launches]
         if demand.on_device or demand.sums:
             deciding = self._deciding(launches, demand, stream)
-            self._decide(launches, residents, deciding, demand, stream, self.staging.upload)
+            self._decide(launches, residents, deciding, demand, clocks, stream, self.staging.upload)
             return
         rows = advance(clocks, launches, 1.0 if demand.grad_scale is None else div(1.0, float(demand.grad_scale)))
         for launch, resident, row in zip(launches, residents, rows, strict=True):
@@ -100,7 +101,7 @@ class DeviceBackend:
         mine = [r.captured(launch, stream, owned.upload) for r, launch in zip(residents, launches, strict=True)]
         read = [demand, *map(needed, launches)]
         self.graphs.append((Life(self.runtime.handle(stream)), (owned.kept, mine, deciding, read)))
-        self._decide(launches, mine, deciding, demand, stream, owned.upload)
+        self._decide(launches, mine, deciding, demand, (), stream, owned.upload)
 
     def _decide(
         self,
@@ -108,6 +109,7 @@ class DeviceBackend:
         residents: Sequence[Resident],
         deciding: Deciding,
         demand: Demand,
+        clocks: Sequence[Clock],
         stream: Any,
         upload: Upload,
     ) -> None:
@@ -118,9 +120,8 @@ class DeviceBackend:
             deciding.there = b""
             upload(deciding.hyper, data, stream)
         if not demand.on_device:
-            for launch in launches:
-                for clock in launch.clocks:
-                    clock.step += 1
+            for clock in clocks:
+                clock.step += 1
         if demand.sums:
             self._sums(launches, residents, deciding, stream)
         for kernel, given in zip(deciding.prepares, arguments, strict=True):

@@ -19,6 +19,7 @@ class HostBackend:
 
     name = ""
     device = "cpu"
+    counts = False
 
     def __init__(self, index: int = 0) -> None:
         """There is one host."""

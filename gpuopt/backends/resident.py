@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from copy import copy
+from itertools import pairwise
 from operator import is_
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -128,9 +129,9 @@ def counts_of(backend: DeviceBackend, launches: Sequence[Launch], stream: Any) -
         if clock.word is not None and clock.word.counts.backend is not backend:
             clock.word = None  # the tensor has moved to another device
     recount([c for c in clocks if c.word is not None and c.word.counts.known[c.word.place] != c.step], stream)
-    new = [clock for clock in clocks if clock.word is None]
+    new = {id(clock): clock for clock in clocks if clock.word is None}
     if new:
-        Counts(backend, new, stream)
+        Counts(backend, list(new.values()), stream)
     return list({id(clock.word.counts): clock.word.counts for clock in clocks}.values())
 
 
@@ -174,7 +175,8 @@ class Deciding(Held):
         own = 0 if self.on_device else sum(len(launch.clocks) for launch in launches)
         self.hyper = self.allocate(8 * (self.begins[-1] + own))
         self.counts = counts_of(backend, launches, stream) if self.on_device else []
-        self.clocks = [self.filled(self._where(launches, k), stream) for k in range(len(launches))]
+        where = zip(self._counted(launches, stream), self.records, strict=True)
+        self.clocks = [self.filled(np.array([at, places], np.int64).T, stream) for at, (_, places) in where]
         sized = [(len(x.clocks) * len(x.plan.program.row), STORAGES[x.plan.program.compute]) for x in launches]
         self.rows = [self.allocate(count * storage.itemsize) for count, storage in sized]
         if "flags" not in launches[0].shared:
@@ -187,15 +189,21 @@ class Deciding(Held):
         self._made: list[tuple[Any, ...]] = []
         self._demand: Demand | None = None
 
-    def _where(self, launches: Sequence[Launch], k: int) -> NDArray[np.int64]:
-        """Of each row of a launch the address of its count, and the place of its hyperparameters."""
-        launch, (_, places) = launches[k], self.records[k]
-        if self.on_device:
-            addresses = [clock.word.address for clock in launch.clocks]
-        else:
-            first = self.begins[-1] + sum(len(before.clocks) for before in launches[:k])
-            addresses = [self.address(self.hyper) + 8 * (first + j) for j in range(len(launch.clocks))]
-        return np.array([addresses, places], np.int64).T
+    def _counted(self, launches: Sequence[Launch], stream: Any) -> list[list[int]]:
+        """The address of each clock's count, for each launch. A clock of several launches is counted in each of them, by itself."""
+        if not self.on_device:
+            first = self.address(self.hyper) + 8 * self.begins[-1]
+            begins = np.cumsum([0, *(len(launch.clocks) for launch in launches)]).tolist()
+            return [list(range(first + 8 * a, first + 8 * b, 8)) for a, b in pairwise(begins)]
+        seen: set[int] = set()
+        found = []
+        for launch in launches:
+            again = [clock for clock in launch.clocks if id(clock) in seen]
+            twins = self.address(self.filled(np.array([c.step for c in again], np.int64), stream)) if again else 0
+            places = {id(clock): twins + 8 * k for k, clock in enumerate(again)}
+            found.append([places[id(c)] if id(c) in places else c.word.address for c in launch.clocks])
+            seen |= {id(clock) for clock in launch.clocks}
+        return found
 
     def captured(self) -> Deciding:
         """The same with hyperparameters and sums of its own, as a graph reads them."""

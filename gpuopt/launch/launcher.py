@@ -168,10 +168,11 @@ def advance(
 
 
 class Backend(Protocol):
-    """See gpuopt.backends."""
+    """See gpuopt.backends. counts: whether it can keep step counts on its device."""
 
     name: str
     device: str
+    counts: bool
 
     def step(self, launches: Sequence[Launch], demand: Demand, clocks: Sequence[Clock]) -> bool:
         """Run one step; advances the clocks unless the step is skipped. Returns False if it was skipped (host only)."""

@@ -7,7 +7,7 @@ kernel and no array library.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from operator import attrgetter, is_not
 from typing import Any
@@ -242,15 +242,16 @@ class Engine:
     def _rebuild(self) -> None:
         """Make states, clocks and launches anew. Everything is allocated before any slot changes."""
         active = [slot for slot in self.slots if slot.grad_view is not None]
-        places = [(slot.view.device, self.choice(slot)[0]) for slot in active]
-        for device, name in dict.fromkeys(places):
+        names = {device: self.choice(slot)[0] for device, slot in {slot.view.device: slot for slot in active}.items()}
+        places = [(slot.view.device, names[slot.view.device]) for slot in active]
+        for device, name in names.items():
             backends.get(name, device).check_plan()
         self.synchronize()
         flags = [dict(f) for f in self._flags()]
         made = [(slot, *self._fitted(slot), self.missing_states(slot, flags[slot.group])) for slot in active]
         for slot, mask, states, more in made:
             slot.mask, slot.states = mask, states | more
-        running = self._regroup()
+        running = self._regroup({device for device, name in names.items() if backends.get(name, device).counts})
         buckets: dict[tuple[str, str], dict[Signature, list[Slot]]] = {}
         for slot, where in zip(active, places, strict=True):
             buckets.setdefault(where, {}).setdefault(self._signature(slot, flags[slot.group]), []).append(slot)
@@ -269,17 +270,19 @@ class Engine:
         mask = None if slot.mask is None else fitted(slot.mask, slot, f"mask of {slot.label}")
         return mask, {n: fitted(a, slot, f"{keys[n]} of {slot.label}") for n, a in slot.states.items()}
 
-    def _regroup(self) -> list[Clock]:
+    def _regroup(self, counting: Set[str]) -> list[Clock]:
         """Let slots of one group with equal counts share a clock, those with a gradient apart from those without. Where steps may be
-        captured each slot has its own, at the same place: replays of a graph that knows other slots advance it too.
+        captured, on devices that keep counts, each slot has its own, at the same place: replays of a graph that knows other slots
+        advance it too.
         """
         clocks: dict[tuple[int, int, bool, int], Clock] = {}
-        shared = Counter(id(slot.clock) for slot in self.slots)
+        words = Counter(slot.clock.word for slot in self.slots)
         for slot in self.slots:
-            alone = slot.index if self.settings.capturable and slot.view.device != "cpu" else -1
-            group, step, *_ = key = (slot.group, slot.clock.step, slot.grad_view is not None, alone)
-            made = self.clock(group, step)
-            made.word = slot.clock.word if alone >= 0 and shared[id(slot.clock)] == 1 else None
+            word = slot.clock.word if words[slot.clock.word] == 1 else None
+            alone = self.settings.capturable and (slot.view.device in counting or word is not None)
+            key = (slot.group, slot.clock.step, slot.grad_view is not None, slot.index if alone else -1)
+            made = self.clock(slot.group, slot.clock.step)
+            made.word = word if alone else None
             slot.clock = clocks.setdefault(key, made)
         return [clock for (_, _, on, _), clock in clocks.items() if on]
 
