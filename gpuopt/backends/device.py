@@ -67,6 +67,11 @@ class DeviceBackend:
             self._step(launches, demand, clocks)
         return True
 
+    def ready(self, launches: Sequence[Launch], demand: Demand) -> None:
+        """Allocate and compile what the first step of these launches needs."""
+        with self.runtime.on_device(self.index):
+            self._made(launches, demand, self.runtime.stream())
+
     def _step(self, launches: Sequence[Launch], demand: Demand, clocks: Sequence[Clock]) -> None:
         stream = self.runtime.stream()
         if self.runtime.capturing(stream):
@@ -75,15 +80,26 @@ class DeviceBackend:
             return
         if self.graphs and any(life.over for life, _ in self.graphs):
             self.release()
-        residents = [self._resident(launch, stream) for launch in launches]
-        if demand.on_device or demand.sums:
-            deciding = self._deciding(launches, demand, stream)
+        residents, deciding = self._made(launches, demand, stream)
+        if deciding is not None:
             self._decide(launches, residents, deciding, demand, clocks, stream, self.staging.upload)
             return
         rows = advance(clocks, launches, 1.0 if demand.grad_scale is None else div(1.0, float(demand.grad_scale)))
-        for launch, resident, row in zip(launches, residents, rows, strict=True):
-            by_value = self._by_value(launch, resident, row, stream)
+        try:
+            given = [self._by_value(*one, stream) for one in zip(launches, residents, rows, strict=True)]
+        except BaseException:
+            for clock in clocks:
+                clock.step -= 1
+            raise
+        for launch, resident, by_value in zip(launches, residents, given, strict=True):
             self._update(launch, resident, by_value, resident.rows, 0, stream)
+
+    def _made(
+        self, launches: Sequence[Launch], demand: Demand, stream: Any
+    ) -> tuple[list[Resident], Deciding | None]:
+        """What the step needs on the device, made at its first one."""
+        residents = [self._resident(launch, stream) for launch in launches]
+        return residents, self._deciding(launches, demand, stream) if demand.on_device or demand.sums else None
 
     def _capture(self, launches: Sequence[Launch], demand: Demand, stream: Any) -> None:
         if not demand.capturable:

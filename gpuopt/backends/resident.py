@@ -106,9 +106,11 @@ class Counts(Held):
     def write(self, steps: dict[int, int], stream: Any) -> None:
         """Other counts at some places; waits for the device, for the others go on as they are there."""
         self.read(stream)
+        known = self.known.copy()
         for place, step in steps.items():
-            self.known[place] = step
-        self.backend.staging.upload(self.buffer, self.known, stream)
+            known[place] = step
+        self.backend.staging.upload(self.buffer, known, stream)
+        self.known = known  # not before it is on its way there
 
 
 class Word(NamedTuple):
