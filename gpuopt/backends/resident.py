@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuopt import arrays
-from gpuopt.backends.runtime import DECISION
+from gpuopt.backends.runtime import DECISION, raw
 from gpuopt.errors import DtypeError, GpuoptError
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.launch import table as t
@@ -109,8 +109,8 @@ class Counts(Held):
         known = self.known.copy()
         for place, step in steps.items():
             known[place] = step
-        self.backend.staging.upload(self.buffer, known, stream)
-        self.known = known  # not before it is on its way there
+        self.backend.runtime.upload(self.buffer, raw(known), stream)  # read at once, since it is not pinned: nothing to allocate
+        self.known = known
 
 
 class Word(NamedTuple):

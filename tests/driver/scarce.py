@@ -55,7 +55,10 @@ class Training:
         self.empty_staging()
         self.actions: list[Action] = [self.construct, self.first, self.moved, self.without, self.flagged]
         if mode == "captured":
-            self.actions += [self.graph, self.replay, self.moved, self.replay]
+            self.actions += [self.graph, self.replay]
+        self.actions += [self.save, self.moved, self.load, self.moved]
+        if mode == "captured":
+            self.actions += [self.replay]
 
     def empty_staging(self) -> None:
         """Uploads have to allocate again."""
@@ -90,6 +93,12 @@ class Training:
 
     def replay(self) -> None:
         self.captured.launch(self.stream)
+
+    def save(self) -> None:
+        self.saved = self.opt.state_dict()
+
+    def load(self) -> None:
+        self.opt.load_state_dict(self.saved)
 
     def found(self) -> Any:
         """The bits of all that a step may change."""
