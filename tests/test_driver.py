@@ -22,7 +22,8 @@ FILES = sorted(
     path.name for path in TESTS.glob("test_*.py") if "mark.gpu" in path.read_text() and path != Path(__file__)
 )
 PARTS = 4  # each takes ten seconds to start
-CHOSEN = "gpu and not hardware and not multigpu"
+CHOSEN = "gpu and not hardware"
+PLANTED = ("driver/planted.py", "driver/planted_numba.py")
 Count = Callable[[str, object], None]
 
 
@@ -54,7 +55,17 @@ def test_on_the_stand_in(part: int, record_property: Count) -> None:
 
 @pytest.mark.slow
 def test_planted_faults_are_found(record_property: Count) -> None:
-    record_property("planted", passed(interpret("driver/planted.py")))
+    record_property("planted", passed(interpret(*PLANTED)))
+
+
+@pytest.mark.slow
+def test_memory_may_run_out_anywhere() -> None:
+    passed(interpret("driver/scarce.py"))
+
+
+@pytest.mark.long
+def test_memory_may_run_out_anywhere_once() -> None:
+    passed(interpret("--long", "-m", "long", "driver/scarce.py"))
 
 
 @pytest.mark.long

@@ -68,9 +68,12 @@ class DeviceBackend:
         return True
 
     def ready(self, launches: Sequence[Launch], demand: Demand) -> None:
-        """Allocate and compile what the first step of these launches needs."""
+        """Allocate and compile what a step of these launches needs."""
         with self.runtime.on_device(self.index):
-            self._made(launches, demand, self.runtime.stream())
+            stream = self.runtime.stream()
+            if not self.runtime.capturing(stream):
+                self._made(launches, demand, stream)
+                self.staging.fill()
 
     def _step(self, launches: Sequence[Launch], demand: Demand, clocks: Sequence[Clock]) -> None:
         stream = self.runtime.stream()
@@ -86,7 +89,7 @@ class DeviceBackend:
             return
         rows = advance(clocks, launches, 1.0 if demand.grad_scale is None else div(1.0, float(demand.grad_scale)))
         try:
-            given = [self._by_value(*one, stream) for one in zip(launches, residents, rows, strict=True)]
+            given = [self._by_value(*one, stream) for one in zip(residents, rows, strict=True)]
         except BaseException:
             for clock in clocks:
                 clock.step -= 1
@@ -167,13 +170,10 @@ class DeviceBackend:
             deciding.measure(launches, stream, self.staging.upload)
         return deciding
 
-    def _by_value(self, launch: Launch, resident: Resident, rows: Any, stream: Any) -> Any:
+    def _by_value(self, resident: Resident, rows: Any, stream: Any) -> Any:
         """The rows if they travel by value; None once they have been uploaded."""
-        limit = self.runtime.row_limit
-        if len(rows) <= (rows_capacity(launch) if limit is None else limit):
-            return rows
         if resident.rows is None:
-            resident.rows = resident.allocate(rows.nbytes)
+            return rows
         self.staging.upload(resident.rows, rows, stream)
         return None
 
@@ -251,10 +251,3 @@ def needed(launch: Launch) -> list[Any]:
     held = [a for of in launch.arrays for role, a in of.items() if role != "g" or not arrays.kind_of(a, role).pooled]
     values = [clock.environment(clock.step + 1) for clock in launch.records(True)[0]]
     return held + [v for of in values for name, v in of.items() if name != GIVEN and not isinstance(v, float)]
-
-
-def rows_capacity(launch: Launch) -> int:
-    """Rows that fit into a kernel argument."""
-    from gpuopt.compiler.to_cuda import rows_capacity as capacity
-
-    return capacity(launch.plan.program)

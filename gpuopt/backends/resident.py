@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from gpuopt import arrays
 from gpuopt.backends.runtime import DECISION, raw
+from gpuopt.compiler.to_cuda import rows_capacity
 from gpuopt.errors import DtypeError, GpuoptError
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.launch import table as t
@@ -79,7 +80,10 @@ class Resident(Held):
         self.table = self.filled(plan.table, stream)
         self.tiles = self.filled(plan.tiles, stream)
         self.version = plan.version
-        self.rows: Any = None  # of a plain step, where they do not travel by value
+        limit, count = backend.runtime.row_limit, len(launch.clocks)
+        by_value = count <= (rows_capacity(plan.program) if limit is None else limit)
+        size = count * len(plan.program.row) * STORAGES[plan.program.compute].itemsize
+        self.rows = None if by_value else self.allocate(size)  # of a plain step, where they do not travel by value
         self.argument: Any = None  # what passes them, or that there are none, by value
 
     def captured(self, launch: Launch, stream: Any, upload: Upload) -> Resident:

@@ -179,7 +179,7 @@ class Backend(Protocol):
         ...
 
     def ready(self, launches: Sequence[Launch], demand: Demand) -> None:
-        """Make what their first step needs, where another backend has launches of the same step."""
+        """Allocate what a step of them needs, where another backend has launches of the same step."""
         ...
 
     def check_plan(self) -> None:

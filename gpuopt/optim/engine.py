@@ -197,7 +197,7 @@ class Engine:
                 "lr is a function of the step count, which stays on the GPU where a step may be skipped or captured: "
                 "set group['lr'] to a number before each step instead"
             )
-        if self._added and len(self._launches) > 1:  # what one of them cannot do is not begun by another
+        if len(self._launches) > 1:  # what one of them cannot do is not begun by another
             for backend, launches, _ in self._launches:
                 backend.ready(launches, demand)
         for backend, launches, clocks in self._launches:

@@ -28,6 +28,7 @@ MODES: dict[str, dict[str, Any]] = {
     "bfloat16 states": {"state_format": "bfloat16", "max_grad_norm": 1.0},
     "skipping": {"skip_nonfinite": True, "max_grad_norm": 1.0, "state_format": "bfloat16"},
     "captured": {"capturable": True, "max_grad_norm": 1.0},
+    "two GPUs": {},
 }
 Action = Callable[[], None]
 
@@ -41,15 +42,17 @@ def to_host(tree: Any) -> Any:
 
 
 class Training:
-    """An optimizer over arrays of two dtypes, which take a launch each, and what is done with it, one action after the other."""
+    """An optimizer over arrays of two dtypes, or on two GPUs, which take a launch each, and what is done with it, one action after
+    the other.
+    """
 
     def __init__(self, backend: str, mode: str) -> None:
-        import cupy
-
         self.backend, self.options = backend, MODES[mode]
         rng = np.random.default_rng(0)
-        made = [[rng.standard_normal(n).astype(d) for n in SIZES for d in ("f4", "f2")] for _ in range(5)]
-        self.params, *self.grads = [[cupy.asarray(a) for a in arrays] for arrays in made]
+        self.several = mode == "two GPUs"
+        dtypes = ("f4", "f4") if self.several else ("f4", "f2")
+        made = [[rng.standard_normal(n).astype(d) for n in SIZES for d in dtypes] for _ in range(5)]
+        self.params, *self.grads = [[self.placed(k % 2, a) for k, a in enumerate(arrays)] for arrays in made]
         self.stream = new_stream()
         self.opt: Any = None
         self.empty_staging()
@@ -60,13 +63,23 @@ class Training:
         if mode == "captured":
             self.actions += [self.replay]
 
+    def placed(self, which: int, array: Any) -> Any:
+        import cupy
+
+        with cupy.cuda.Device(which if self.several else 0):
+            return cupy.asarray(array)
+
     def empty_staging(self) -> None:
         """Uploads have to allocate again."""
-        there: Any = backends.get(self.backend, "cuda:0")
-        there.staging = Staging(there.runtime)
+        for device in ("cuda:0", "cuda:1"):
+            there: Any = backends.get(self.backend, device)
+            there.staging = Staging(there.runtime)
 
     def step(self, grads: list[Any]) -> None:
-        stepped(self.stream, self.opt, grads)
+        if self.several:
+            self.opt.step(grads)
+        else:
+            stepped(self.stream, self.opt, grads)
 
     def construct(self) -> None:
         groups = [{"params": self.params[::2]}, {"params": self.params[1::2], "lr": 0.1}]
