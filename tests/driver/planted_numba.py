@@ -20,7 +20,7 @@ from driver.planted import everything, failure
 from gpuopt import arrays, backends
 from gpuopt.backends.cupy import CupyRuntime
 from gpuopt.backends.numba_cuda import NumbaRuntime
-from gpuopt.compiler import to_numba_cuda
+from gpuopt.compiler import nvrtc, to_numba_cuda
 from gpuopt.launch import table
 
 Patch = pytest.MonkeyPatch
@@ -76,6 +76,15 @@ def on_the_first(zeros: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
 
 
 ADDRESS = f"load_word(record, {table.ADDRESS})"
+def fused(patch: Patch) -> None:
+    """Products of `prepare` that do not say how they are rounded."""
+    patch.setitem(to_numba_cuda._DOUBLE, "mul", "({} * {})")
+
+
+def fused_by_nvrtc(patch: Patch) -> None:
+    patch.setitem(nvrtc.OPTIONS, "fma", True)
+
+
 SYNC, NOTHING = "cuda.syncthreads()", "pass"
 FAULTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "sums without the tree's barrier": (text("sums_source", SYNC, NOTHING), numba),
@@ -88,6 +97,8 @@ FAULTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "address of 32 bits": (text("cuda_source", ADDRESS, f"({ADDRESS} & 0xFFFFFFFF)"), numba),
     "arguments swapped": (arguments(lambda a: (a[1], a[0], *a[2:])), numba),
     "argument of 32 bits": (arguments(lambda a: (int(np.int32(a[0] & 0x7FFFFFFF)), *a[1:])), numba),
+    "products that may be fused": (fused, numba),
+    "products that are fused": (fused_by_nvrtc, everything),
     "launched on the current device": (current_device, second_gpu),
     "states on the current device": (states_of_the_current_device, second_gpu),
 }
