@@ -59,9 +59,9 @@ def test_on_the_stand_in(part: int, record_property: Count) -> None:
 @pytest.mark.parametrize(("capability", "seed"), [("7.5", "1"), ("8.6", "2"), ("12.0", "3")])
 def test_other_architectures_and_orders_of_threads(capability: str, seed: str) -> None:
     """What is compiled for them differs; any order of threads gives the same bits."""
-    chosen = "(adamw or lion) and float32-everything or bfloat16-state16-everything and rmsprop or float16-everything and sgd"
+    chosen = "adamw-float32-everything or rmsprop-bfloat16-state16-everything"
     done = interpret("-m", CHOSEN, "-k", chosen, "test_bits_gpu.py", PTX_CAPABILITY=capability, PTX_SEED=seed)
-    assert passed(done) == 8
+    assert passed(done) == 4
 
 
 @pytest.mark.slow
