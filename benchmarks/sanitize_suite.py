@@ -1,7 +1,7 @@
 """A few steps of every optimizer on small, odd tensors, for compute-sanitizer: every kernel once, each array an allocation.
 
-Started by `run_gpu.sh` under memcheck and racecheck; runs by itself too, on fewer sizes or optimizers where it is told so. Compares with the NumPy backend, bit for bit, so that
-a sanitizer that changes nothing but timing also finds wrong results. Exits 0 without a GPU, saying so.
+Started by `run_gpu.sh` under memcheck and racecheck; runs by itself too, on fewer sizes or optimizers where it is told so.
+Compares with the NumPy backend, bit for bit, so that a sanitizer that changes nothing but timing also finds wrong results. Exits 0 without a GPU, saying so.
 """
 
 from __future__ import annotations
@@ -38,9 +38,7 @@ def arrays(seed: int, dtype: str, sizes: Sequence[int]) -> list[Any]:
     return [rng.standard_normal(n).astype(numpy_dtype(dtype)) for n in sizes]
 
 
-def difference(
-    name: str, backend: str, dtype: str, options: dict[str, Any], sizes: Sequence[int], cupy: Any
-) -> int:
+def difference(name: str, backend: str, dtype: str, options: dict[str, Any], sizes: Sequence[int], cupy: Any) -> int:
     """How many bytes differ from the NumPy backend after two steps."""
     host, grads = arrays(0, dtype, sizes), arrays(1, dtype, sizes)
     device, device_grads = [cupy.asarray(a) for a in host], [cupy.asarray(a) for a in grads]

@@ -11,6 +11,7 @@ import importlib
 import re
 from collections import Counter
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,15 @@ def gpu_count() -> int:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require-gpu", action="store_true", help="fail a test that needs a GPU where there is none")
     parser.addoption("--long", action="store_true", help="also the tests marked long, which take hours")
+    parser.addoption("--without-torch", action="store_true", help="leave out the test files that name torch")
     parser.addoption("--proof", action="store_true", help="run nothing; print what the tests prove of each GPU backend")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Never by what is installed: a torch that does not import must not be unseen."""
+    if config.getoption("--without-torch") and collection_path.name.startswith("test_"):
+        return "torch" in collection_path.read_text() or None
+    return None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -64,7 +73,9 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             counts[name] += value
     if counts:
         launches = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()) if name != "interpreted")
-        terminalreporter.write_line(f"tests marked gpu that ran as interpreted PTX: {counts['interpreted']} ({launches})")
+        terminalreporter.write_line(
+            f"tests marked gpu that ran as interpreted PTX: {counts['interpreted']} ({launches})"
+        )
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

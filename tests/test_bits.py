@@ -23,6 +23,7 @@ from shim.backend import Backend, installed
 from shim.build import prefetch
 from shim.variants import EVERYTHING, VARIANT_LABELS, VARIANTS, richest
 
+pytestmark = pytest.mark.once
 DTYPES = {"float64": None, "float32": None, "float16": None, "bfloat16": None, "float32-bfloat16": "bfloat16"}
 SHAPES = ((32, 2048, 3), (256, 16384, 2))  # unit, tile size, blocks
 TILES = (2048, 4096, 8192, 16384)

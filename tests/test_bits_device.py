@@ -30,6 +30,7 @@ from shim.backend import Backend, address, installed
 from shim.build import prefetch
 from shim.variants import VARIANT_LABELS, VARIANTS, richest
 
+pytestmark = pytest.mark.once
 PARAMETERS = ("float64", "float32", "float16", "bfloat16")
 STEPS = [1, 2, 3, 4, 7, 10, 100, 1000, 12_345, 2**24 + 1, 2**31 + 5, 2**40]
 LENGTHS = [0, 1, 7, 8, 9, 2047, 2048, 2049, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 17, 0, 100]

@@ -26,6 +26,7 @@ from gpuopt.source import program
 from shim.sass import DOUBLE, LOCAL, disassemble, machine, prefetch, tool
 from shim.variants import EVERYTHING, VARIANT_LABELS, VARIANTS, lively, richest
 
+pytestmark = pytest.mark.once
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100", "sm_120")
 REGISTERS = {4: 64, 3: 80, 2: 128}  # a thread's, at so many blocks a multiprocessor
 

@@ -18,6 +18,7 @@ import pytest
 import gpuopt
 from repository import ROOT
 
+pytestmark = pytest.mark.once
 PACKAGE = Path(gpuopt.__file__).parent
 CHECKS = Path(__file__).with_name("mutant_checks.py")
 EVERY_CHECK = re.findall(r"^def (\w+)\(\) -> None", CHECKS.read_text(), re.MULTILINE)

@@ -85,6 +85,7 @@ def test_prepare_and_sums_compile_without_contraction(name: str) -> None:
     assert not re.findall(r"\bfma\.", text)
 
 
+@pytest.mark.once
 def test_whole_steps_in_the_simulator_agree_bit_for_bit() -> None:
     """The very text of the GPU kernels, run by Numba's simulator on memory that it reaches by address."""
     environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}

@@ -15,6 +15,7 @@ import gpuopt
 from gpuopt import cli
 from repository import ROOT
 
+pytestmark = pytest.mark.once
 TEXT = (ROOT / "README.md").read_text()
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]

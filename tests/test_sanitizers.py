@@ -18,6 +18,7 @@ from gpuopt.formats.dtypes import PARAMETER_DTYPES
 from shim import build
 from shim.scenarios import BARRIER
 
+pytestmark = pytest.mark.once
 SCRIPT = Path(build.__file__).with_name("scenarios.py")
 LIBRARIES = {"address": "libasan.so", "thread": "libtsan.so"}
 OPTIONS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -13,6 +14,7 @@ import pytest
 import gpuopt
 from repository import FILES, ROOT
 
+pytestmark = pytest.mark.once
 TOP_LEVEL = {"pyproject.toml", "README.md", "LICENSE", "Dockerfile", "gpuopt", "kernels", "tests", "benchmarks"}
 LONGEST = 400
 SOURCES = [path for path in FILES if path.suffix in (".py", ".cuh", ".cu")]
@@ -36,9 +38,15 @@ def test_top_level_is_the_fixed_one() -> None:
 def test_ci_is_executable_and_runs_the_second_command_of_the_readme() -> None:
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111
-    command = script.read_text().strip().splitlines()[-1]
-    assert command == "python -m pip install -e '.[test]' && python -m pytest"
+    command = "python -m pip install -e '.[test]' && python -m pytest"
+    assert command in map(str.strip, script.read_text().splitlines())
     assert command in (ROOT / "README.md").read_text()
+
+
+def test_ci_knows_every_supported_python() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    versions = re.findall(r"Python :: (3\.\d+)", " ".join(project["classifiers"]))
+    assert f'versions="{" ".join(versions)}"' in (ROOT / ".ci" / "run").read_text()
 
 
 def test_no_file_is_too_long() -> None:

@@ -97,9 +97,7 @@ class DeviceBackend:
         for launch, resident, by_value in zip(launches, residents, given, strict=True):
             self._update(launch, resident, by_value, resident.rows, 0, stream)
 
-    def _made(
-        self, launches: Sequence[Launch], demand: Demand, stream: Any
-    ) -> tuple[list[Resident], Deciding | None]:
+    def _made(self, launches: Sequence[Launch], demand: Demand, stream: Any) -> tuple[list[Resident], Deciding | None]:
         """What the step needs on the device, made at its first one."""
         residents = [self._resident(launch, stream) for launch in launches]
         return residents, self._deciding(launches, demand, stream) if demand.on_device or demand.sums else None

@@ -113,7 +113,7 @@ class Counts(Held):
         known = self.known.copy()
         for place, step in steps.items():
             known[place] = step
-        self.backend.runtime.upload(self.buffer, raw(known), stream)  # read at once, since it is not pinned: nothing to allocate
+        self.backend.runtime.upload(self.buffer, raw(known), stream)  # not pinned, so read at once: nothing to allocate
         self.known = known
 
 

@@ -44,7 +44,7 @@ class Engine:
         self.skipped = 0
         self._launches: list[tuple[Backend, list[Launch], list[Clock]]] = []
         self._key: object = None
-        self._added: list[tuple[Slot, dict[str, Any]]] = []  # the states before launches were made that have not run yet
+        self._added: list[tuple[Slot, dict[str, Any]]] = []  # states as they were before launches that have not run yet
         # Each slot's gradient of the last step, where seeing it again means that nothing changed, else UNSEEN.
         self._seen: list[Any] = []
         self._alike: Alike | None = None  # where the last gradients were all new
