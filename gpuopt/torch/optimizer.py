@@ -19,6 +19,7 @@ from gpuopt.optim.settings import Settings
 from gpuopt.rules.language import Rule
 from gpuopt.torch import differentiable, loading
 from gpuopt.torch.follow import Follower
+from gpuopt.torch.replayed import Replayed
 from gpuopt.torch.shown import ShownState, ShownStates, step_tensor, usable
 from gpuopt.torch.slots import Member, check_apart, labelled, make_slot, new_states, state_dtypes, walked
 from gpuopt.torch.tensors import DEVICES, TorchStreams
@@ -51,6 +52,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         self._taken: dict[
             torch.Tensor, int
         ] = {}  # the steps made with each parameter, where `self.state` does not say it
+        self._replayed = Replayed()
         self._reset()
         self._settings().check(self.rule)
         self._check_group(defaults, self.rule.title)
@@ -164,6 +166,7 @@ class TorchOptimizer(torch.optim.Optimizer):
                 else max(bool(states), self._taken.get(p, 0)) * (not new)
             )
             slot = make_slot(work, label, engine.clock(index, step), self._mask.get(p), states | new)
+            slot.clock.word = self._replayed.word(p)
             slot.number = number
             engine.choice(slot)
             slots.append(slot)
@@ -278,8 +281,13 @@ class TorchOptimizer(torch.optim.Optimizer):
             with TorchStreams():
                 follower.engine.synchronize()
             follower.counts.settle()
+            clocks = {p: slot.clock for p, slot in zip(follower.params, follower.engine.slots, strict=True)}
+            if follower.engine.settings.capturable:
+                self._replayed.remember(clocks)
             if not self._counts_steps:
-                self._taken |= {p: s.clock.step for p, s in zip(follower.params, follower.engine.slots, strict=True)}
+                self._taken |= {p: clock.step for p, clock in clocks.items()}
+        if self._replayed.clocks:
+            self._replayed.settle(self.state, {p for follower in self._followers.values() for p in follower.params})
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's: it refers to the tensors of the optimizer, whose values go on changing; a deepcopy is a snapshot."""
@@ -360,7 +368,7 @@ class TorchOptimizer(torch.optim.Optimizer):
                 found = self.state.get(p)
                 if isinstance(found, dict) and isinstance(found.get("step"), (int, float)):
                     found["step"] = step_tensor(found["step"], group)  # as old checkpoints have it
-        self._edits, self._taken = [], {}
+        self._edits, self._taken, self._replayed = [], {}, Replayed()
         self.state = ShownStates(self.state, self._edits)
         self._reset()
 

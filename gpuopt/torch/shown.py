@@ -94,6 +94,7 @@ class Counts:
         for field in self.fields:
             field.show(steps)
         self.shown = steps
+        self.settled: dict[int, int] = {}  # what tensors show since then, by their places
 
     def changed(self) -> bool:
         """Whether someone else wrote into one of them."""
@@ -102,11 +103,16 @@ class Counts:
     def settle(self) -> None:
         """Bring counts that came back from a GPU into the tensors that nobody has changed or moved."""
         place = {id(clock): int(step) for clock, step in zip(self.clocks, self.shown, strict=True)}
-        for tensor, address, clock in zip(self.tensors, self.places, self.of, strict=True):
-            shown = place[id(clock)]
+        changed = False
+        for k, (tensor, address, clock) in enumerate(zip(self.tensors, self.places, self.of, strict=True)):
+            shown = self.settled.get(k, place[id(clock)])
             untouched = tensor.data_ptr() == address and bool((tensor == torch.full_like(tensor, shown)).all())
             if shown != clock.step and untouched:
                 tensor.fill_(clock.step)
+                self.settled[k] = clock.step
+            changed |= not untouched
+        if not changed:
+            self.show()
 
 
 class ShownState(dict[str, Any]):
