@@ -136,10 +136,12 @@ class CupyRuntime:
         assert decision.dtype == DECISION
         return (decision,)
 
-    def launch(self, kernel: Any, grid: int, arguments: tuple[Any, ...], stream: Any) -> None:
+    def packed(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         """Whole numbers go as int64, as every kernel declares them."""
-        packed = tuple(np.int64(a) if isinstance(a, int) else a for a in arguments)
-        kernel((grid,), (t.THREADS,), packed, 0, stream)
+        return tuple(np.int64(a) if isinstance(a, int) else a for a in arguments)
+
+    def launch(self, kernel: Any, grid: int, arguments: tuple[Any, ...], stream: Any) -> None:
+        kernel((grid,), (t.THREADS,), arguments, 0, stream)
 
 
 class Backend(DeviceBackend):

@@ -13,16 +13,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from gpuopt import arrays
 from gpuopt.backends.captures import Life, Owned, relaxed
-from gpuopt.backends.resident import BLOCKS, Deciding, Resident, Upload, recount
+from gpuopt.backends.resident import Deciding, Resident, Upload, recount
 from gpuopt.backends.runtime import Runtime, Staging
 from gpuopt.compiler.host import div
 from gpuopt.compiler.names import GIVEN
 from gpuopt.errors import GpuoptError
-from gpuopt.launch import table as t
 from gpuopt.launch.launcher import Clock, Demand, Launch, advance
 
 FIRST = (
@@ -82,8 +79,13 @@ class DeviceBackend:
             return
         rows = advance(clocks, launches, 1.0 if demand.grad_scale is None else div(1.0, float(demand.grad_scale)))
         for launch, resident, row in zip(launches, residents, rows, strict=True):
-            by_value = self._by_value(launch, resident, row, stream)
-            self._update(launch, resident, by_value, resident.rows, 0, stream)
+            if len(row) <= resident.limit:
+                self._update(launch, resident, row, None, 0, stream)
+            else:
+                if resident.rows is None:
+                    resident.rows = resident.allocate(row.nbytes)
+                self.staging.upload(resident.rows, row, stream)
+                self._update(launch, resident, None, resident.rows, 0, stream)
 
     def _capture(self, launches: Sequence[Launch], demand: Demand, stream: Any) -> None:
         if not demand.capturable:
@@ -123,13 +125,13 @@ class DeviceBackend:
             for clock in clocks:
                 clock.step += 1
         if demand.sums:
-            self._sums(launches, residents, deciding, stream)
+            for kernel, blocks, given in deciding.summing(launches, residents):
+                self.runtime.launch(kernel, blocks, given, stream)
         for kernel, given in zip(deciding.prepares, arguments, strict=True):
             self.runtime.launch(kernel, 1, given, stream)
         deciding.there = after
-        skip = self.runtime.address(deciding.flags.buffer)
         for launch, resident, rows in zip(launches, residents, deciding.rows, strict=True):
-            self._update(launch, resident, None, rows, skip, stream)
+            self._update(launch, resident, None, rows, deciding.skip, stream)
 
     # ------------------------------------------------------------------------------------------- resident data
 
@@ -151,52 +153,12 @@ class DeviceBackend:
             deciding.measure(launches, stream, self.staging.upload)
         return deciding
 
-    def _by_value(self, launch: Launch, resident: Resident, rows: Any, stream: Any) -> Any:
-        """The rows if they travel by value; None once they have been uploaded."""
-        limit = self.runtime.row_limit
-        if len(rows) <= (rows_capacity(launch) if limit is None else limit):
-            return rows
-        if resident.rows is None:
-            resident.rows = resident.allocate(rows.nbytes)
-        self.staging.upload(resident.rows, rows, stream)
-        return None
-
-    # ------------------------------------------------------------------------------------------- launches
-
     def _update(self, launch: Launch, resident: Resident, by_value: Any, rows: Any, skip: int, stream: Any) -> None:
-        """by_value: the rows, or None where they are in device memory; then `rows` is that."""
-        plan, runtime = launch.plan, self.runtime
-        if not len(plan.tiles):
-            return
-        per_block = t.THREADS // resident.unit
-        grid = min(-(-len(plan.tiles) // per_block), resident.multiprocessors * BLOCKS)
-        resident.argument = runtime.rows_argument(plan.program, by_value, resident.argument)
-        arguments = (
-            runtime.address(resident.table),
-            runtime.address(resident.tiles),
-            len(plan.tiles),
-            plan.tile_size,
-            np.int32(resident.unit),
-            0 if by_value is not None else runtime.address(rows),
-            skip,
-            resident.argument,
-        )
-        runtime.launch(resident.kernel, grid, arguments, stream)
-
-    def _sums(
-        self, launches: Sequence[Launch], residents: Sequence[Resident], deciding: Deciding, stream: Any
-    ) -> None:
-        """Two float64 partial sums of every chunk, the launches one behind the other."""
-        offset, address = self.runtime.address(deciding.partials), self.runtime.address
-        each = zip(launches, residents, deciding.sums, deciding.chunks, strict=True)
-        for launch, resident, kernel, chunks in each:
-            plan = launch.plan
-            count = len(plan.chunks)
-            if count:
-                columns = plan.table.shape[1]
-                arguments = (address(resident.table), columns, np.int32(1), address(chunks), count, offset)
-                self.runtime.launch(kernel, min(count, 4 * resident.multiprocessors), arguments, stream)
-            offset += 16 * count
+        """by_value: the rows, or None where they are in device memory, at `rows`."""
+        if resident.blocks:
+            resident.argument = self.runtime.rows_argument(launch.plan.program, by_value, resident.argument)
+            arguments = (*resident.arguments(launch.plan, rows, skip), resident.argument)
+            self.runtime.launch(resident.kernel, resident.blocks, arguments, stream)
 
     def check_plan(self) -> None:
         """Raise GpuoptError while the current stream is captured: the first step of a plan compiles, allocates and waits."""
@@ -235,10 +197,3 @@ def needed(launch: Launch) -> list[Any]:
     held = [a for of in launch.arrays for role, a in of.items() if role != "g" or not arrays.kind_of(a, role).pooled]
     values = [clock.environment(clock.step + 1) for clock in launch.records(True)[0]]
     return held + [v for of in values for name, v in of.items() if name != GIVEN and not isinstance(v, float)]
-
-
-def rows_capacity(launch: Launch) -> int:
-    """Rows that fit into a kernel argument."""
-    from gpuopt.compiler.to_cuda import rows_capacity as capacity
-
-    return capacity(launch.plan.program)

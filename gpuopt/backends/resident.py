@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from gpuopt import arrays
 from gpuopt.backends.runtime import DECISION
+from gpuopt.compiler.to_cuda import rows_capacity
 from gpuopt.errors import DtypeError, GpuoptError
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.launch import table as t
@@ -79,14 +80,28 @@ class Resident(Held):
         self.table = self.filled(plan.table, stream)
         self.tiles = self.filled(plan.tiles, stream)
         self.version = plan.version
+        self.blocks = min(-(-len(plan.tiles) * self.unit // t.THREADS), self.multiprocessors * BLOCKS)
+        limit = backend.runtime.row_limit  # rows that travel by value
+        self.limit = rows_capacity(plan.program) if limit is None else limit
         self.rows: Any = None  # of a plain step, where they do not travel by value
         self.argument: Any = None  # what passes them, or that there are none, by value
+        self.launched: tuple[Any, ...] = ()  # the arguments of the last launch but that one, and what they were made for
+        self.launched_for: tuple[Any, ...] = ()
 
     def captured(self, launch: Launch, stream: Any, upload: Upload) -> Resident:
         """The same with a table of its own, as a graph reads it."""
         own = copy(self)
-        own.table = own.filled(launch.plan.table, stream, upload)
+        own.table, own.launched_for = own.filled(launch.plan.table, stream, upload), ()
         return own
+
+    def arguments(self, plan: Plan, rows: Any, skip: int) -> tuple[Any, ...]:
+        """Of the update: all but the rows by value. rows: where they are in device memory, or None."""
+        if self.launched_for != (rows is None, skip):
+            at = 0 if rows is None else self.address(rows)
+            shape = (len(plan.tiles), plan.tile_size, np.int32(self.unit))
+            given = (self.address(self.table), self.address(self.tiles), *shape, at, skip)
+            self.launched, self.launched_for = self.backend.runtime.packed(given), (rows is None, skip)
+        return self.launched
 
 
 class Counts(Held):
@@ -188,6 +203,8 @@ class Deciding(Held):
         self.partials: Any = None
         self._made: list[tuple[Any, ...]] = []
         self._demand: Demand | None = None
+        self._summed: list[tuple[Any, int, tuple[Any, ...]]] = []
+        self.skip = self.address(self.flags.buffer)
 
     def _counted(self, launches: Sequence[Launch], stream: Any) -> list[list[int]]:
         """The address of each clock's count, for each launch. A clock of several launches is counted in each of them, by itself."""
@@ -209,6 +226,7 @@ class Deciding(Held):
         """The same with hyperparameters and sums of its own, as a graph reads them."""
         own = copy(self)
         own.hyper, own.partials, own.there, own._demand = own.allocate(8 * self.begins[-1]), None, b"", None
+        own._summed = []
         return own
 
     def measure(self, launches: Sequence[Launch], stream: Any, upload: Upload) -> None:
@@ -219,6 +237,22 @@ class Deciding(Held):
             self.chunks = [self.filled(launch.plan.chunks, stream, upload) for launch in launches]
         if self.partials is None:
             self.partials = self.allocate(16 * self.chunk_count)
+
+    def summing(self, launches: Sequence[Launch], residents: Sequence[Resident]) -> list[tuple[Any, int, tuple[Any, ...]]]:
+        """Kernel, blocks and arguments of the sums of each launch that has gradients: two float64 for every chunk, the launches one
+        behind the other.
+        """
+        if not self._summed:
+            offset = self.address(self.partials)
+            each = zip(launches, residents, self.sums, self.chunks, strict=True)
+            for launch, resident, kernel, chunks in each:
+                plan, count = launch.plan, len(launch.plan.chunks)
+                given = (self.address(resident.table), plan.table.shape[1], np.int32(1), self.address(chunks), count, offset)
+                if count:
+                    blocks = min(count, 4 * resident.multiprocessors)
+                    self._summed.append((kernel, blocks, self.backend.runtime.packed(given)))
+                offset += 16 * count
+        return self._summed
 
     def inputs(self, launches: Sequence[Launch]) -> tuple[NDArray[np.float64], bytes]:
         """What is to be there, and what will be there after the step, which counts."""
@@ -253,16 +287,16 @@ class Deciding(Held):
             raise GpuoptError("found_inf on a GPU must be a one-element float32 array on it")
         decision["check_finite"] = demand.check_finite
         decision["row_count"] = len(launch.clocks)
-        flags = self.address(self.flags.buffer)
-        return (
+        given = (
             *self.backend.runtime.decision_arguments(decision),
             self.address(self.partials) if chunk_count else 0,
             self.address(self.hyper) + 8 * self.begins[k],
             self.address(self.clocks[k]),
             self.address(self.rows[k]),
-            flags,
-            flags + 8 if k == 0 else 0,
+            self.skip,
+            self.skip + 8 if k == 0 else 0,
         )
+        return self.backend.runtime.packed(given)
 
 
 def tiling(plan: Plan, blocks: int) -> tuple[int, int]:
