@@ -25,6 +25,7 @@ _HOMES = {
     ),
     "gpuopt.rules.language": ("rule", "Rule", "State", "sqrt", "sign", "minimum", "maximum", "where"),
     "gpuopt.source": ("kernel_source",),
+    "gpuopt.streams": ("stream",),
     "gpuopt.optim.optimizer": ("Optimizer",),
     "gpuopt.optim.factory": ("create", "optimizer", "optimizers", "make_optimizer"),
 }

@@ -216,7 +216,15 @@ def _interface_view(array: Any) -> View:
 
 
 def _assign(array: Any, values: Any) -> None:
+    """Values of the device too, which then is waited for."""
+    if hasattr(values, "__cuda_array_interface__"):
+        values = values.get() if _module(values) == "cupy" else _by_numba("to_host")(values)
     array[...] = values
+
+
+def _cupy_assign(array: Any, values: Any) -> None:
+    """Values of the host too: CuPy takes numbers from there, but no arrays."""
+    array[...] = _cupy().asarray(values) if hasattr(values, "shape") else values
 
 
 def _by_numba(method: str) -> Callable[..., Any]:
@@ -291,7 +299,7 @@ KINDS: tuple[Kind, ...] = (
         _array_zeros(_cupy),
         _array_relayout(_cupy),
         lambda a: a.copy(),
-        _assign,
+        _cupy_assign,
         fixed=True,
         looks=attrgetter(*LOOKS, "data.device_id"),
         firsts=lambda found: [a.data.ptr for a in found],

@@ -139,3 +139,23 @@ def test_tensors_of_several_dtypes_that_share_a_step_count(options: dict[str, An
         assert [s["step"] for s in opt.state_dict()["state"].values()] == [3] * 4
         results.append([host(p).tobytes() for p in params])
     assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_states_go_from_one_library_to_another(library: str, case: str) -> None:
+    """What was saved on the host is loaded on the GPU and goes on there, and the other way round."""
+    name, options = CASES[case]
+    place, made = LIBRARIES[library], np.random.default_rng(0).standard_normal((4, 17, 9)).astype(np.float32)
+    usual = gpuopt.create(name, [made[0].copy()], backend="numpy", **options)
+    there = gpuopt.create(name, [place(made[0].copy())], backend="cupy", **options)
+    usual.step([made[1]])
+    there.step([place(made[1])])
+    saved = usual.state_dict(), there.state_dict()
+    there.load_state_dict(saved[0])
+    usual.load_state_dict(saved[1])
+    for grad in made[2:]:
+        usual.step([grad])
+        there.step([place(grad)])
+    found, expected = (host(opt.param_groups[0]["params"][0]) for opt in (there, usual))
+    assert np.ascontiguousarray(found).tobytes() == expected.tobytes()

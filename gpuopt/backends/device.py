@@ -194,6 +194,10 @@ def needed(launch: Launch) -> list[Any]:
     """The arrays that a captured step reads or writes, but gradients of a library that keeps what is allocated in a capture as long
     as the graph: from the next capture on it may use their memory again.
     """
-    held = [a for of in launch.arrays for role, a in of.items() if role != "g" or not arrays.kind_of(a, role).pooled]
+    held = [a for of in launch.arrays for role, a in of.items() if a is not None and not lent(role, a)]
     values = [clock.environment(clock.step + 1) for clock in launch.records(True)[0]]
     return held + [v for of in values for name, v in of.items() if name != GIVEN and not isinstance(v, float)]
+
+
+def lent(role: str, array: Any) -> bool:
+    return role in ("g", "@given") and arrays.kind_of(array, role).pooled

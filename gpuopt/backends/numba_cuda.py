@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import linecache
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -258,8 +259,12 @@ class NumbaRuntime:
         return self.cuda.gpus[index]
 
     def stream(self) -> Any:
-        current = override.get()
-        address = 0 if current is None else current()
+        """Numba has no current stream; arrays of CuPy are written on CuPy's."""
+        current, cupy = override.get(), sys.modules.get("cupy")
+        if current is not None:
+            address = current()
+        else:
+            address = 0 if cupy is None else cupy.cuda.get_current_stream().ptr
         if address not in self.streams:
             self.streams[address] = self.cuda.external_stream(address) if address else self.cuda.default_stream()
         return self.streams[address]

@@ -1,4 +1,6 @@
-"""The stream that launches go to, where the caller's library is not the backend's own (PyTorch with CuPy, say)."""
+"""The stream that launches go to, where it is not the current one of the backend's own library: PyTorch's, or one that the
+user has named (`gpuopt.streams`). Read by the GPU backends.
+"""
 
 from __future__ import annotations
 

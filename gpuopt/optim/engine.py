@@ -161,11 +161,11 @@ class Engine:
         """Keep no gradient alive: between steps its memory is the caller's. Copies in another memory order stay for use."""
         self._unsee()
         for slot in self.slots:
-            slot.grad = slot.copy
+            slot.grad, slot.given = slot.copy, None
         for _, launches, _ in self._launches:
             for launch in launches:
                 for arrays_of in launch.arrays:
-                    arrays_of["g"] = None
+                    arrays_of["g"] = arrays_of["@given"] = None
 
     def relocate(self, addresses: NDArray[np.int64]) -> None:
         """Gradients of the same dtypes and memory orders lie at other addresses, one for each slot."""
@@ -206,18 +206,18 @@ class Engine:
 
     def _commit(self, changes: Sequence[Change]) -> None:
         """Remember the gradients; one in another memory order is copied into its parameter's, at every step."""
-        ready: list[tuple[Slot, Any, Any, View | None, bool]] = []
+        ready: list[tuple[Slot, Any, Any, View | None, Any]] = []
         for slot, grad, view in changes:
-            use, copied = grad, False
+            use, given = grad, None
             seen = grad if grad is None or arrays.kind_of(grad, slot.label).fixed else UNSEEN
             if view is not None and not same_order(view, slot.view):
                 kind = arrays.kind_of(grad, slot.label)
-                use, seen, copied = kind.relayout(grad, slot.array, slot.copy), UNSEEN, True
+                use, seen, given = kind.relayout(grad, slot.array, slot.copy), UNSEEN, grad
                 view = kind.describe(use)
-            ready.append((slot, use, seen, view, copied))
-        for slot, use, seen, view, copied in ready:
+            ready.append((slot, use, seen, view, given))
+        for slot, use, seen, view, given in ready:
             slot.grad, self._seen[slot.index], slot.grad_view = use, seen, view
-            slot.copy = use if copied else None
+            slot.copy, slot.given = (None if given is None else use), given
         self._copied = any(slot.copy is not None for slot in self.slots)
 
     def _flags(self) -> Flags:
@@ -325,7 +325,7 @@ class Engine:
         for _, launches, _ in self._launches:
             for launch in launches:
                 for arrays_of, slot in zip(launch.arrays, launch.private["slots"], strict=True):
-                    arrays_of["g"] = slot.grad
+                    arrays_of["g"], arrays_of["@given"] = slot.grad, slot.given
 
     def synchronize(self) -> None:
         """Bring step counts that live on a GPU back to the host, those of tensors without a gradient too, which a CUDA graph may
@@ -364,7 +364,7 @@ def make_launch(signature: Signature, slots: Sequence[Slot], seed: int) -> Launc
     clocks = list(every)
     of = []
     for s in slots:
-        of.append({"p": s.array, "g": s.grad, "@mask": s.mask, **s.states})
+        of.append({"p": s.array, "g": s.grad, "@given": s.given, "@mask": s.mask, **s.states})
     names = [r.name for r in signature.roles]
     views = [[arrays.describe(o[n], n).address for n in names] for o in of]
     addresses = np.array(views, np.int64).reshape(len(slots), len(names))

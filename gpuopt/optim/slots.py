@@ -33,6 +33,7 @@ class Slot:
     grad: Any = None  # the array that the kernel reads: the caller's, or a copy in the parameter's memory order
     grad_view: View | None = None
     copy: Any = None  # the copy, to be used again
+    given: Any = None  # what it was copied from
     index: int = 0  # its place in the engine
     number: int = -1  # its place in the optimizer, on which its random numbers depend; -1: as in the engine
 
