@@ -104,6 +104,7 @@ class DeviceBackend:
         read = [demand, *map(needed, launches)]
         self.graphs.append((Life(self.runtime.handle(stream)), (owned.kept, mine, deciding, read)))
         self._decide(launches, mine, deciding, demand, (), stream, owned.upload)
+        deciding.records = []  # the clocks know the optimizer, which may go
 
     def _decide(
         self,
