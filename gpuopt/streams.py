@@ -28,7 +28,7 @@ def stream(stream: Any) -> Iterator[None]:
     installed. A stream that is being captured into a CUDA graph waits for nothing. Raises DtypeError for what is no stream.
     """
     address = address_of(stream)
-    token = override.set(lambda: address)
+    token = override.set(lambda index: address)
     try:
         with _cupys(address):
             yield

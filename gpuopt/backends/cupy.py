@@ -66,9 +66,9 @@ class CupyRuntime:
     def on_device(self, index: int) -> Any:
         return self.cupy.cuda.Device(index)
 
-    def stream(self) -> Any:
+    def stream(self, index: int) -> Any:
         current = override.get()
-        return self.cupy.cuda.get_current_stream() if current is None else RawStream(current())
+        return self.cupy.cuda.get_current_stream() if current is None else RawStream(current(index))
 
     def handle(self, stream: Any) -> int:
         return int(stream.ptr)

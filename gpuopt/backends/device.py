@@ -65,7 +65,7 @@ class DeviceBackend:
         return True
 
     def _step(self, launches: Sequence[Launch], demand: Demand, clocks: Sequence[Clock]) -> None:
-        stream = self.runtime.stream()
+        stream = self.runtime.stream(self.index)
         if self.runtime.capturing(stream):
             with relaxed():
                 self._capture(launches, demand, stream)
@@ -164,7 +164,7 @@ class DeviceBackend:
     def check_plan(self) -> None:
         """Raise GpuoptError while the current stream is captured: the first step of a plan compiles, allocates and waits."""
         with self.runtime.on_device(self.index):
-            if self.runtime.capturing(self.runtime.stream()):
+            if self.runtime.capturing(self.runtime.stream(self.index)):
                 raise GpuoptError(FIRST)
 
     def wait(self) -> None:
@@ -175,7 +175,7 @@ class DeviceBackend:
     def recount(self, clocks: Sequence[Clock]) -> None:
         """The counts of these clocks are those of the host: bring them to where CUDA graphs read them. Waits for the device."""
         with self.runtime.on_device(self.index):
-            recount([c for c in clocks if c.word is not None and c.word.counts.backend is self], self.runtime.stream())
+            recount([c for c in clocks if c.word is not None and c.word.counts.backend is self], self.runtime.stream(self.index))
 
     def synchronize(self, clocks: Sequence[Clock], shared: Mapping[str, Any]) -> int:
         """Wait for the device and bring its step counts into the clocks; returns how many steps it skipped since."""
@@ -183,7 +183,7 @@ class DeviceBackend:
         if not there:
             return 0
         with self.runtime.on_device(self.index):
-            stream = self.runtime.stream()
+            stream = self.runtime.stream(self.index)
             for counts in {id(clock.word.counts): clock.word.counts for clock in there}.values():
                 counts.read(stream)
             for clock in there:

@@ -258,11 +258,11 @@ class NumbaRuntime:
             self.thread.only = nullcontext()
         return self.cuda.gpus[index]
 
-    def stream(self) -> Any:
+    def stream(self, index: int) -> Any:
         """Numba has no current stream; arrays of CuPy are written on CuPy's."""
         current, cupy = override.get(), sys.modules.get("cupy")
         if current is not None:
-            address = current()
+            address = current(index)
         else:
             address = 0 if cupy is None else cupy.cuda.get_current_stream().ptr
         if address not in self.streams:

@@ -103,7 +103,7 @@ class SimulatorRuntime:
     def on_device(self, index: int) -> Any:
         return nullcontext()
 
-    def stream(self) -> Any:
+    def stream(self, index: int) -> Any:
         return 0
 
     def handle(self, stream: Any) -> int:

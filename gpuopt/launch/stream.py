@@ -7,5 +7,5 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextvars import ContextVar
 
-# Gives the raw CUstream of the current device, one for each device that a step visits; None: the backend library's current stream.
-override: ContextVar[Callable[[], int] | None] = ContextVar("gpuopt_stream", default=None)
+# Gives the raw CUstream of a device by its number; None: the backend library's current stream.
+override: ContextVar[Callable[[int], int] | None] = ContextVar("gpuopt_stream", default=None)

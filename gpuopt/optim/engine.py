@@ -6,6 +6,7 @@ kernel and no array library.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
@@ -53,12 +54,16 @@ class Engine:
         self._numpy_flags: list[int] = []
         self._loose = False  # whether a parameter or mask can move while it stays the same object
         self._masks: list[tuple[Slot, View]] = []  # masks that can
+        self._choices: dict[tuple[str, str | None], tuple[str, str]] = {}
         self._shared: dict[tuple[str, str], dict[str, Any]] = {}  # what a backend keeps for all launches on a device
         self.planned = 0  # grows with every new plan of launches
 
     def choice(self, slot: Slot) -> tuple[str, str]:
-        """The backend for a slot and the reason in words."""
-        return backends.choose(self.asked, slot.view.device.partition(":")[0])
+        """The backend for a slot and the reason in words, asked once for each kind of device."""
+        key = slot.view.device.partition(":")[0], os.environ.get("GPUOPT_BACKEND")
+        if key not in self._choices:
+            self._choices[key] = backends.choose(self.asked, key[0])
+        return self._choices[key]
 
     def clock(self, group: int, step: int) -> Clock:
         """A new step count for tensors of a group."""

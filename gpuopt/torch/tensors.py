@@ -127,5 +127,6 @@ class TorchStreams:
         override.reset(self._token)
 
 
-def _current_stream() -> int:
-    return int(torch.cuda.current_stream().cuda_stream)
+def _current_stream(index: int) -> int:
+    """The number says it: what torch takes for the current device, which it sets late, may not be where the step is."""
+    return int(torch.cuda.current_stream(index).cuda_stream)
