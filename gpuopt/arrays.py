@@ -184,6 +184,16 @@ def _cupy_view(array: Any) -> View:
     return paired(View(address, array.shape, strides, array.dtype.name, f"cuda:{array.device.id}"))
 
 
+def _there(function: Callable[..., Any], like: int = 0) -> Callable[..., Any]:
+    """A function of CuPy arrays, called with the GPU of one of them as the current one, on which CuPy allocates and works."""
+
+    def call(*args: Any) -> Any:
+        with args[like].device:
+            return function(*args)
+
+    return call
+
+
 # ------------------------------------------------------------------------------------- any CUDA array interface
 
 
@@ -296,10 +306,10 @@ KINDS: tuple[Kind, ...] = (
         "cupy",
         lambda a: _module(a) == "cupy" and hasattr(a, "data"),
         _cupy_view,
-        _array_zeros(_cupy),
-        _array_relayout(_cupy),
-        lambda a: a.copy(),
-        _cupy_assign,
+        _there(_array_zeros(_cupy)),
+        _there(_array_relayout(_cupy), like=1),
+        _there(lambda a: a.copy()),
+        _there(_cupy_assign),
         fixed=True,
         looks=attrgetter(*LOOKS, "data.device_id"),
         firsts=lambda found: [a.data.ptr for a in found],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import re
+from collections import Counter
 from functools import cache
 from typing import Any
 
@@ -55,11 +56,15 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """How many tests ran on the stand-in for a GPU, in processes of their own."""
+    """How many tests ran on the stand-in for a GPU, in processes of their own, and how many kernels these launched."""
     passed = [r for r in terminalreporter.getreports("passed") if r.when == "call"]
-    count = sum(value for r in passed for name, value in r.user_properties if name == "interpreted")
-    if count:
-        terminalreporter.write_line(f"tests marked gpu that ran as interpreted PTX: {count}")
+    counts: Counter[str] = Counter()
+    for name, value in (given for r in passed for given in r.user_properties):
+        if name == "interpreted" or name.startswith("launches of "):
+            counts[name] += value
+    if counts:
+        launches = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()) if name != "interpreted")
+        terminalreporter.write_line(f"tests marked gpu that ran as interpreted PTX: {counts['interpreted']} ({launches})")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -1,4 +1,4 @@
-"""The GPU backends give the bits of NumPy at the sizes and offsets of test_bits.py: every rule, dtype and option. Marked `gpu`.
+"""The GPU backends give the bits of NumPy at sizes and offsets of test_bits.py: every rule, dtype, flag and option. Marked `gpu`.
 
 Each case is one launch a step over many tensors, in one buffer whose gaps are poisoned. What takes long is marked `long`.
 """
@@ -15,8 +15,8 @@ import pytest
 from gpuopt import rules
 from gpuopt.optim.optimizer import Optimizer
 from shim.arena import Arena, Case, assert_same, slots_of
-from shim.variants import EVERYTHING, richest
-from test_bits import CASES, DTYPES, FEW, offsets, split
+from shim.variants import EVERYTHING, label, richest, variants
+from test_bits import CASES, DTYPES, FEW, SWITCHES, offsets, split, with_options
 
 pytestmark = pytest.mark.gpu
 BACKENDS = ("cupy", "numba-cuda")
@@ -61,6 +61,11 @@ class DeviceCase(Case):
         return {role: arena.back() for role, arena in arenas.items()}, made
 
 
+def on_device(case: Case) -> DeviceCase:
+    """The same there."""
+    return DeviceCase(**{name: getattr(case, name) for name in case.__dataclass_fields__})
+
+
 def case(name: str, dtype: str, everything: bool, state_format: str = "float32") -> DeviceCase:
     """A rule with all of its states: plain and by value, or with every option, decided on the device, in three groups."""
     wide = {**split(dtype), "state_format": state_format, "sizes": FEW, "offsets": offsets(len(FEW), 1)}
@@ -81,6 +86,17 @@ SHORT |= {
 }
 
 
+SHORT |= {  # the kernels of other flags
+    f"{name}-{label(hyper)}-float32": DeviceCase(
+        name, hyper, odd=0.2, sizes=FEW, offsets=offsets(len(FEW), 1), **split("float32")
+    )
+    for name in rules.NAMES
+    for hyper in variants(name)
+    if hyper != richest(name)
+}
+SHORT |= {f"adamw-float32-{switch}": on_device(with_options("adamw", "float32", (switch,))) for switch in SWITCHES}
+
+
 def check(case: Case, backend: str) -> None:
     expected, reference = case.run("numpy")
     found, made = case.run(backend)
@@ -98,5 +114,4 @@ def test_same_bits(case: Case, backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_same_bits_at_every_size(case: Case, backend: str) -> None:
-    given = {name: getattr(case, name) for name in case.__dataclass_fields__}
-    check(DeviceCase(**given), backend)
+    check(on_device(case), backend)

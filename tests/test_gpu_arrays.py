@@ -74,7 +74,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 def host(array: Any) -> Any:
     """On the host, whatever it is."""
     array = getattr(array, "array", array)
-    return array.get() if hasattr(array, "get") else array if isinstance(array, np.ndarray) else array.copy_to_host()
+    if isinstance(array, np.ndarray):
+        return array
+    if hasattr(array, "get"):
+        return array.get()
+    from numba import cuda
+
+    with cuda.gpus[int(arrays.describe(array, "array").device.removeprefix("cuda:"))]:
+        return array.copy_to_host()
 
 
 def trained(case: str, backend: str, place: Place, orders: tuple[str, str], dtype: str = "float32") -> list[Any]:

@@ -64,6 +64,14 @@ class DeviceBackend:
             self._step(launches, demand, clocks)
         return True
 
+    def ready(self, launches: Sequence[Launch], demand: Demand) -> None:
+        """Allocate and compile what a step of these launches needs."""
+        with self.runtime.on_device(self.index):
+            stream = self.runtime.stream(self.index)
+            if not self.runtime.capturing(stream):
+                self._made(launches, demand, stream)
+                self.staging.fill()
+
     def _step(self, launches: Sequence[Launch], demand: Demand, clocks: Sequence[Clock]) -> None:
         stream = self.runtime.stream(self.index)
         if self.runtime.capturing(stream):
@@ -72,20 +80,26 @@ class DeviceBackend:
             return
         if self.graphs and any(life.over for life, _ in self.graphs):
             self.release()
-        residents = [self._resident(launch, stream) for launch in launches]
-        if demand.on_device or demand.sums:
-            deciding = self._deciding(launches, demand, stream)
+        residents, deciding = self._made(launches, demand, stream)
+        if deciding is not None:
             self._decide(launches, residents, deciding, demand, clocks, stream, self.staging.upload)
             return
         rows = advance(clocks, launches, 1.0 if demand.grad_scale is None else div(1.0, float(demand.grad_scale)))
-        for launch, resident, row in zip(launches, residents, rows, strict=True):
-            if len(row) <= resident.limit:
-                self._update(launch, resident, row, None, 0, stream)
-            else:
-                if resident.rows is None:
-                    resident.rows = resident.allocate(row.nbytes)
-                self.staging.upload(resident.rows, row, stream)
-                self._update(launch, resident, None, resident.rows, 0, stream)
+        try:
+            given = [self._by_value(*one, stream) for one in zip(residents, rows, strict=True)]
+        except BaseException:
+            for clock in clocks:
+                clock.step -= 1
+            raise
+        for launch, resident, by_value in zip(launches, residents, given, strict=True):
+            self._update(launch, resident, by_value, resident.rows, 0, stream)
+
+    def _made(
+        self, launches: Sequence[Launch], demand: Demand, stream: Any
+    ) -> tuple[list[Resident], Deciding | None]:
+        """What the step needs on the device, made at its first one."""
+        residents = [self._resident(launch, stream) for launch in launches]
+        return residents, self._deciding(launches, demand, stream) if demand.on_device or demand.sums else None
 
     def _capture(self, launches: Sequence[Launch], demand: Demand, stream: Any) -> None:
         if not demand.capturable:
@@ -153,6 +167,13 @@ class DeviceBackend:
         if demand.sums:
             deciding.measure(launches, stream, self.staging.upload)
         return deciding
+
+    def _by_value(self, resident: Resident, rows: Any, stream: Any) -> Any:
+        """The rows if they travel by value; None once they have been uploaded."""
+        if resident.rows is None:
+            return rows
+        self.staging.upload(resident.rows, rows, stream)
+        return None
 
     def _update(self, launch: Launch, resident: Resident, by_value: Any, rows: Any, skip: int, stream: Any) -> None:
         """by_value: the rows, or None where they are in device memory, at `rows`."""

@@ -59,6 +59,9 @@ class HostBackend:
         multiplier = float(minimum(div(bound, norm + 1e-6), 1.0)) * inverse if np.isfinite(bound) else inverse
         return multiplier, skip or (demand.check_finite and bool(broken != 0))
 
+    def ready(self, launches: Sequence[Launch], demand: Demand) -> None:
+        """Nothing to do: a step allocates and compiles before it writes."""
+
     def check_plan(self) -> None:
         """Nothing stands against new launches."""
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuopt import arrays
-from gpuopt.backends.runtime import DECISION
+from gpuopt.backends.runtime import DECISION, raw
 from gpuopt.compiler.to_cuda import rows_capacity
 from gpuopt.errors import DtypeError, GpuoptError
 from gpuopt.formats.dtypes import STORAGES
@@ -81,9 +81,10 @@ class Resident(Held):
         self.tiles = self.filled(plan.tiles, stream)
         self.version = plan.version
         self.blocks = min(-(-len(plan.tiles) * self.unit // t.THREADS), self.multiprocessors * BLOCKS)
-        limit = backend.runtime.row_limit  # rows that travel by value
-        self.limit = rows_capacity(plan.program) if limit is None else limit
-        self.rows: Any = None  # of a plain step, where they do not travel by value
+        limit, count = backend.runtime.row_limit, len(launch.clocks)
+        by_value = count <= (rows_capacity(plan.program) if limit is None else limit)
+        size = count * len(plan.program.row) * STORAGES[plan.program.compute].itemsize
+        self.rows = None if by_value else self.allocate(size)  # of a plain step, where they do not travel by value
         self.argument: Any = None  # what passes them, or that there are none, by value
         self.launched: tuple[Any, ...] = ()  # the arguments of the last launch but that one, and what they were made for
         self.launched_for: tuple[Any, ...] = ()
@@ -121,9 +122,11 @@ class Counts(Held):
     def write(self, steps: dict[int, int], stream: Any) -> None:
         """Other counts at some places; waits for the device, for the others go on as they are there."""
         self.read(stream)
+        known = self.known.copy()
         for place, step in steps.items():
-            self.known[place] = step
-        self.backend.staging.upload(self.buffer, self.known, stream)
+            known[place] = step
+        self.backend.runtime.upload(self.buffer, raw(known), stream)  # read at once, since it is not pinned: nothing to allocate
+        self.known = known
 
 
 class Word(NamedTuple):

@@ -57,6 +57,9 @@ DECISION = np.dtype(
 Decision = np.ndarray  # zero-dimensional, dtype DECISION: the struct of kernels/prepare.cuh
 
 
+SMALLEST = 4096  # bytes of a pinned buffer
+
+
 class Staging:
     """A ring of pinned buffers for asynchronous uploads: the host goes on at once and only waits when the GPU is a whole
     ring of steps behind.
@@ -80,6 +83,13 @@ class Staging:
         event.record(stream)
         self.ring.append((pinned, event))
 
+    def fill(self) -> None:
+        """Make the ring complete, so that small uploads allocate nothing from now on."""
+        while self.made < self.SLOTS:
+            slot = self.runtime.pinned(SMALLEST), self.runtime.event()
+            self.made += 1
+            self.ring.append(slot)
+
     def _take(self, size: int) -> tuple[NDArray[np.uint8], Any]:
         """The slot that has waited longest, out of the ring: another thread that uploads meanwhile gets another one."""
         if self.made >= self.SLOTS and self.ring:
@@ -88,8 +98,9 @@ class Staging:
             if pinned.size >= size:
                 return pinned, event
             self.made -= 1
+        slot = self.runtime.pinned(max(SMALLEST, 2 * size)), self.runtime.event()
         self.made += 1
-        return self.runtime.pinned(max(4096, 2 * size)), self.runtime.event()
+        return slot
 
 
 def raw(array: NDArray[Any]) -> NDArray[np.uint8]:

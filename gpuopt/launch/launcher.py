@@ -178,6 +178,10 @@ class Backend(Protocol):
         """Run one step; advances the clocks unless the step is skipped. Returns False if it was skipped (host only)."""
         ...
 
+    def ready(self, launches: Sequence[Launch], demand: Demand) -> None:
+        """Allocate what a step of them needs, where another backend has launches of the same step."""
+        ...
+
     def check_plan(self) -> None:
         """Raise GpuoptError where new launches cannot be made now: the current stream is captured into a CUDA graph."""
         ...

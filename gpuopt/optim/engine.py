@@ -45,6 +45,7 @@ class Engine:
         self.skipped = 0
         self._launches: list[tuple[Backend, list[Launch], list[Clock]]] = []
         self._key: object = None
+        self._added: list[tuple[Slot, dict[str, Any]]] = []  # the states before launches were made that have not run yet
         # Each slot's gradient of the last step, where seeing it again means that nothing changed, else UNSEEN.
         self._seen: list[Any] = []
         self._alike: Alike | None = None  # where the last gradients were all new
@@ -99,9 +100,20 @@ class Engine:
         """One step with these gradients, one for each slot or None. Raises before anything is written."""
         self.groups.check()
         key = self._plan_key()
-        if key != self._key or not (self._same(leaves) or self._moved(leaves)):
-            self._prepare(leaves, key)
-        self.run()
+        try:
+            if key != self._key or not (self._same(leaves) or self._moved(leaves)):
+                self._prepare(leaves, key)
+            self.run()
+        except BaseException:
+            self._take_back()
+            raise
+
+    def _take_back(self) -> None:
+        """The step that was to be the first of its launches has not begun: no states were made for it."""
+        for slot, states in self._added:
+            slot.states = states
+        if self._added:
+            self._launches, self._key, self._added = [], None, []
 
     def _same(self, leaves: Sequence[Any]) -> bool:
         """Whether all gradients are those seen last time: a mapped comparison takes 15 ns a tensor."""
@@ -190,8 +202,12 @@ class Engine:
                 "lr is a function of the step count, which stays on the GPU where a step may be skipped or captured: "
                 "set group['lr'] to a number before each step instead"
             )
+        if len(self._launches) > 1:  # what one of them cannot do is not begun by another
+            for backend, launches, _ in self._launches:
+                backend.ready(launches, demand)
         for backend, launches, clocks in self._launches:
             self.skipped += not backend.step(launches, demand, clocks)
+            self._added = []
 
     def _collect(self, leaves: Sequence[Any]) -> list[Change]:
         """Check every gradient that is not the one seen last time; nothing is changed yet."""
@@ -254,6 +270,7 @@ class Engine:
         self.synchronize()
         flags = [dict(f) for f in self._flags()]
         made = [(slot, *self._fitted(slot), self.missing_states(slot, flags[slot.group])) for slot in active]
+        self._added = [(slot, slot.states) for slot in active]
         for slot, mask, states, more in made:
             slot.mask, slot.states = mask, states | more
         running = self._regroup({device for device, name in names.items() if backends.get(name, device).counts})

@@ -10,7 +10,8 @@ import os
 VERSION = 13090  # newer than any NVRTC: else cuda.core warns that its PTX is too new
 CAPABILITY = os.environ.get("PTX_CAPABILITY", "9.0").split(".")
 MULTIPROCESSORS = int(os.environ.get("PTX_MULTIPROCESSORS", "2"))
-CONTEXT, POOL = 0x50, 0x60  # handles of the only ones there are
+DEVICES = int(os.environ.get("PTX_DEVICES", "2"))  # at most 16
+CONTEXT, POOL = 0x50, 0x60  # handles of the first device's; the others' follow
 
 # CUdevice_attribute: what is asked for; the others are 0.
 ATTRIBUTES = {
@@ -32,20 +33,13 @@ ATTRIBUTES = {
 Constant = tuple[tuple[int, int, int], ...]
 CONSTANTS: dict[str, Constant] = {
     "cuDriverGetVersion": ((0, VERSION, 4),),
-    "cuDeviceGetCount": ((0, 1, 4),),
-    "cuDeviceGet": ((0, 0, 4),),
+    "cuDeviceGetCount": ((0, DEVICES, 4),),
     "cuDeviceCanAccessPeer": ((0, 0, 4),),
-    "cuDevicePrimaryCtxRetain": ((0, CONTEXT, 8),),
     "cuDevicePrimaryCtxGetState": ((1, 0, 4), (2, 1, 4)),
-    "cuDeviceGetDefaultMemPool": ((0, POOL, 8),),
-    "cuDeviceGetMemPool": ((0, POOL, 8),),
     "cuMemPoolGetAttribute": ((2, 0, 8),),
-    "cuCtxGetDevice": ((0, 0, 4),),
     "cuCtxGetApiVersion": ((1, 3020, 4),),
     "cuCtxGetStreamPriorityRange": ((0, 0, 4), (1, 0, 4)),
     "cuMemHostGetFlags": ((0, 0, 4),),
-    "cuStreamGetCtx": ((1, CONTEXT, 8),),
-    "cuStreamGetDevice": ((1, 0, 4),),
     "cuStreamGetPriority": ((1, 0, 4),),
     "cuEventElapsedTime": ((0, 0, 4),),
     "cuModuleGetLoadingMode": ((0, 2, 4),),
@@ -60,8 +54,6 @@ CONSTANTS: dict[str, Constant] = {
     "cudaGetLastError": (),
     "cudaDriverGetVersion": ((0, VERSION, 4),),
     "cudaRuntimeGetVersion": ((0, VERSION, 4),),
-    "cudaGetDevice": ((0, 0, 4),),
-    "cudaGetDeviceCount": ((0, 1, 4),),
 }
 
 # A call that takes the same arguments as another and does the same.
@@ -78,7 +70,6 @@ ALIASES = {
     "cuGraphInstantiateWithFlags": "cuGraphInstantiate",
     "cuGraphExecDestroy": "cuGraphDestroy",
     "cuModuleLoadDataEx": "cuModuleLoadData",
-    "cuLibraryLoadData": "cuModuleLoadData",
     "cuLibraryUnload": "cuModuleUnload",
     "cuLibraryGetModule": "cuKernelGetFunction",
     "cuLibraryGetGlobal": "cuModuleGetGlobal",
@@ -87,7 +78,11 @@ ALIASES = {
     "cuKernelGetParamInfo": "cuFuncGetParamInfo",
     "cuGetErrorName": "cuGetErrorString",
     "cuDeviceSynchronize": "cuCtxSynchronize",
+    "cuDeviceGetMemPool": "cuDeviceGetDefaultMemPool",
     # The runtime API that CuPy's arrays, streams, events, pools and graphs call, by the driver's.
+    "cudaGetDevice": "cuCtxGetDevice",
+    "cudaGetDeviceCount": "cuDeviceGetCount",
+    "cudaDeviceCanAccessPeer": "cuDeviceCanAccessPeer",
     "cudaMalloc": "cuMemAlloc",
     "cudaMallocAsync": "cuMemAlloc",
     "cudaFree": "cuMemFree",

@@ -19,13 +19,12 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from driver.answers import ALIASES, ALLOCATES, ATTRIBUTES, CONSTANTS, CONTEXT, RELEASES, WAITS, real_name
+from driver.answers import ALIASES, ALLOCATES, CONSTANTS, CONTEXT, DEVICES, RELEASES, WAITS, real_name
 from driver.code import Code
 from driver.memory import Fault
-from driver.words import LAUNCH_FAILED, NOT_FOUND, NOT_SUPPORTED, OUT_OF_MEMORY, SUCCESS, Words, low, put
+from driver.words import LAUNCH_FAILED, OUT_OF_MEMORY, SUCCESS, Words, put
 
 SOURCE = Path(__file__).with_name("libcuda.c")
-NAME = b"PTX interpreter"
 ERROR = ctypes.create_string_buffer(b"see the FAULT printed above")
 WORDS = 12  # arguments that libcuda.c hands on
 
@@ -37,7 +36,6 @@ class Driver(Code):
 
     def __init__(self) -> None:
         super().__init__()
-        self.contexts: list[int] = []
         self.calls: list[str] = []
         self.lock, self.busy = threading.RLock(), False
         self.later: list[tuple[str, Words]] = []  # calls that came while another one was answered
@@ -62,7 +60,7 @@ class Driver(Code):
     def _answer(self, name: str, words: Words) -> int:
         real = real_name(name)
         try:
-            if real in WAITS and any(s.capture is not None for s in self.streams()):
+            if real in WAITS and self.captured():
                 raise Fault(f"{name} while a stream is captured")
             if real in ALLOCATES and self.capture_forbids():
                 raise Fault(f"{name} while a stream is captured, by a thread whose capture mode is not relaxed")
@@ -85,9 +83,12 @@ class Driver(Code):
 
     def finish(self) -> BaseException | None:
         """Do all work that is left; the first fault since the last time, if there was one."""
-        self.answer("cuCtxSynchronize", [0] * WORDS)
-        while any(stream.queue for stream in self.streams()):
-            self.answer("cuCtxSynchronize", [0] * WORDS)  # a fault ends a call, not the work behind it
+        for device in range(DEVICES):
+            self.contexts.append(CONTEXT + device)
+            self.answer("cuCtxSynchronize", [0] * WORDS)
+            while any(stream.queue for stream in self.streams(device)):
+                self.answer("cuCtxSynchronize", [0] * WORDS)  # a fault ends a call, not the work behind it
+            self.contexts.pop()
         fault, self.fault = self.fault, None
         return fault
 
@@ -97,44 +98,6 @@ class Driver(Code):
         if not found:
             self.asked.add(name)
         return found
-
-    # ---- device and context
-
-    def cuGetExportTable(self, a: Words) -> int:
-        return NOT_FOUND  # NVRTC asks for one and goes on without
-
-    def cuDeviceGetName(self, a: Words) -> None:
-        ctypes.memmove(a[0], NAME + b"\0", len(NAME) + 1)
-
-    def cuDeviceGetUuid(self, a: Words) -> None:
-        ctypes.memmove(a[0], bytes(range(16)), 16)
-
-    def cuDeviceGetLuid(self, a: Words) -> int:
-        return NOT_SUPPORTED
-
-    def cuDeviceGetPCIBusId(self, a: Words) -> None:
-        ctypes.memmove(a[0], b"0000:00:00.0\0", 13)
-
-    def cuDeviceGetAttribute(self, a: Words) -> None:
-        put(a[0], ATTRIBUTES.get(low(a[1]), 0), 4)
-
-    def cuCtxGetCurrent(self, a: Words) -> None:
-        put(a[0], self.contexts[-1] if self.contexts else 0)
-
-    def cuCtxPushCurrent(self, a: Words) -> None:
-        self.contexts.append(a[0])
-
-    def cuCtxPopCurrent(self, a: Words) -> None:
-        popped = self.contexts.pop()
-        if a[0]:
-            put(a[0], popped)
-
-    def cuCtxSetCurrent(self, a: Words) -> None:
-        self.contexts[-1:] = [a[0]] if a[0] else []
-
-    def cudaSetDevice(self, a: Words) -> None:
-        if not self.contexts:
-            self.contexts.append(CONTEXT)
 
     def cuGetErrorString(self, a: Words) -> None:
         put(a[1], ctypes.addressof(ERROR))

@@ -127,7 +127,7 @@ class Memory:
             raise Fault(f"{first(crooked)} is misaligned for {size} bytes")
         at = addresses.astype(np.int64) - self.base
         if at.min() < 0 or at.max() + size > self.bytes.size:
-            raise Fault(f"{first((at < 0) | (at + size > self.bytes.size))} is no device memory")
+            raise Fault(f"{first((at < 0) | (at + size > self.bytes.size))} is no memory of this device")
         # Aligned, so that one word of the shadow stands for all bytes of the access, whatever its width up to 8.
         for part in range(0, size, 8):
             width = min(size, 8)

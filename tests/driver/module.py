@@ -90,12 +90,16 @@ class Kernel:
             self.registers |= {m[1] + k: dtype(kind[1:]) for k in numbers}
 
     def refuse_fusible(self) -> None:
-        """A product and a sum of which neither names a rounding: ptxas makes one fma of them, which rounds once."""
+        """A product and a sum of which neither names a rounding: ptxas makes one fma of them, which rounds once, as one that is there
+        already does.
+        """
         every = [i for block in self.blocks for i in block]
         plain = [i for i in every if i.types and i.types[0] in ("f32", "f64") and "rn" not in i.words]
         products = {i.operands[0]: i for i in plain if i.op == "mul"}
         for i in every:
-            if i.op == "mov" and isinstance(i.operands[1], str) and i.operands[1] in products:
+            if i.op == "fma" and i.types[0] in ("f32", "f64"):
+                raise Fault(f"{self.name}: `{i}` rounds a product and a sum once")
+            if i.op in ("mov", "neg") and isinstance(i.operands[1], str) and i.operands[1] in products:
                 products[i.operands[0]] = products[i.operands[1]]
         for i in plain:
             found = next((x for x in i.operands[1:] if x in products), None)

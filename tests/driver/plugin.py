@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import pytest
 
@@ -79,6 +80,12 @@ def pytest_runtest_call(item: pytest.Item) -> object:
     return result
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """How many kernels of each backend were launched; read by tests/test_driver.py."""
+    whose = [next((b for b, mark in MARKS.items() if mark in name), "") for name, _, _ in driver.launches]
+    terminalreporter.write_line(f"interpreted: {', '.join(f'{whose.count(b)} launches of {b}' for b in MARKS)}")
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     session.config.stash[STATUS] = int(exitstatus)
 
@@ -89,4 +96,5 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     os._exit(config.stash.get(STATUS, 3))  # without finalisers that would still call the driver
 
 
+MARKS = {"cupy": "gpuopt_", "numba-cuda": "cdynamic"}  # in the names of a backend's kernels
 STATUS = pytest.StashKey[int]()

@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+from driver.answers import CONTEXT, DEVICES
+from driver.devices import Devices
 from driver.memory import Fault
 from driver.words import INVALID_VALUE, NOT_READY, SUCCESS, Words, low, put
 
@@ -58,12 +60,12 @@ class Graph:
 
 
 class Stream:
-    """A queue of work, each piece with its place in the order of all enqueued. blocking: it and the default stream wait for
-    each other. capture: where work goes instead while the stream is captured.
+    """A queue of work, each piece with its place in the order of all enqueued. blocking: it and the device's default stream wait
+    for each other. capture: where work goes instead while the stream is captured.
     """
 
-    def __init__(self, blocking: bool) -> None:
-        self.blocking = blocking
+    def __init__(self, device: int, blocking: bool, default: bool = False) -> None:
+        self.device, self.blocking, self.default = device, blocking, default
         self.queue: list[tuple[int, Work]] = []
         self.capture: Graph | None = None
 
@@ -81,17 +83,20 @@ class Mark:
 class Event:
     """Its last record; none: it has been reached."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: int) -> None:
+        self.device = device
         self.mark: Mark | None = None
 
 
-class Streams:
+class Streams(Devices):
     """The handles of everything the driver gives out, and the calls about streams, events and graphs."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.objects: dict[int, object] = {}
         self.handle, self.order = 0x100, 0
-        self.default = Stream(True)
+        self.defaults = [Stream(device, True, default=True) for device in range(DEVICES)]
+        self.made: list[Stream] = []  # the streams among the objects
         self.modes = threading.local()  # each thread's capture mode
 
     def new(self, thing: object) -> int:
@@ -111,12 +116,21 @@ class Streams:
             raise Fault(f"handle {handle:#x} is no {kind.__name__} (any more)")
         return found
 
+    @property
+    def default(self) -> Stream:
+        """The default stream of the device that this thread works on."""
+        return self.defaults[self.device]
+
     def stream(self, handle: int) -> Stream:
         return self.default if handle in DEFAULT_HANDLES else self.known(Stream, handle)
 
-    def streams(self) -> list[Stream]:
-        """All of them, the default one first."""
-        return [self.default, *(s for s in self.objects.values() if isinstance(s, Stream))]
+    def streams(self, device: int) -> list[Stream]:
+        """All of a device, the default one first."""
+        return [self.defaults[device], *(s for s in self.made if s.device == device)]
+
+    def captured(self) -> bool:
+        """Whether any stream is."""
+        return any(stream.capture is not None for stream in self.made)
 
     # ---- the order of work
 
@@ -132,35 +146,37 @@ class Streams:
         """Do a stream's work, up to and with that number of the order."""
         while stream.queue and (until is None or stream.queue[0][0] <= until):
             number, work = stream.queue[0]
-            if stream is self.default:
-                for other in self.streams():
-                    if other is not stream and other.blocking:
+            if stream.default:
+                for other in self.streams(stream.device)[1:]:
+                    if other.blocking:
                         self.drain(other, number)
             elif stream.blocking:
-                self.drain(self.default, number)
+                self.drain(self.defaults[stream.device], number)
             if stream.queue and stream.queue[0][0] == number:
                 stream.queue.pop(0)
                 work()
 
-    def everything(self) -> None:
-        """Do all work of all streams."""
-        for stream in self.streams():
+    def everything(self, device: int) -> None:
+        """Do all work of all streams of a device."""
+        for stream in self.streams(device):
             self.drain(stream)
 
     def cuCtxSynchronize(self, a: Words) -> None:
-        self.everything()
+        self.everything(self.device)
 
     # ---- streams
 
     def cuStreamCreate(self, a: Words) -> None:
-        put(a[0], self.new(Stream(not a[1] & 1)))
+        self.made.append(Stream(self.device, not a[1] & 1))
+        put(a[0], self.new(self.made[-1]))
 
     def cudaStreamCreate(self, a: Words) -> None:
-        put(a[0], self.new(Stream(True)))
+        self.cuStreamCreate([a[0], 0])
 
     def cuStreamDestroy(self, a: Words) -> None:
         stream = self.stream(a[0])
         self.drain(stream)
+        self.made.remove(stream)
         del self.objects[a[0]]
 
     def cuStreamSynchronize(self, a: Words) -> None:
@@ -168,6 +184,12 @@ class Streams:
 
     def cuStreamQuery(self, a: Words) -> int:
         return NOT_READY if self.stream(a[0]).queue else SUCCESS
+
+    def cuStreamGetCtx(self, a: Words) -> None:
+        put(a[1], CONTEXT + self.stream(a[0]).device)
+
+    def cuStreamGetDevice(self, a: Words) -> None:
+        put(a[1], self.stream(a[0]).device, 4)
 
     def cuStreamGetFlags(self, a: Words) -> None:
         put(a[1], 0 if self.stream(a[0]).blocking else 1, 4)
@@ -179,7 +201,7 @@ class Streams:
 
     def cuStreamBeginCapture(self, a: Words) -> None:
         stream = self.stream(a[0])
-        if stream is self.default:
+        if stream.default:
             raise Fault("the default stream cannot be captured")
         if stream.capture is not None:
             raise Fault("a stream is captured that is being captured")
@@ -199,7 +221,7 @@ class Streams:
 
     def capture_forbids(self) -> bool:
         """Whether a stream is captured and this thread has not said that it knows what it does."""
-        return getattr(self.modes, "mode", 0) != RELAXED and any(s.capture is not None for s in self.streams())
+        return getattr(self.modes, "mode", 0) != RELAXED and self.captured()
 
     def cuStreamGetCaptureInfo_v2(self, a: Words) -> None:
         stream = self.stream(a[0])
@@ -239,7 +261,7 @@ class Streams:
     # ---- events
 
     def cuEventCreate(self, a: Words) -> None:
-        put(a[0], self.new(Event()))
+        put(a[0], self.new(Event(self.device)))
 
     def cuEventDestroy(self, a: Words) -> None:
         self.known(Event, a[0])
@@ -247,6 +269,8 @@ class Streams:
 
     def cuEventRecord(self, a: Words) -> None:
         stream, event = self.stream(a[1]), self.known(Event, a[0])
+        if event.device != stream.device:
+            raise Fault(f"an event of device {event.device} is recorded in a stream of device {stream.device}")
         if stream.capture is None:
             event.mark = Mark(stream)
             self.enqueue(stream, event.mark.reach)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 Words = Sequence[int]
 
-SUCCESS, INVALID_VALUE, OUT_OF_MEMORY, NOT_FOUND, NOT_READY, LAUNCH_FAILED, NOT_SUPPORTED = 0, 1, 2, 500, 600, 719, 801
+SUCCESS, INVALID_VALUE, OUT_OF_MEMORY, INVALID_DEVICE, NOT_FOUND, NOT_READY = 0, 1, 2, 101, 500, 600
+LAUNCH_FAILED, NOT_SUPPORTED = 719, 801
 
 
 def put(address: int, value: int, size: int = 8) -> None:
