@@ -1,7 +1,7 @@
 """`gpuopt.stream`: on which stream of CUDA optimizers over arrays step, for streams of any library.
 
-Public; used by nobody else here (`gpuopt.torch` follows torch's current stream). Knows CuPy, whose current stream it sets, where CuPy
-is installed: states are made there, and gradients copied.
+Public; used by nobody else here (`gpuopt.torch` follows torch's current stream). Knows CuPy, whose current stream it sets where
+CuPy is installed: states are made there, and gradients copied.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ EXPECTED = "a stream of CuPy, Numba CUDA, PyTorch or cuda-core, anything with __
 
 @contextmanager
 def stream(stream: Any) -> Iterator[None]:
-    """A context in which optimizers over arrays step on this stream, on the GPU that it belongs to: their states are made there, and
-    their gradients read.
+    """A context in which optimizers over arrays step on this stream, on the GPU that it belongs to: their states are made there,
+    and their gradients read.
 
     stream: of CuPy, Numba CUDA, PyTorch or cuda-core, anything with `__cuda_stream__`, or its address as a whole number.
     On entering, it waits for what was put on CuPy's current stream before, such as states that were made outside; what is put on

@@ -64,7 +64,9 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             counts[name] += value
     if counts:
         launches = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()) if name != "interpreted")
-        terminalreporter.write_line(f"tests marked gpu that ran as interpreted PTX: {counts['interpreted']} ({launches})")
+        terminalreporter.write_line(
+            f"tests marked gpu that ran as interpreted PTX: {counts['interpreted']} ({launches})"
+        )
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

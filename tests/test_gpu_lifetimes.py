@@ -53,7 +53,7 @@ def test_all_that_a_graph_uses_outlives_the_optimizer(backend: str, options: Any
         )
         grad = device_array(1)
         stepped(stream, opt, [grad])
-        graph = captured(stream, lambda: opt.step([grad]))
+        graph = captured(stream, lambda step=opt.step, grads=(grad,): step(grads))
         address, gone = param.data.ptr, weakref.ref(opt)
         del opt, param, grad
         free_what_is_over(backend)
@@ -61,7 +61,8 @@ def test_all_that_a_graph_uses_outlives_the_optimizer(backend: str, options: Any
         for _ in range(3):
             graph.launch(stream)
         stream.synchronize()
-        there = cupy.ndarray(expected.shape, np.float32, cupy.cuda.MemoryPointer(cupy.cuda.UnownedMemory(address, 1, graph), 0))
+        memory = cupy.cuda.UnownedMemory(address, expected.nbytes, graph)
+        there = cupy.ndarray(expected.shape, np.float32, cupy.cuda.MemoryPointer(memory, 0))
         assert there.get().tobytes() == expected.tobytes()
 
 
@@ -76,7 +77,7 @@ def test_nothing_is_kept_once_the_graph_is_gone_and_its_work_is_done(backend: st
     param, grad = device_array(0), device_array(1)
     opt = gpuopt.AdamW([param], capturable=True, backend=backend, **NORMS)
     stepped(stream, opt, [grad])
-    graphs = [captured(stream, lambda: opt.step([grad])) for _ in range(3)]
+    graphs = [captured(stream, lambda step=opt.step: step([grad])) for _ in range(3)]
     states = [weakref.ref(a) for a in opt._engine.slots[0].states.values()]
     assert len(kept(backend)) == before[0] + 3
     del graphs[0]

@@ -1,4 +1,4 @@
-"""`gpuopt.stream` and CuPy's current stream: steps, states and copies of gradients are on the stream that the user names. Marked `gpu`.
+"""`gpuopt.stream` and CuPy's current stream: steps, states and copies of gradients are on the stream that is named. Marked `gpu`.
 
 The streams do not wait for the default stream: whatever is put on another one than the step's is found, if nothing waits for it.
 """

@@ -124,7 +124,7 @@ class CupyRuntime:
         return self._function(to_cuda.prepare_source(program, inputs), "gpuopt_prepare")
 
     def rows_argument(self, program: Program, rows: Any, last: Any = None) -> Any:
-        """The struct Rows by value: CuPy passes a zero-dimensional structured array as the bytes it holds, and a launch copies it."""
+        """The struct Rows by value: CuPy passes a structured array without dimensions as the bytes it holds; a launch copies it."""
         if last is None:
             capacity = to_cuda.rows_capacity(program) * max(1, len(program.row))
             last = np.zeros((), np.dtype([("values", program.compute, capacity)]))

@@ -94,9 +94,7 @@ class DeviceBackend:
         for launch, resident, by_value in zip(launches, residents, given, strict=True):
             self._update(launch, resident, by_value, resident.rows, 0, stream)
 
-    def _made(
-        self, launches: Sequence[Launch], demand: Demand, stream: Any
-    ) -> tuple[list[Resident], Deciding | None]:
+    def _made(self, launches: Sequence[Launch], demand: Demand, stream: Any) -> tuple[list[Resident], Deciding | None]:
         """What the step needs on the device, made at its first one."""
         residents = [self._resident(launch, stream) for launch in launches]
         return residents, self._deciding(launches, demand, stream) if demand.on_device or demand.sums else None
@@ -196,7 +194,10 @@ class DeviceBackend:
     def recount(self, clocks: Sequence[Clock]) -> None:
         """The counts of these clocks are those of the host: bring them to where CUDA graphs read them. Waits for the device."""
         with self.runtime.on_device(self.index):
-            recount([c for c in clocks if c.word is not None and c.word.counts.backend is self], self.runtime.stream(self.index))
+            recount(
+                [c for c in clocks if c.word is not None and c.word.counts.backend is self],
+                self.runtime.stream(self.index),
+            )
 
     def synchronize(self, clocks: Sequence[Clock], shared: Mapping[str, Any]) -> int:
         """Wait for the device and bring its step counts into the clocks; returns how many steps it skipped since."""

@@ -32,7 +32,6 @@ from gpuopt.launch import table as t
 from gpuopt.launch.stream import override
 from gpuopt.messages import one_line
 
-
 C_VALUES: dict[str, Any] = {"float32": ctypes.c_float, "float64": ctypes.c_double}
 
 
@@ -183,8 +182,8 @@ def prepare_function(program: Program, inputs: tuple[str, ...]) -> Callable[...,
 
 
 def compiled(python: Callable[..., Any], blocks: int, signature: str) -> Any:
-    """The kernel, with at most 65536 / (256 * blocks) registers a thread. signature: a letter for each argument, `i` of a whole number,
-    `d` of a double; behind them the compute type and count of the scalars that come in one tuple.
+    """The kernel, with at most 65536 / (256 * blocks) registers a thread. signature: a letter for each argument, `i` of a whole
+    number, `d` of a double; behind them the compute type and count of the scalars that come in one tuple.
     """
     cuda = _cuda()
     if simulated():
@@ -192,10 +191,11 @@ def compiled(python: Callable[..., Any], blocks: int, signature: str) -> Any:
     from numba import types
 
     letters, _, row = signature.partition(" ")
-    found = [types.int64 if letter == "i" else types.float64 for letter in letters]
+    found: list[Any] = [types.int64 if letter == "i" else types.float64 for letter in letters]
     if row:
         name, _, count = row.partition(" x ")
-        found.append(types.UniTuple(getattr(types, name), int(count)) if int(count) else types.Tuple(()))
+        made: Any = types  # untyped
+        found.append(made.UniTuple(getattr(types, name), int(count)) if int(count) else made.Tuple(()))
     return Kernel(cuda.jit(tuple(found), launch_bounds=(t.THREADS, blocks))(python), len(letters), bool(row))
 
 
@@ -207,8 +207,8 @@ class Kernel(NamedTuple):
     row: bool
 
     def configured(self, grid: int, stream: Any) -> Callable[..., None]:
-        """What launches it, given all arguments and scalars one by one as C values. Numba's own way takes ten times as long: it asks
-        each argument at every launch what it is. It is the way where Numba does not say what it has compiled.
+        """What launches it, given all arguments and scalars one by one as C values. Numba's own way takes ten times as long: it
+        asks each argument at every launch what it is. It is the way where Numba does not say what it has compiled.
         """
         try:
             from cuda.core import LaunchConfig, Stream, launch
@@ -250,13 +250,11 @@ class NumbaRuntime:
         self.thread = threading.local()
 
     def on_device(self, index: int) -> Any:
-        """Numba takes as long to enter and leave a device as to launch a kernel: where there is but one, each thread enters once."""
-        if hasattr(self.thread, "only"):
-            return self.thread.only
-        if len(self.cuda.gpus) == 1:
-            self.cuda.current_context()
-            self.thread.only = nullcontext()
-        return self.cuda.gpus[index]
+        """Numba takes as long to enter and leave a device as to launch a kernel: not where this thread works on it already."""
+        if not hasattr(self.thread, "entered"):
+            self.cuda.current_context()  # the thread's first one
+            self.thread.entered = True
+        return nullcontext() if int(self.driver.cuCtxGetDevice()) == index else self.cuda.gpus[index]
 
     def stream(self, index: int) -> Any:
         """Numba has no current stream; arrays of CuPy are written on CuPy's."""

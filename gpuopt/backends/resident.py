@@ -86,7 +86,9 @@ class Resident(Held):
         size = count * len(plan.program.row) * STORAGES[plan.program.compute].itemsize
         self.rows = None if by_value else self.allocate(size)  # of a plain step, where they do not travel by value
         self.argument: Any = None  # what passes them, or that there are none, by value
-        self.launched: tuple[Any, ...] = ()  # the arguments of the last launch but that one, and what they were made for
+        self.launched: tuple[
+            Any, ...
+        ] = ()  # the arguments of the last launch but that one, and what they were made for
         self.launched_for: tuple[Any, ...] = ()
 
     def captured(self, launch: Launch, stream: Any, upload: Upload) -> Resident:
@@ -125,7 +127,9 @@ class Counts(Held):
         known = self.known.copy()
         for place, step in steps.items():
             known[place] = step
-        self.backend.runtime.upload(self.buffer, raw(known), stream)  # read at once, since it is not pinned: nothing to allocate
+        self.backend.runtime.upload(
+            self.buffer, raw(known), stream
+        )  # read at once, since it is not pinned: nothing to allocate
         self.known = known
 
 
@@ -188,7 +192,9 @@ class Deciding(Held):
         self.on_device = demand.on_device
         self.prepares = [backend.kernel("prepare", launch.plan.program, launch.inputs) for launch in launches]
         self.records = [launch.records(self.on_device) for launch in launches]
-        sizes = [2 * len(clocks) * len(launch.inputs) for (clocks, _), launch in zip(self.records, launches, strict=True)]
+        sizes = [
+            2 * len(clocks) * len(launch.inputs) for (clocks, _), launch in zip(self.records, launches, strict=True)
+        ]
         self.begins = np.cumsum([0, *sizes]).tolist()  # of each launch's hyperparameters, then of the counts
         own = 0 if self.on_device else sum(len(launch.clocks) for launch in launches)
         self.hyper = self.allocate(8 * (self.begins[-1] + own))
@@ -221,7 +227,7 @@ class Deciding(Held):
             again = [clock for clock in launch.clocks if id(clock) in seen]
             twins = self.address(self.filled(np.array([c.step for c in again], np.int64), stream)) if again else 0
             places = {id(clock): twins + 8 * k for k, clock in enumerate(again)}
-            found.append([places[id(c)] if id(c) in places else c.word.address for c in launch.clocks])
+            found.append([places.get(id(c)) or c.word.address for c in launch.clocks])
             seen |= {id(clock) for clock in launch.clocks}
         return found
 
@@ -241,7 +247,9 @@ class Deciding(Held):
         if self.partials is None:
             self.partials = self.allocate(16 * self.chunk_count)
 
-    def summing(self, launches: Sequence[Launch], residents: Sequence[Resident]) -> list[tuple[Any, int, tuple[Any, ...]]]:
+    def summing(
+        self, launches: Sequence[Launch], residents: Sequence[Resident]
+    ) -> list[tuple[Any, int, tuple[Any, ...]]]:
         """Kernel, blocks and arguments of the sums of each launch that has gradients: two float64 for every chunk, the launches one
         behind the other.
         """
@@ -250,7 +258,14 @@ class Deciding(Held):
             each = zip(launches, residents, self.sums, self.chunks, strict=True)
             for launch, resident, kernel, chunks in each:
                 plan, count = launch.plan, len(launch.plan.chunks)
-                given = (self.address(resident.table), plan.table.shape[1], np.int32(1), self.address(chunks), count, offset)
+                given = (
+                    self.address(resident.table),
+                    plan.table.shape[1],
+                    np.int32(1),
+                    self.address(chunks),
+                    count,
+                    offset,
+                )
                 if count:
                     blocks = min(count, 4 * resident.multiprocessors)
                     self._summed.append((kernel, blocks, self.backend.runtime.packed(given)))

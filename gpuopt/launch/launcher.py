@@ -85,7 +85,9 @@ class Launch:
     arrays: list[dict[str, Any]]  # role -> array, one dict a tensor
     flags: Mapping[str, object] = field(default_factory=dict)
     private: dict[str, Any] = field(default_factory=dict)  # what a backend keeps with it: device tables, kernels
-    shared: dict[str, Any] = field(default_factory=dict)  # and with all launches of an engine on one device, later ones too
+    shared: dict[str, Any] = field(
+        default_factory=dict
+    )  # and with all launches of an engine on one device, later ones too
 
     @cached_property
     def inputs(self) -> tuple[str, ...]:
@@ -140,9 +142,7 @@ class Launch:
                 if value is not numbers[j]:
                     view = arrays.describe(value, self.keys[j])
                     if view.device != device:
-                        raise DtypeError(
-                            f"{self.keys[j]} on {view.device}: expected it on {device}, where it is read"
-                        )
+                        raise DtypeError(f"{self.keys[j]} on {view.device}: expected it on {device}, where it is read")
                     record[1].view(np.int64)[j] = view.address | (view.dtype == "float64")
         return result
 

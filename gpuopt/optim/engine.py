@@ -45,7 +45,9 @@ class Engine:
         self.skipped = 0
         self._launches: list[tuple[Backend, list[Launch], list[Clock]]] = []
         self._key: object = None
-        self._added: list[tuple[Slot, dict[str, Any]]] = []  # the states before launches were made that have not run yet
+        self._added: list[
+            tuple[Slot, dict[str, Any]]
+        ] = []  # the states before launches were made that have not run yet
         # Each slot's gradient of the last step, where seeing it again means that nothing changed, else UNSEEN.
         self._seen: list[Any] = []
         self._alike: Alike | None = None  # where the last gradients were all new
@@ -293,9 +295,9 @@ class Engine:
         return mask, {n: fitted(a, slot, f"{keys[n]} of {slot.label}") for n, a in slot.states.items()}
 
     def _regroup(self, counting: Set[str]) -> list[Clock]:
-        """Let slots of one group with equal counts share a clock, those with a gradient apart from those without. Where steps may be
-        captured, on devices that keep counts, each slot has its own, at the same place: replays of a graph that knows other slots
-        advance it too.
+        """Let slots of one group with equal counts share a clock, those with a gradient apart from those without. Where steps may
+        be captured, on devices that keep counts, each slot has its own, at the same place: replays of a graph that knows other
+        slots advance it too.
         """
         clocks: dict[tuple[int, int, bool, int], Clock] = {}
         words = Counter(slot.clock.word for slot in self.slots)

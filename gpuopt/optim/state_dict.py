@@ -70,7 +70,9 @@ def load(
             states = allocate(without_states(slot), flags)
         made.append((slot, step, states))
     for slot, step, states in made:
-        slot.states = {name: written(slot.states.get(name), new) for name, new in states.items()} if in_place else states
+        slot.states = (
+            {name: written(slot.states.get(name), new) for name, new in states.items()} if in_place else states
+        )
         word = slot.clock.word if in_place else None
         slot.clock = type(slot.clock)(slot.group, step, slot.clock.environment, word=word)
     return values

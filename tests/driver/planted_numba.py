@@ -76,6 +76,8 @@ def on_the_first(zeros: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
 
 
 ADDRESS = f"load_word(record, {table.ADDRESS})"
+
+
 def fused(patch: Patch) -> None:
     """Products of `prepare` that do not say how they are rounded."""
     patch.setitem(to_numba_cuda._DOUBLE, "mul", "({} * {})")
