@@ -149,6 +149,11 @@ def test_a_gradient_may_be_resized_between_steps() -> None:
 
 def test_addresses_are_read_from_memory_only_where_that_was_seen_to_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     some = [np.zeros(3), np.zeros((4, 4), np.float16)[::-1, 1:], np.array(1.0), np.zeros(0)]
-    assert peek.read(some) == peek.asked(some) and peek._holds()
-    monkeypatch.setattr(peek, "DATA", peek.DATA - 8)  # Python's type pointer
+    some[0].flags.writeable = False
+    assert np.array_equal(peek.read(some), peek.asked(some)) and peek._holds()
+    assert peek.ReadFlags(some).read() == peek.AskedFlags(some).read()
+    with monkeypatch.context() as patched:
+        patched.setattr(peek, "DATA", peek.DATA - 8)  # Python's type pointer
+        assert not peek._holds()
+    monkeypatch.setattr(peek, "FLAGS", peek.FLAGS - 8)  # the dtype's address
     assert not peek._holds()

@@ -70,6 +70,9 @@ class Plan:
         """
         lanes, program = self.program.lanes, self.program
         addresses = self.table[which, t.ADDRESS :]
+        if not np.bitwise_or.reduce(addresses, axis=None) & 15:  # as libraries allocate
+            self.table[which, t.HEAD], self.table[which, t.ALIGNED] = 0, (2 << len(program.roles)) - 1
+            return
         sizes = np.array([STORAGES[r.storage].itemsize for r in program.roles], np.int64)
         widths = sizes * np.minimum(lanes, 16 // sizes)  # bytes of one access
         head = np.zeros(len(addresses), np.int64)

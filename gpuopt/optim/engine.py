@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from operator import attrgetter, is_not
+from operator import is_not
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuopt import arrays, backends
+from gpuopt import arrays, backends, peek
 from gpuopt.arrays import View
 from gpuopt.compiler.lower import Role, Signature, program_for
 from gpuopt.errors import InputError
@@ -31,7 +31,6 @@ from gpuopt.rules.language import Rule
 Change = tuple[Slot, Any, View | None]  # a slot, its new gradient, and that gradient's View
 
 UNSEEN = object()  # no gradient
-NUMPY_FLAGS = attrgetter("flags.num")  # what can change in a NumPy array while it stays where it is
 
 
 class Engine:
@@ -48,8 +47,7 @@ class Engine:
         self._alike: Alike | None = None  # where the last gradients were all new
         self._copied = False  # whether a gradient is copied at every step
         self._written = Written([])
-        self._numpy: list[NDArray[Any]] = []  # the parameters of NumPy, and their flags
-        self._numpy_flags: list[int] = []
+        self._numpy, self._numpy_flags = peek.Flags([]), b""  # of the parameters of NumPy
         self._loose = False  # whether a parameter or mask can move while it stays the same object
         self._masks: list[tuple[Slot, View]] = []  # masks that can
         self.planned = 0  # grows with every new plan of launches
@@ -70,8 +68,8 @@ class Engine:
             slot.number = index if slot.number < 0 else slot.number
         self.slots += slots
         self._written = Written(self.slots)
-        self._numpy = [slot.array for slot in self.slots if isinstance(slot.array, np.ndarray)]
-        self._numpy_flags = [*map(NUMPY_FLAGS, self._numpy)]
+        self._numpy = peek.Flags([slot.array for slot in self.slots if isinstance(slot.array, np.ndarray)])
+        self._numpy_flags = self._numpy.read()
         masked = [slot for slot in self.slots if slot.mask is not None and not arrays.kind_of(slot.mask, "mask").fixed]
         self._masks = [(slot, arrays.describe(slot.mask, f"mask of {slot.label}")) for slot in masked]
         self._loose = bool(masked) or not all(arrays.kind_of(slot.array, slot.label).fixed for slot in self.slots)
@@ -135,13 +133,14 @@ class Engine:
 
     def look(self) -> None:
         """Notice parameters and masks that moved, lost their memory or became read-only since the last step."""
-        if not self._loose and [*map(NUMPY_FLAGS, self._numpy)] == self._numpy_flags:
+        flags = self._numpy.read()
+        if not self._loose and flags == self._numpy_flags:
             return
         masks = [(slot, arrays.describe(slot.mask, f"mask of {slot.label}")) for slot, _ in self._masks]
         if [view for _, view in masks] != [view for _, view in self._masks]:
             self._masks, self._key = masks, None
         self.touch()
-        self._numpy_flags = [*map(NUMPY_FLAGS, self._numpy)]
+        self._numpy_flags = flags
 
     def touch(self, states_moved: bool = False) -> None:
         """Look at every array anew: parameters or gradients may have moved, and, if so said, states."""
@@ -177,14 +176,19 @@ class Engine:
         demand = self._demand()
         if demand.sums and len(self._launches) > 1:
             raise InputError("max_grad_norm and skip_nonfinite need all parameters on one device")
+        if demand.on_device:
+            self._check_rates()
+        for backend, launches, clocks in self._launches:
+            self.skipped += not backend.step(launches, demand, clocks)
+
+    def _check_rates(self) -> None:
+        """Raise InputError for a schedule of the step count where the host does not know the count."""
         on_gpu = any(backend.device != "cpu" for backend, _, _ in self._launches)
-        if demand.on_device and on_gpu and any(callable(g.get("lr")) for g in self.groups.dicts):
+        if on_gpu and any(callable(g.get("lr")) for g in self.groups.dicts):
             raise InputError(
                 "lr is a function of the step count, which stays on the GPU where a step may be skipped or captured: "
                 "set group['lr'] to a number before each step instead"
             )
-        for backend, launches, clocks in self._launches:
-            self.skipped += not backend.step(launches, demand, clocks)
 
     def _collect(self, leaves: Sequence[Any]) -> list[Change]:
         """Check every gradient that is not the one seen last time; nothing is changed yet."""
@@ -228,8 +232,8 @@ class Engine:
     def _on_device(self) -> bool:
         """Whether step counts and decisions live on the device, for the host may not wait for what they depend on."""
         s = self.settings
-        asked = s.skip_nonfinite or s.capturable or s.found_inf is not None or arrays.is_array(s.grad_scale)
-        return asked or self.groups.on_gpu()
+        asked = s.skip_nonfinite or s.capturable or s.found_inf is not None
+        return asked or (s.grad_scale is not None and arrays.is_array(s.grad_scale)) or self.groups.on_gpu()
 
     def _demand(self) -> Demand:
         s = self.settings

@@ -62,7 +62,7 @@ class Groups:
 
     def on_gpu(self) -> bool:
         """Whether a value lies on a GPU, where kernels read it: the host would have to wait for it."""
-        return any(self._on_gpu[: len(self.dicts)])
+        return True in self._on_gpu[: len(self.dicts)]
 
     def environment(self, index: int, step: int) -> Mapping[str, Any]:
         """The hyperparameters of a group, for its step-th step; see `hyper.environment`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,11 +37,6 @@ REMEDY = {
     "param_format": "leave it at native: a value that is rounded has no derivative",
     "capturable": "leave it out: the step counts of a differentiable step are on the host",
 }
-
-
-def asked(groups: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether any of the groups asks for it."""
-    return any(group.get(KEY) for group in groups)
 
 
 def check(rule: Rule, settings: Settings, group: Mapping[str, Any]) -> None:

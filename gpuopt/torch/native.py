@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gpuopt.arrays import memory
 from gpuopt.backends import numba as cpu
+from gpuopt.peek import memory
 
 FROM = 32  # tensors; with fewer the getters take less than 20 us
 AFTER = 3  # steps: to compile it takes half a second
