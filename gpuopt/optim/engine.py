@@ -22,6 +22,7 @@ from gpuopt.formats.dtypes import STORAGES, state_dtype, state_storage
 from gpuopt.launch.launcher import Backend, Clock, Demand, Launch
 from gpuopt.launch.plan import Plan
 from gpuopt.optim.alike import Alike
+from gpuopt.optim.hyper import scheduled
 from gpuopt.optim.settings import Settings
 from gpuopt.optim.slots import Slot, Written, as_array, check_overlap, fitted, gradient_view, parameter_view, same_order
 from gpuopt.optim.watch import Flags, Groups
@@ -183,11 +184,13 @@ class Engine:
 
     def _check_rates(self) -> None:
         """Raise InputError for a schedule of the step count where the host does not know the count."""
-        on_gpu = any(backend.device != "cpu" for backend, _, _ in self._launches)
-        if on_gpu and any(callable(g.get("lr")) for g in self.groups.dicts):
+        if all(backend.device == "cpu" for backend, _, _ in self._launches):
+            return
+        names = [name for group in self.groups.dicts for name in scheduled(group, self.rule)]
+        if names:
             raise InputError(
-                "lr is a function of the step count, which stays on the GPU where a step may be skipped or captured: "
-                "set group['lr'] to a number before each step instead"
+                f"{names[0]} is a function of the step count, which stays on the GPU where a step may be skipped or captured: "
+                f"set group[{names[0]!r}] to a number before each step instead"
             )
 
     def _collect(self, leaves: Sequence[Any]) -> list[Change]:

@@ -70,7 +70,7 @@ class Groups:
         return self._made(self.dicts[index], step) if made is None else made
 
     def _made(self, group: Mapping[str, Any], step: int) -> Mapping[str, Any]:
-        return hyper.environment(group, step, self.definition.betas)
+        return hyper.environment(group, step, self.rule)
 
     def _redefine(self) -> None:
         """The rule or its `prepare` was defined anew: new hyperparameters take their defaults, everything is looked at again."""

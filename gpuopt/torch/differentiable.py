@@ -167,7 +167,7 @@ class Step:
         x = {name: real(t).to(TYPES[compute], copy=True) for name, t in tensors.items()}
         before = x | {"g": real(p.grad).to(TYPES[compute])}
         after = before | ({} if mask is None else {OPTION + "mask": mask})
-        scalars = environment(hyper, count, self.rule.definition().betas) | live
+        scalars = environment(hyper, count, self.rule) | live
         scalars["grad_multiplier"] = 1.0 if multiplier is None else multiplier
         with compute_dtype(np.dtype(compute)):
             apply(self.rule, flags, after, scalars, self._prepared(count, scalars, live))
