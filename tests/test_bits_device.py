@@ -307,16 +307,6 @@ def test_a_schedule_is_asked_once_a_step(shim: Backend) -> None:
     assert asked == [0, 1, 2]
 
 
-@pytest.mark.parametrize(
-    "given", [{"lr": lambda t: 0.1}, {"betas": (0.9, lambda t: 0.9)}, {"weight_decay": lambda t: 0.1}], ids=str
-)
-def test_no_schedule_goes_where_only_the_device_knows_the_step(shim: Backend, given: dict[str, Any]) -> None:
-    opt = gpuopt.AdamW(np.ones(3), skip_nonfinite=True, backend="shim-device", **given)
-    with pytest.raises(InputError, match=f"{next(iter(given))} is a function of the step count, which stays on the GPU"):
-        opt.step(np.ones(3))
-    gpuopt.AdamW(np.ones(3), skip_nonfinite=True, backend="numpy", **given).step(np.ones(3))
-
-
 @pytest.mark.parametrize("option", ["capturable", "skip_nonfinite"])
 def test_counts_change_sides_with_the_options(shim: Backend, option: str) -> None:
     """Step counts live on the device only as long as something there decides."""
