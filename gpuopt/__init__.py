@@ -30,7 +30,7 @@ _HOMES = {
     "gpuopt.optim.factory": ("create", "optimizer", "optimizers", "make_optimizer"),
 }
 _CLASSES = ("GD", "SGD", "DGD", "Adagrad", "RMSprop", "Adam", "AdamW", "Lion")
-_MODULES = ("backends",)  # the module itself is callable: gpuopt.backends()
+_MODULES = ("backends", "schedules")  # the module itself is callable: gpuopt.backends()
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = ["__version__", *_CLASSES, *_HOME, *_MODULES]

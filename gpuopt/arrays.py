@@ -73,7 +73,7 @@ class Kind:
     fixed: bool = False
     pooled: bool = False
     looks: Callable[[Any], Any] | None = None
-    firsts: Callable[[Sequence[Any]], list[int]] | None = None
+    firsts: Callable[[Sequence[Any]], NDArray[np.int64]] | None = None
 
 
 def lowest(address: int, shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> int:
@@ -97,17 +97,6 @@ def is_dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
             return False
         expected *= n
     return True
-
-
-def memory(address: int, dtype: np.dtype[Any], count: int = 1) -> NDArray[Any]:
-    """Host memory at an address as an array of `count` elements."""
-    if address % dtype.itemsize:
-        raise ValueError(f"address {address} is not aligned for {dtype}")
-    if not count:
-        return np.empty(0, dtype)
-    buffer: Any = (ctypes.c_char * (dtype.itemsize * count)).from_address(address)
-    result: NDArray[Any] = np.frombuffer(buffer, dtype, count)
-    return result
 
 
 # ---------------------------------------------------------------------------------------------------- NumPy and CuPy
@@ -312,7 +301,7 @@ KINDS: tuple[Kind, ...] = (
         _there(_cupy_assign),
         fixed=True,
         looks=attrgetter(*LOOKS, "data.device_id"),
-        firsts=lambda found: [a.data.ptr for a in found],
+        firsts=lambda found: np.array([a.data.ptr for a in found], np.int64),
     ),
     Kind(
         "cuda-array-interface",

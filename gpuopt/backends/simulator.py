@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuopt.arrays import memory
 from gpuopt.compiler.host import ipow
 from gpuopt.compiler.lower import Draw, Program
 from gpuopt.formats import philox
 from gpuopt.formats.dtypes import STORAGES, numpy_dtype
 from gpuopt.formats.stochastic import encode
 from gpuopt.launch import table as t
+from gpuopt.peek import memory
 from gpuopt.rules.language import maximum, minimum, sign, sqrt, where
 
 WHOLE = np.dtype(np.int64)

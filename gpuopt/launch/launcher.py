@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,18 +104,27 @@ class Launch:
         """The function of one row; kept, since looking it up would hash the whole program at every step."""
         return row_function(self.plan.program, self.inputs)
 
+    @cached_property
+    def letter(self) -> Literal["f", "d"]:
+        """The compute type, as `array` calls it."""
+        return "d" if self.plan.program.compute == "float64" else "f"
+
+    @cached_property
+    def called(self) -> Definition | None:
+        """The definition whose `prepare` only Python can run."""
+        definition = self.plan.program.signature.definition
+        return definition if definition.on_host else None
+
     def rows(self, grad_multiplier: float) -> NDArray[Any]:
         """The rows of scalars in the compute type, after the clocks have advanced: [clocks, scalars]."""
-        program = self.plan.program
-        made: array[float] = array(np.dtype(program.compute).char)  # rounds as NumPy does, faster for a few numbers
-        definition = program.signature.definition
+        made = array(self.letter)  # rounds as NumPy does, faster for a few numbers
         for clock in self.clocks:
             values = clock.values()
-            if definition.on_host:
-                values = {**values, **clock.prepared(definition)}
+            if self.called is not None:
+                values = {**values, **clock.prepared(self.called)}
             taken = [grad_multiplier if key == MULTIPLIER else float(values[key]) for key in self.keys]
             made.extend(self.row(clock.step, *taken))
-        return np.array(made).reshape(len(self.clocks), len(program.row))
+        return np.array(made).reshape(len(self.clocks), len(self.plan.program.row))
 
     def records(self, on_device: bool) -> tuple[list[Clock], list[int]]:
         """Whose hyperparameters `hyper` takes, and for each clock the place of its own. Clocks of one group have the same,

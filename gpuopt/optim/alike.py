@@ -29,7 +29,7 @@ class Alike:
         # Of the next gradients: all but the address, which nothing asks for, and what pins it.
         self.views = [replace(view, pin=None) for view in views]
         lowest = np.array([view.address for view in views], np.int64)
-        self._offsets = lowest - np.array(self._firsts(leaves), np.int64)  # not 0 where a stride is negative
+        self._offsets = lowest - self._firsts(leaves)  # not 0 where a stride is negative
         self._odd = np.array([STORAGES[view.dtype].itemsize - 1 for view in views], np.int64)
 
     @classmethod
@@ -51,5 +51,5 @@ class Alike:
                 return None
         except AttributeError:  # no arrays
             return None
-        found = np.array(self._firsts(leaves), np.int64) + self._offsets
+        found = self._firsts(leaves) + self._offsets
         return None if (found & self._odd).any() else found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
@@ -140,13 +140,22 @@ def gradient_view(array: Any, slot: Slot, label: str) -> View:
     return view
 
 
-def overlapped(spans: NDArray[np.int64], bounds: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each [begin, end) the index of a sorted span [begin, end, ...] that it overlaps, or -1."""
-    if not len(spans) or not len(bounds):
-        return np.full(len(bounds), -1)
-    before = np.searchsorted(spans[:, 0], bounds[:, 1], "left") - 1
-    hit = (before >= 0) & (spans[np.maximum(before, 0), 1] > bounds[:, 0]) & (bounds[:, 1] > bounds[:, 0])
-    return np.where(hit, before, -1)
+class Spans:
+    """The memory of the parameters on one device, which do not overlap each other."""
+
+    def __init__(self, slots: Sequence[Slot], device: str) -> None:
+        found = sorted((*extent(s.view), k) for k, s in enumerate(slots) if s.view.device == device and s.view.numel)
+        begins, ends, self.slots = np.array(found, np.int64).reshape(-1, 3).T.copy()
+        self.begins, self.ends = begins, np.append(ends, -1)  # at index -1: nothing begins before
+
+    def overlapped(self, begins: NDArray[np.int64], ends: NDArray[np.int64]) -> tuple[int, int] | None:
+        """The first of these [begin, end) that overlaps a parameter, and the slot of that one; None if there is none."""
+        before = self.begins.searchsorted(ends) - 1
+        hit = (self.ends[before] > begins) & (ends > begins)
+        if not hit.any():
+            return None
+        first = int(hit.argmax())
+        return first, int(self.slots[before[first]])
 
 
 class Written:
@@ -154,12 +163,7 @@ class Written:
 
     def __init__(self, slots: Sequence[Slot]) -> None:
         self.devices = {s.view.device for s in slots}
-        self.spans = {}
-        for device in self.devices:
-            spans = sorted(
-                (*extent(s.view), k) for k, s in enumerate(slots) if s.view.device == device and s.view.numel
-            )
-            self.spans[device] = np.array(spans, np.int64).reshape(-1, 3)
+        self.spans = {device: Spans(slots, device) for device in self.devices}
         self.slots = slots
         self.moving: list[tuple[str, NDArray[np.int64], NDArray[np.int64]]] | None = None  # until gradients change
 
@@ -168,7 +172,9 @@ class Written:
         for device in {v.device for v in views} & self.devices:
             chosen = [k for k, v in enumerate(views) if v.device == device]
             bounds = np.array([extent(views[k]) for k in chosen], np.int64).reshape(-1, 2)
-            self._refuse(device, bounds, lambda k, chosen=chosen: labels[chosen[k]])  # type: ignore[misc]
+            found = self.spans[device].overlapped(bounds[:, 0], bounds[:, 1])
+            if found is not None:
+                self._refuse(labels[chosen[found[0]]], found[1])
 
     def check_addresses(self, slots: Sequence[Slot], addresses: NDArray[np.int64]) -> None:
         """The same for gradients of known dtypes that lie at other addresses, one for each slot."""
@@ -176,14 +182,12 @@ class Written:
             self.moving = [(device, *bytes_of_gradients(slots, device)) for device in self.devices]
         for device, indices, sizes in self.moving:
             begins = addresses[indices]
-            bounds = np.stack([begins, begins + sizes], axis=1)
-            self._refuse(device, bounds, lambda k, indices=indices: f"gradient of {slots[indices[k]].label}")  # type: ignore[misc]
+            found = self.spans[device].overlapped(begins, begins + sizes)
+            if found is not None:
+                self._refuse(f"gradient of {slots[indices[found[0]]].label}", found[1])
 
-    def _refuse(self, device: str, bounds: NDArray[np.int64], label: Callable[[int], str]) -> None:
-        found = overlapped(self.spans[device], bounds)
-        for k in np.flatnonzero(found >= 0)[:1]:
-            other = self.slots[int(self.spans[device][found[k], 2])].label
-            raise InputError(f"{label(k)} shares memory with {other}: expected a gradient of its own")
+    def _refuse(self, label: str, slot: int) -> None:
+        raise InputError(f"{label} shares memory with {self.slots[slot].label}: expected a gradient of its own")
 
 
 def bytes_of_gradients(slots: Sequence[Slot], device: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

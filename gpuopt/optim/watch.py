@@ -62,7 +62,7 @@ class Groups:
 
     def on_gpu(self) -> bool:
         """Whether a value lies on a GPU, where kernels read it: the host would have to wait for it."""
-        return any(self._on_gpu[: len(self.dicts)])
+        return True in self._on_gpu[: len(self.dicts)]
 
     def environment(self, index: int, step: int) -> Mapping[str, Any]:
         """The hyperparameters of a group, for its step-th step; see `hyper.environment`."""
@@ -70,7 +70,7 @@ class Groups:
         return self._made(self.dicts[index], step) if made is None else made
 
     def _made(self, group: Mapping[str, Any], step: int) -> Mapping[str, Any]:
-        return hyper.environment(group, step, self.definition.betas)
+        return hyper.environment(group, step, self.rule)
 
     def _redefine(self) -> None:
         """The rule or its `prepare` was defined anew: new hyperparameters take their defaults, everything is looked at again."""

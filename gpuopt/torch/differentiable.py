@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,11 +37,6 @@ REMEDY = {
     "param_format": "leave it at native: a value that is rounded has no derivative",
     "capturable": "leave it out: the step counts of a differentiable step are on the host",
 }
-
-
-def asked(groups: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether any of the groups asks for it."""
-    return any(group.get(KEY) for group in groups)
 
 
 def check(rule: Rule, settings: Settings, group: Mapping[str, Any]) -> None:
@@ -172,7 +167,7 @@ class Step:
         x = {name: real(t).to(TYPES[compute], copy=True) for name, t in tensors.items()}
         before = x | {"g": real(p.grad).to(TYPES[compute])}
         after = before | ({} if mask is None else {OPTION + "mask": mask})
-        scalars = environment(hyper, count, self.rule.definition().betas) | live
+        scalars = environment(hyper, count, self.rule) | live
         scalars["grad_multiplier"] = 1.0 if multiplier is None else multiplier
         with compute_dtype(np.dtype(compute)):
             apply(self.rule, flags, after, scalars, self._prepared(count, scalars, live))

@@ -7,6 +7,7 @@ first step that needs it. Knows no kernel; the engine knows no torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -43,15 +44,15 @@ class TorchOptimizer(torch.optim.Optimizer):
     _step_supports_amp_scaling = True
 
     def __init__(self, params: Any, defaults: dict[str, Any], options: dict[str, Any], backend: str | None) -> None:
-        self._options, self._asked = dict(options), backend
+        asked = dict(options)
         self._edits: list[str] = []  # what was done to self.state since the engine last agreed with it
-        mask = self._options.pop("mask", None) or {}
+        mask = asked.pop("mask", None) or {}
+        self._given, self._asked = Settings(**asked), backend
         if "betas" in defaults:
             defaults = {**defaults, "betas": members(defaults["betas"], defaults["betas"])}  # a tuple, as in torch
         self._keys = tuple(defaults)
-        self._taken: dict[
-            torch.Tensor, int
-        ] = {}  # the steps made with each parameter, where `self.state` does not say it
+        # The steps made with each parameter, where `self.state` does not say it.
+        self._taken: dict[torch.Tensor, int] = {}
         self._replayed = Replayed()
         self._reset()
         self._settings().check(self.rule)
@@ -79,7 +80,7 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     def __repr__(self) -> str:
         """torch's, and the options of the whole optimizer that are set."""
-        options = str(Settings(**self._options))
+        options = str(self._given)
         return super().__repr__() + (f" with {options}" if options else "")
 
     @property
@@ -88,14 +89,16 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     def _settings(self) -> Settings:
         """The options of the whole optimizer as they are now: a GradScaler sets `grad_scale` and `found_inf` for a step."""
-        made = Settings(**self._options)
-        scale = getattr(self, "grad_scale", None)
-        if scale is not None:
-            made.grad_scale = scale
-        made.found_inf = getattr(self, "found_inf", None)
-        groups = getattr(self, "param_groups", [])
-        made.capturable = made.capturable or any(g.get("capturable") for g in groups)
-        return made
+        given, scale, found_inf = self._given, getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        capturable = any_has(getattr(self, "param_groups", ()), "capturable")
+        if scale is None and found_inf is None and not capturable:
+            return given
+        return replace(
+            given,
+            grad_scale=given.grad_scale if scale is None else scale,
+            found_inf=found_inf,
+            capturable=given.capturable or capturable,
+        )
 
     def _reset(self) -> None:
         # Of the whole optimizer under None, of parameters that gradient release steps together under those; no two of them
@@ -190,7 +193,7 @@ class TorchOptimizer(torch.optim.Optimizer):
     @torch._disable_dynamo  # type: ignore[attr-defined]
     def _run(self, part: frozenset[torch.Tensor] | None = None) -> Sequence[torch.Tensor]:
         """Step the parameters that have a gradient, or those of a part, which all have one; returns those that were stepped."""
-        if differentiable.asked(self.param_groups):
+        if any_has(self.param_groups, differentiable.KEY):
             self._save_steps()
             self._reset()
             differentiable.Step(self).run()
@@ -351,12 +354,12 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         self._save_steps()
-        return {**super().__getstate__(), "gpuopt": (self._options, self._asked, self._mask, self._keys)}
+        return {**super().__getstate__(), "gpuopt": (self._given, self._asked, self._mask, self._keys)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
         if "gpuopt" in state:
-            self._options, self._asked, self._mask, self._keys = state.pop("gpuopt")
+            self._given, self._asked, self._mask, self._keys = state.pop("gpuopt")
         super().__setstate__(state)
         for group in self.param_groups:
             for (
@@ -377,6 +380,11 @@ class TorchOptimizer(torch.optim.Optimizer):
         """The name of the backend that runs the first parameter that one can run."""
         devices = [p.device.type for group in self.param_groups for p in group["params"]]
         return backends.choose(self._asked, next((d for d in devices if d in DEVICES), DEVICES[0]))[0]
+
+
+def any_has(groups: Sequence[Mapping[str, Any]], key: str) -> bool:
+    """Whether a flag is set in any of the groups."""
+    return True in [bool(group.get(key)) for group in groups]
 
 
 def _plain(value: Any) -> Any:
