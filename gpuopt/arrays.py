@@ -81,6 +81,11 @@ def lowest(address: int, shape: tuple[int, ...], strides: tuple[int, ...], items
     return address + itemsize * sum((n - 1) * s for n, s in zip(shape, strides, strict=True) if s < 0 and n > 1)
 
 
+def shifted(address: int, itemsize: int) -> int:
+    """Elements from a multiple of 16 of them to this address: packs are of no more."""
+    return address // itemsize % 16
+
+
 def canonical(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
     """Strides that matter: those of axes longer than 1."""
     return tuple(s for n, s in zip(shape, strides, strict=True) if n > 1)
@@ -129,8 +134,11 @@ def _numpy_view(array: Any) -> View:
 
 
 def _in_order_of(xp: Any, like: Any, dtype: Any) -> Any:
-    """An uninitialised array with the shape and the memory order (and the signs of strides) of `like`."""
-    flat = xp.empty(like.size, dtype)
+    """An uninitialised array with the shape and the memory order (and the signs of strides) of `like`. On a GPU it lies as far
+    behind a multiple of 16 elements as that, so that one head makes packed accesses to both of them aligned.
+    """
+    shift = 0 if xp is np else shifted(_cupy_view(like).address, like.dtype.itemsize)
+    flat = xp.empty(like.size + shift, dtype)[shift:]
     strides = canonical(like.shape, _strides(like))
     order = sorted(range(like.ndim), key=lambda axis: -abs(like.strides[axis]) if like.shape[axis] > 1 else 0)
     result = flat.reshape([like.shape[axis] for axis in order]).transpose([int(k) for k in np.argsort(order)])

@@ -93,9 +93,10 @@ def _empty(like: Any, dtype: Any) -> Any:
     strides = view.strides
     if not arrays.is_dense(view.shape, strides):
         strides = tuple(s // dtype.itemsize for s in np.empty(view.shape, dtype).strides)
-    first = _first(view.shape, strides)
+    shift = arrays.shifted(view.address, _dtype(like).itemsize)  # as `like`: one head makes accesses to both aligned
+    first = _first(view.shape, strides) + shift
     with cuda.gpus[int(view.device.partition(":")[2])]:
-        buffer = cuda.device_array(max(1, view.numel) * dtype.itemsize, np.uint8)
+        buffer = cuda.device_array(max(1, view.numel + shift) * dtype.itemsize, np.uint8)
     data = buffer.gpu_data.view(first * dtype.itemsize)
     return made(view.shape, tuple(s * dtype.itemsize for s in strides), dtype, gpu_data=data)
 
