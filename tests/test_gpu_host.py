@@ -53,9 +53,9 @@ KINDS: dict[str, tuple[dict[str, Any], tuple[int, int], tuple[int, int]]] = {
     "plain": ({}, (72, 56), (78, 57)),
     "norm": ({"max_grad_norm": 1.0}, (82, 78), (77, 64)),
     "skip": ({"skip_nonfinite": True}, (70, 60), (65, 46)),
-    "capturable": ({"capturable": True}, (66, 58), (62, 46)),
+    "capturable": ({"capturable": True}, (70, 58), (66, 46)),
 }
-NEW_RATE = (260, 175)  # more calls where a step has another rate than the last: the group is checked, and one upload
+NEW_RATE = (260, 205)  # more calls where a step has another rate than the last: the group is checked, and one upload
 
 
 def stepped(kind: str, backend: str, count: int) -> tuple[Any, list[Any]]:

@@ -23,7 +23,6 @@ from gpuopt.errors import InputError
 from gpuopt.formats.dtypes import STORAGES, state_dtype
 from gpuopt.launch.launcher import Backend, Clock, Demand, Launch
 from gpuopt.optim.alike import Alike
-from gpuopt.optim.hyper import scheduled
 from gpuopt.optim.launches import make_launch, signature_of
 from gpuopt.optim.settings import Settings
 from gpuopt.optim.slots import Slot, Written, as_array, check_overlap, fitted, gradient_view, parameter_view, same_order
@@ -211,7 +210,7 @@ class Engine:
         """Raise InputError for a schedule of the step count where the host does not know the count."""
         if all(backend.device == "cpu" for backend, _, _ in self._launches):
             return
-        names = [name for group in self.groups.dicts for name in scheduled(group, self.rule)]
+        names = self.groups.scheduled()
         if names:
             raise InputError(
                 f"{names[0]} is a function of the step count, which stays on the GPU where a step may be skipped or captured: "

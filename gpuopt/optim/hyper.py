@@ -203,8 +203,8 @@ def environment(group: Mapping[str, Any], step: int, rule: Rule) -> dict[str, An
     for name, value in group.items():
         if name == "betas":
             values |= {beta: _number(b) for beta, b in zip(rule.definition().betas, members(value), strict=True)}
-        elif isinstance(value, (int, float)) or hasattr(value, "__float__"):
-            values[name] = _number(value)
+        elif hasattr(value, "__float__") or (arrays.is_array(value) and is_hyperparameter(name, rule)):
+            values[name] = _number(value)  # some libraries make no number of an array on a GPU
     clip = group.get("clip_value")
     values["direction"] = -1.0 if group.get("maximize") else 1.0
     values["clip_value"] = math.inf if clip is None else float(clip)

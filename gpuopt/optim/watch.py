@@ -64,6 +64,11 @@ class Groups:
         """Whether a value lies on a GPU, where kernels read it: the host would have to wait for it."""
         return True in self._on_gpu[: len(self.dicts)]
 
+    def scheduled(self) -> list[str]:
+        """The hyperparameters that are functions of the step count."""
+        changing = [group for group, made in zip(self.dicts, self._environments, strict=False) if made is None]
+        return [name for group in changing for name in hyper.scheduled(group, self.rule)]
+
     def environment(self, index: int, step: int) -> Mapping[str, Any]:
         """The hyperparameters of a group, for its step-th step; see `hyper.environment`."""
         made = self._environments[index] if index < len(self._environments) else None
