@@ -9,6 +9,7 @@
 # WHEELS  folder of peers' wheels, unpacked into a temporary folder for this run
 # CUBINS  folder of kernels compiled elsewhere (a GPUOPT_CACHE_DIR of the same NVRTC), copied for this run
 # PYTHON  interpreter (python3)
+# BENCH_OPTIONS, SANITIZE_OPTIONS  more options of the benchmarks and of sanitize_suite.py, for smaller ones
 # GPUOPT_COMMIT  what the rows name as their commit, for a copy of the tree without its .git
 # What a machine lacks is named in the summary and is no failure; a failing test, a sanitizer finding or a benchmark that
 # breaks is, after everything else has run.
@@ -94,7 +95,11 @@ if [ -n "$gpu" ]; then
         # shellcheck disable=SC2046,SC2086  # file names of ours
         {
             gpu_tests "tests marked gpu" 25 $(grep -L 'torch' $marked)
-            gpu_tests "tests marked gpu that need torch" 25 $(grep -l 'torch' $marked)
+            if "$PYTHON" -c 'import sys, torch; sys.exit(torch.version.cuda is None)' 2>>"$OUT/checks.log"; then
+                gpu_tests "tests marked gpu that need torch" 25 $(grep -l 'torch' $marked)
+            else
+                note "skipped: tests marked gpu that need torch, torch is not installed with CUDA"
+            fi
         }
     else
         note "skipped: tests marked gpu, pytest is not installed"
@@ -103,7 +108,7 @@ if [ -n "$gpu" ]; then
     for tool in memcheck racecheck; do
         [ -n "$sanitizer" ] || { note "skipped: compute-sanitizer $tool, the tool is not installed"; continue; }
         limited "$(share 15)" "$OUT/checks.log" "$sanitizer" --tool "$tool" --error-exitcode 9 \
-            "$PYTHON" benchmarks/sanitize_suite.py
+            "$PYTHON" benchmarks/sanitize_suite.py ${SANITIZE_OPTIONS:-}
         status=$?
         if tail -n 200 "$OUT/checks.log" | grep -q -e 'Device not supported' -e 'LibraryNotLoaded'; then
             note "skipped: compute-sanitizer $tool, it refuses this machine"

@@ -111,12 +111,22 @@ CHECKS: tuple[tuple[str, str, Callable[[], None]], ...] = (
 )
 
 
+def absent(package: str) -> str | None:
+    """Why a library cannot be asked; None where it can. A torch that is made for GPUs and finds none is asked."""
+    if find_spec(package) is None:
+        return "not installed"
+    if package == "torch" and import_module("torch").version.cuda is None:
+        return "installed without CUDA"
+    return None
+
+
 def main(checks: tuple[tuple[str, str, Callable[[], None]], ...] = CHECKS) -> int:
     """Run the checks, whatever the others do."""
     failed = 0
     for name, package, check in checks:
-        if find_spec(package) is None:
-            print(f"not installed: {package}, for {name}")
+        why = absent(package)
+        if why is not None:
+            print(f"{why}: {package}, for {name}")
             continue
         try:
             check()

@@ -90,9 +90,15 @@ def _extra_host(step: Callable[[], None]) -> tuple[int | None, int | None]:
         return None, None
 
 
+def _torch() -> Any:
+    """torch, where it can use the GPU; a build for CPUs beside CuPy counts nothing there."""
+    torch = import_module("torch") if find_spec("torch") else None
+    return torch if torch is not None and torch.cuda.is_available() else None
+
+
 def _extra_device(step: Callable[[], None]) -> tuple[int | None, int | None]:
     """What torch's and CuPy's allocators handed out during the step. JAX keeps no such count: a zero there means nothing."""
-    torch = import_module("torch") if find_spec("torch") else None
+    torch = _torch()
     if torch is not None:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -123,9 +129,9 @@ def _extra_device(step: Callable[[], None]) -> tuple[int | None, int | None]:
 
 def launches(device: str, step: Callable[[], None]) -> int | None:
     """Kernels that one step starts, counted by torch's profiler, which sees those of every library in the process."""
-    if device == "cpu" or not find_spec("torch"):
+    torch = None if device == "cpu" else _torch()
+    if torch is None:
         return None
-    torch = import_module("torch")
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         step()
