@@ -285,8 +285,7 @@ class Engine:
             if state.name not in slot.states:
                 dtype = state_dtype(formats[state.name], STORAGES[slot.view.dtype].compute)
                 array = kind.zeros(slot.array, dtype)
-                given = self.groups.dicts[slot.group]
-                init = arrays.number(given[state.init] if isinstance(state.init, str) else state.init)
+                init = arrays.number(self.rule.first(state, self.groups.dicts[slot.group]))
                 if init:
                     kind.assign(array, filled(init, array))
                 found[state.name] = array

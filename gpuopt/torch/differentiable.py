@@ -23,6 +23,7 @@ from gpuopt.errors import InputError
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.optim.hyper import check_group, defaults_of, environment
 from gpuopt.optim.settings import Settings
+from gpuopt.pairs import filled
 from gpuopt.rules import language
 from gpuopt.rules.language import Rule, compute_dtype
 from gpuopt.torch.shown import step_tensor
@@ -196,8 +197,8 @@ class Step:
             made["step"] = step_tensor(0, {})
         for s in self.rule.active_states(flags):
             if state.get(s.key) is None:
-                first = hyper[s.init] if isinstance(s.init, str) else s.init
-                made[s.key] = zeros(p, STORAGES[NAMES[p.dtype]].compute).fill_(first)
+                made[s.key] = zeros(p, STORAGES[NAMES[p.dtype]].compute)
+                made[s.key].fill_(filled(float(self.rule.first(s, hyper)), made[s.key]))
         return made
 
     def _live(self, group: Mapping[str, Any]) -> dict[str, torch.Tensor]:
