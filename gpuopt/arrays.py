@@ -304,7 +304,7 @@ KINDS: tuple[Kind, ...] = (
 )
 # What else is given for an array -> what makes one of it, by a method that only such things have.
 REMEDIES = {"toarray": "a sparse matrix, convert it with .toarray()", "to_numpy": "use .to_numpy()"}
-REMEDY = "use numpy.asarray(..., numpy.float32), and keep the array, which is updated in place"
+REMEDY = "use numpy.asarray(..., numpy.float32)"
 _by_type: dict[type, Kind] = {}
 
 
@@ -315,8 +315,8 @@ def register(kind: Kind) -> None:
     _by_type.clear()
 
 
-def kind_of(array: Any, label: str) -> Kind:
-    """The Kind of an array. Raises DtypeError for what is no dense array (lists, sparse matrices)."""
+def kind_of(array: Any, label: str, remedy: str = REMEDY) -> Kind:
+    """The Kind of an array. Raises DtypeError for what is no dense array (lists, sparse matrices); remedy: of what no method helps."""
     found = _by_type.get(type(array))
     if found is None and any(base.__module__ == "torch" for base in type(array).__mro__):
         import_module("gpuopt.torch.tensors")  # which registers them, whether anyone else imports it or not
@@ -324,7 +324,7 @@ def kind_of(array: Any, label: str) -> Kind:
     if found is None:
         found = next((kind for kind in KINDS if kind.matches(array)), None)
         if found is None:
-            remedy = next((text for name, text in REMEDIES.items() if hasattr(array, name)), REMEDY)
+            remedy = next((text for name, text in REMEDIES.items() if hasattr(array, name)), remedy)
             raise DtypeError(f"{label}: expected a dense array, found {type(array).__name__}: {remedy}")
         _by_type[type(array)] = found
     return found
@@ -337,7 +337,11 @@ def is_array(value: Any) -> bool:
 
 
 def number(value: Any) -> float:
-    """A number, or what an array of none but one element holds, also where the array cannot say it itself."""
+    """A number, or what an array of none but one element holds, also where the array cannot say it itself. Raises TypeError for
+    complex numbers and truth values, of which NumPy makes a number, as for anything else that is none.
+    """
+    if str(getattr(value, "dtype", "")).rpartition(".")[2].startswith(("complex", "bool")):
+        raise TypeError(f"{value!r} is no number")
     if not hasattr(value, "__float__") and hasattr(value, "__cuda_array_interface__"):
         from gpuopt import numba_arrays
 
@@ -345,9 +349,9 @@ def number(value: Any) -> float:
     return float(_dlpack(value) if not hasattr(value, "__float__") and hasattr(value, "__dlpack__") else value)
 
 
-def describe(array: Any, label: str) -> View:
+def describe(array: Any, label: str, remedy: str = REMEDY) -> View:
     """The View of an array, its errors naming `label`."""
-    kind = kind_of(array, label)
+    kind = kind_of(array, label, remedy)
     try:
         return kind.describe(array)
     except (InputError, DtypeError) as error:

@@ -40,3 +40,8 @@ def shown(value: object) -> str:
         return f"a whole number of {value.bit_length()} bits"
     text = repr(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]} ..."
+
+
+def no_attribute(module: str, name: str, known: Iterable[str]) -> str:
+    """What Python says of a name that a module does not have, and the one that is near to it."""
+    return f"module {module!r} has no attribute {name!r}{'' if name.startswith('_') else suggestion(name, known)}"

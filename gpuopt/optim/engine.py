@@ -237,6 +237,8 @@ class Engine:
 
     def _demand(self) -> Demand:
         s = self.settings
+        if s.grad_scale is not None:
+            s.check_scale()
         return Demand(s.max_grad_norm, s.grad_scale, s.found_inf, s.skip_nonfinite, self._on_device())
 
     # ------------------------------------------------------------------------------------------- launches

@@ -57,7 +57,7 @@ class Optimizer:
     ) -> None:
         self.rule = rule = checked_rule(rule)
         self.settings = Settings(
-            state_format, param_format, max_grad_norm, grad_scale, None, bool(skip_nonfinite), bool(capturable), seed
+            state_format, param_format, max_grad_norm, grad_scale, None, skip_nonfinite, capturable, seed
         )
         self.settings.check(rule)
         self.defaults = defaults_of(rule) | hyper

@@ -39,7 +39,7 @@ class Slot:
 
 def parameter_view(array: Any, label: str) -> View:
     """The View of a parameter. Raises DtypeError or InputError naming it, what was found and what was expected."""
-    view = arrays.describe(array, label)
+    view = arrays.describe(array, label, f"{arrays.REMEDY}, and keep the array, which is updated in place")
     if view.dtype not in PARAMETER_DTYPES:
         raise DtypeError(
             f"{label}: dtype {view.dtype}: expected one of {', '.join(PARAMETER_DTYPES)}; use .astype(numpy.float32)"
@@ -79,7 +79,7 @@ def checked_mask(mask: Any, slot: Slot) -> Any:
     """A mask in its parameter's memory order. Raises InputError unless it is boolean and of the parameter's shape."""
     if mask is None:
         return None
-    view = arrays.describe(mask, f"mask of {slot.label}")
+    view = arrays.describe(mask, f"mask of {slot.label}", "use numpy.asarray(..., bool)")
     if slot.view.pairs and view.shape == slot.view.shape[:-1]:  # of complex numbers: of both their parts
         mask = mask[..., None].repeat(2, -1)
         view = arrays.describe(mask, f"mask of {slot.label}")

@@ -281,6 +281,11 @@ def checked_rule(found: object) -> Rule:
         return found
     if isinstance(found, str):
         raise InputError(f"{found!r} is a name, not a rule: expected gpuopt.create({found!r}, params, ...)")
+    if hasattr(found, "made_by"):
+        title = getattr(found, "__name__", type(found).__name__)
+        raise InputError(
+            f"rule: {title} is an optimizer already: expected a rule, made by @gpuopt.rule(state=...), or {title}(params, ...)"
+        )
     name = getattr(found, "__name__", "f")
     what = f"the function `{name}`" if inspect.isroutine(found) else f"an object of type {type(found).__name__}"
     raise InputError(

@@ -19,7 +19,7 @@ from gpuopt import arrays
 from gpuopt.backends.numpy import apply
 from gpuopt.compiler.host import prepared_values
 from gpuopt.compiler.names import OPTION
-from gpuopt.errors import InputError
+from gpuopt.errors import InputError, OptionError
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.optim.hyper import check_group, defaults_of, environment
 from gpuopt.optim.settings import Settings
@@ -45,7 +45,7 @@ def check(rule: Rule, settings: Settings, group: Mapping[str, Any]) -> None:
     if not group.get(KEY):
         return
     if group.get("fused"):
-        raise RuntimeError("`fused` does not support `differentiable`")
+        raise OptionError("`fused` does not support `differentiable`")  # as torch
     other = set(settings.formats(rule).values()) - {"float32"}
     found = {
         "state_format": next(iter(other), None),
