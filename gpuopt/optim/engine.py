@@ -213,9 +213,8 @@ class Engine:
             use, copied = grad, False
             seen = grad if grad is None or arrays.kind_of(grad, slot.label).fixed else UNSEEN
             if view is not None and not same_order(view, slot.view):
-                kind = arrays.kind_of(grad, slot.label)
-                use, seen, copied = kind.relayout(grad, slot.array, slot.copy), UNSEEN, True
-                view = kind.describe(use)
+                use, seen, copied = arrays.relayout(grad, slot.array, slot.copy, slot.label), UNSEEN, True
+                view = arrays.describe(use, slot.label)
             ready.append((slot, use, seen, view, copied))
         for slot, use, seen, view, copied in ready:
             slot.grad, self._seen[slot.index], slot.grad_view = use, seen, view
