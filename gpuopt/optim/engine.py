@@ -241,9 +241,8 @@ class Engine:
             use, given = grad, None
             seen = grad if grad is None or arrays.kind_of(grad, slot.label).fixed else UNSEEN
             if view is not None and not same_order(view, slot.view):
-                kind = arrays.kind_of(grad, slot.label)
-                use, seen, given = kind.relayout(grad, slot.array, slot.copy), UNSEEN, grad
-                view = kind.describe(use)
+                use, seen, given = arrays.relayout(grad, slot.array, slot.copy, slot.label), UNSEEN, grad
+                view = arrays.describe(use, slot.label)
             ready.append((slot, use, seen, view, given))
         for slot, use, seen, view, given in ready:
             slot.grad, self._seen[slot.index], slot.grad_view = use, seen, view
@@ -265,6 +264,8 @@ class Engine:
 
     def _demand(self) -> Demand:
         s = self.settings
+        if s.grad_scale is not None:
+            s.check_scale()
         return Demand(s.max_grad_norm, s.grad_scale, s.found_inf, s.skip_nonfinite, self._on_device(), s.capturable)
 
     # ------------------------------------------------------------------------------------------- launches
@@ -325,8 +326,7 @@ class Engine:
             if state.name not in slot.states:
                 dtype = state_dtype(formats[state.name], STORAGES[slot.view.dtype].compute)
                 array = kind.zeros(slot.array, dtype)
-                given = self.groups.dicts[slot.group]
-                init = arrays.number(given[state.init] if isinstance(state.init, str) else state.init)
+                init = arrays.number(self.rule.first(state, self.groups.dicts[slot.group]))
                 if init:
                     kind.assign(array, filled(init, array))
                 found[state.name] = array
