@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from operator import is_not
 from typing import Any
 
 from gpuopt.errors import InputError, entries
@@ -16,6 +15,7 @@ from gpuopt.optim.engine import Engine
 from gpuopt.optim.hyper import check_group, defaults_of
 from gpuopt.optim.settings import Settings
 from gpuopt.optim.slots import Slot, checked_mask, parameter_view
+from gpuopt.peek import same
 from gpuopt.rules.language import Rule, checked_rule
 
 
@@ -160,7 +160,7 @@ class Optimizer:
             )
         for index, (group, arrays) in enumerate(zip(groups, kept, strict=True)):
             found = group.get("params", ())
-            if found is not arrays and not (len(found) == len(arrays) and not any(map(is_not, found, arrays))):
+            if found is not arrays and not same(found, arrays):
                 raise InputError(
                     f"param_groups[{index}]['params']: other arrays than those that were given, which nothing would update: use "
                     "add_param_group for more, a new optimizer for others"
