@@ -20,6 +20,8 @@ _HOMES = {
         "RuleSyntaxError",
         "RulePicklingError",
         "KindError",
+        "ArgumentError",
+        "OptionError",
         "DeviceError",
         "LayoutError",
     ),
@@ -44,7 +46,9 @@ def __getattr__(name: str) -> Any:
     elif name in _HOME:
         value = getattr(import_module(_HOME[name]), name)
     else:
-        raise AttributeError(f"module 'gpuopt' has no attribute {name!r}")
+        from gpuopt.messages import no_attribute
+
+        raise AttributeError(no_attribute("gpuopt", name, __all__))
     globals()[name] = value
     return value
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuopt import driver, peek
+from gpuopt import dlpack, driver, peek
 from gpuopt.errors import DtypeError, InputError
 from gpuopt.pairs import as_pairs, is_complex, paired, state_like
 
@@ -245,42 +245,6 @@ def _by_numba(method: str) -> Callable[..., Any]:
     return call
 
 
-# ---------------------------------------------------------------------------------------------------- any DLPack
-
-DLPACK_CPU = 1
-
-
-def _dlpack(array: Any) -> Any:
-    """The same memory as an array of NumPy or CuPy."""
-    xp = np if array.__dlpack_device__()[0] == DLPACK_CPU else _cupy()
-    try:
-        if xp is np and str(getattr(array, "dtype", "")).endswith("bfloat16"):
-            return _bfloat16(array)
-        found = xp.from_dlpack(array)
-    except (BufferError, RuntimeError, TypeError) as error:
-        raise InputError(f"{type(array).__name__} gives no access to its memory through DLPack: {error}") from None
-    if xp is np and found.size and found.flags.owndata:  # NumPy allocates where it is given a null pointer
-        raise InputError(f"{type(array).__name__} {found.shape} has no memory: its owner has given it up")
-    return found
-
-
-def _bfloat16(array: Any) -> Any:
-    """A read-only array, for it may be a copy: NumPy's `from_dlpack` does not know bfloat16."""
-    seen = np.asarray(array).view()
-    seen.flags.writeable = False
-    return seen
-
-
-def _through_dlpack(method: str) -> Callable[..., Any]:
-    """What the Kind of the NumPy or CuPy array does, for arrays that were made by another library."""
-
-    def call(*args: Any) -> Any:
-        seen = [_dlpack(a) if hasattr(a, "__dlpack__") else a for a in args]
-        return getattr(kind_of(seen[0], ""), method)(*seen)
-
-    return call
-
-
 def _module(array: Any) -> str:
     return type(array).__module__.partition(".")[0]
 
@@ -323,16 +287,16 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         "dlpack",
         lambda a: hasattr(a, "__dlpack__") and hasattr(a, "__dlpack_device__"),
-        _through_dlpack("describe"),
-        _through_dlpack("zeros"),
-        _through_dlpack("relayout"),
-        _through_dlpack("clone"),
-        _through_dlpack("assign"),
+        dlpack.through("describe"),
+        dlpack.through("zeros"),
+        dlpack.through("relayout"),
+        dlpack.through("clone"),
+        dlpack.through("assign"),
     ),
 )
 # What else is given for an array -> what makes one of it, by a method that only such things have.
 REMEDIES = {"toarray": "a sparse matrix, convert it with .toarray()", "to_numpy": "use .to_numpy()"}
-REMEDY = "use numpy.asarray(..., numpy.float32), and keep the array, which is updated in place"
+REMEDY = "use numpy.asarray(..., numpy.float32)"
 _by_type: dict[type, Kind] = {}
 
 
@@ -343,8 +307,8 @@ def register(kind: Kind) -> None:
     _by_type.clear()
 
 
-def kind_of(array: Any, label: str) -> Kind:
-    """The Kind of an array. Raises DtypeError for what is no dense array (lists, sparse matrices)."""
+def kind_of(array: Any, label: str, remedy: str = REMEDY) -> Kind:
+    """The Kind of an array. Raises DtypeError for what is no dense array (lists, sparse matrices); remedy: of what no method helps."""
     found = _by_type.get(type(array))
     if found is None and any(base.__module__ == "torch" for base in type(array).__mro__):
         import_module("gpuopt.torch.tensors")  # which registers them, whether anyone else imports it or not
@@ -352,7 +316,7 @@ def kind_of(array: Any, label: str) -> Kind:
     if found is None:
         found = next((kind for kind in KINDS if kind.matches(array)), None)
         if found is None:
-            remedy = next((text for name, text in REMEDIES.items() if hasattr(array, name)), REMEDY)
+            remedy = next((text for name, text in REMEDIES.items() if hasattr(array, name)), remedy)
             raise DtypeError(f"{label}: expected a dense array, found {type(array).__name__}: {remedy}")
         _by_type[type(array)] = found
     return found
@@ -365,18 +329,31 @@ def is_array(value: Any) -> bool:
 
 
 def number(value: Any) -> float:
-    """A number, or what an array of none but one element holds, also where the array cannot say it itself."""
+    """A number, or what an array of none but one element holds, also where the array cannot say it itself. Raises TypeError for
+    complex numbers and truth values, of which NumPy makes a number, as for anything else that is none.
+    """
+    if str(getattr(value, "dtype", "")).rpartition(".")[2].startswith(("complex", "bool")):
+        raise TypeError(f"{value!r} is no number")
     if not hasattr(value, "__float__") and hasattr(value, "__cuda_array_interface__"):
         from gpuopt import numba_arrays
 
         return float(numba_arrays.to_host(value))
-    return float(_dlpack(value) if not hasattr(value, "__float__") and hasattr(value, "__dlpack__") else value)
+    return float(dlpack.seen(value) if not hasattr(value, "__float__") and hasattr(value, "__dlpack__") else value)
 
 
-def describe(array: Any, label: str) -> View:
+def describe(array: Any, label: str, remedy: str = REMEDY) -> View:
     """The View of an array, its errors naming `label`."""
-    kind = kind_of(array, label)
+    kind = kind_of(array, label, remedy)
     try:
         return kind.describe(array)
     except (InputError, DtypeError) as error:
         raise type(error)(f"{label}: {error}") from None
+
+
+def relayout(array: Any, like: Any, out: Any, label: str) -> Any:
+    """A copy of an array in the memory order of another one, which may be of another library; see Kind."""
+    kind = kind_of(array, label)
+    if kind is not kind_of(like, label) and kind.name != "cuda-array-interface":
+        array, like = dlpack.native(array), dlpack.native(like)
+        kind = kind_of(array, label)
+    return kind.relayout(array, like, out)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from operator import is_not
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from gpuopt import arrays
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.optim.slots import Slot
+from gpuopt.peek import same
 
 
 class Alike:
@@ -44,7 +44,7 @@ class Alike:
 
     def addresses(self, leaves: Sequence[Any]) -> NDArray[np.int64] | None:
         """Where the gradients lie, if they are other ones that look the same; those that come again are to be remembered."""
-        if len(leaves) != len(self.leaves) or not any(map(is_not, leaves, self.leaves)):
+        if len(leaves) != len(self.leaves) or same(leaves, self.leaves):
             return None
         try:
             if [*map(self._looks, leaves)] != self._known:

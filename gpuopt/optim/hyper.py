@@ -13,7 +13,7 @@ from typing import Any
 from gpuopt import arrays
 from gpuopt.compiler.names import GIVEN
 from gpuopt.errors import DtypeError, InputError, KindError
-from gpuopt.messages import suggestion
+from gpuopt.messages import shown, suggestion
 from gpuopt.rules.language import Rule
 
 # name -> the allowed range; one that is not here takes any finite number
@@ -65,10 +65,14 @@ def check_number(name: str, value: Any, label: str = "") -> float:
         number = arrays.number(value)
     except TypeError:
         number, error = math.nan, KindError
-    except (ValueError, RuntimeError):  # torch's, of a tensor that holds more than one
+    except (
+        ValueError,
+        RuntimeError,
+        OverflowError,
+    ):  # torch's, of a tensor that holds more than one; Python's of a huge one
         number = math.nan
     if not within(number, interval):
-        raise error(f"{where}{name} = {value!r}: expected a number in {interval}")
+        raise error(f"{where}{name} = {shown(value)}: expected a number in {interval}")
     return number
 
 

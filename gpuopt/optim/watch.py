@@ -12,6 +12,7 @@ from operator import is_
 from types import NoneType
 from typing import Any
 
+from gpuopt.errors import InputError
 from gpuopt.optim import hyper
 from gpuopt.rules.language import Rule
 
@@ -48,6 +49,8 @@ class Groups:
             for name, value in zip(self._known, values, strict=True):
                 if name in group:
                     hyper.check_value(name, value, self.rule, self._known[name], label)
+                elif name not in hyper.GROUP_OPTIONS:
+                    raise InputError(f"{label}: {name} is missing, which {self.rule.title} needs at every step")
             hyper.check_together(group, self.rule, label)
             self._values[index : index + 1] = [values]
             self._environments[index : index + 1] = [self._made(group, 1) if plain(values) else None]

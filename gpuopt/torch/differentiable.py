@@ -19,10 +19,11 @@ from gpuopt import arrays
 from gpuopt.backends.numpy import apply
 from gpuopt.compiler.host import prepared_values
 from gpuopt.compiler.names import OPTION
-from gpuopt.errors import InputError
+from gpuopt.errors import InputError, OptionError
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.optim.hyper import check_group, defaults_of, environment
 from gpuopt.optim.settings import Settings
+from gpuopt.pairs import filled
 from gpuopt.rules import language
 from gpuopt.rules.language import Rule, compute_dtype
 from gpuopt.torch.shown import step_tensor
@@ -44,7 +45,7 @@ def check(rule: Rule, settings: Settings, group: Mapping[str, Any]) -> None:
     if not group.get(KEY):
         return
     if group.get("fused"):
-        raise RuntimeError("`fused` does not support `differentiable`")
+        raise OptionError("`fused` does not support `differentiable`")  # as torch
     other = set(settings.formats(rule).values()) - {"float32"}
     found = {
         "state_format": next(iter(other), None),
@@ -196,8 +197,8 @@ class Step:
             made["step"] = step_tensor(0, {})
         for s in self.rule.active_states(flags):
             if state.get(s.key) is None:
-                first = hyper[s.init] if isinstance(s.init, str) else s.init
-                made[s.key] = zeros(p, STORAGES[NAMES[p.dtype]].compute).fill_(first)
+                made[s.key] = zeros(p, STORAGES[NAMES[p.dtype]].compute)
+                made[s.key].fill_(filled(float(self.rule.first(s, hyper)), made[s.key]))
         return made
 
     def _live(self, group: Mapping[str, Any]) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from gpuopt import arrays, backends
-from gpuopt.errors import InputError, LayoutError, entries
+from gpuopt.errors import InputError, LayoutError, OptionError, entries
 from gpuopt.optim.engine import Engine
 from gpuopt.optim.hyper import check_group, defaults_of, members
 from gpuopt.optim.settings import Settings
@@ -59,7 +59,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         self._check_group(defaults, self.rule.title)
         super().__init__(params, defaults)
         if defaults.get("fused") and defaults.get("foreach"):
-            raise RuntimeError("`fused` and `foreach` cannot be `True` together.")  # as torch
+            raise OptionError("`fused` and `foreach` cannot be `True` together.")  # as torch
         self._mask = self._masks(mask)
         self.state = ShownStates(self.state, self._edits)
         if self.twin in EAGER:

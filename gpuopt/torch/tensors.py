@@ -46,6 +46,10 @@ def describe(tensor: torch.Tensor) -> View:
         raise InputError(
             f"a {type(tensor).__name__} has no memory of its own: expected a plain tensor, such as to_local() of a DTensor"
         )
+    if tensor.is_conj() or tensor.is_neg():
+        raise InputError(
+            f"a {type(tensor).__name__} whose memory holds other values, as conj() leaves it: use .resolve_conj().resolve_neg()"
+        )
     where = "cpu" if device.type == "cpu" else f"{device.type}:{device.index or 0}"
     dtype = str(tensor.dtype).removeprefix("torch.")
     return paired(View(tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), dtype, where))
