@@ -90,8 +90,8 @@ class Kernel:
             self.registers |= {m[1] + k: dtype(kind[1:]) for k in numbers}
 
     def refuse_fusible(self) -> None:
-        """A product and a sum of which neither names a rounding: ptxas makes one fma of them, which rounds once, as one that is there
-        already does.
+        """A product and a sum of which neither names a rounding: ptxas makes one fma of them, which rounds once, as one that is
+        there already does.
         """
         every = [i for block in self.blocks for i in block]
         plain = [i for i in every if i.types and i.types[0] in ("f32", "f64") and "rn" not in i.words]
