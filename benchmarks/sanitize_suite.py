@@ -1,7 +1,8 @@
 """A few steps of every optimizer on small, odd tensors, for compute-sanitizer: every kernel once, each array an allocation.
 
 Started by `run_gpu.sh` under memcheck and racecheck; runs by itself too, on fewer sizes or optimizers where it is told so.
-Compares with the NumPy backend, bit for bit, so that a sanitizer that changes nothing but timing also finds wrong results. Exits 0 without a GPU, saying so.
+Compares with the NumPy backend, bit for bit, so that a sanitizer that changes nothing but timing also finds wrong results. Exits
+0 without a GPU, saying so.
 """
 
 from __future__ import annotations

@@ -20,16 +20,19 @@ _HOMES = {
         "RuleSyntaxError",
         "RulePicklingError",
         "KindError",
+        "ArgumentError",
+        "OptionError",
         "DeviceError",
         "LayoutError",
     ),
     "gpuopt.rules.language": ("rule", "Rule", "State", "sqrt", "sign", "minimum", "maximum", "where"),
     "gpuopt.source": ("kernel_source",),
+    "gpuopt.streams": ("stream",),
     "gpuopt.optim.optimizer": ("Optimizer",),
     "gpuopt.optim.factory": ("create", "optimizer", "optimizers", "make_optimizer"),
 }
 _CLASSES = ("GD", "SGD", "DGD", "Adagrad", "RMSprop", "Adam", "AdamW", "Lion")
-_MODULES = ("backends",)  # the module itself is callable: gpuopt.backends()
+_MODULES = ("backends", "schedules")  # the module itself is callable: gpuopt.backends()
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = ["__version__", *_CLASSES, *_HOME, *_MODULES]
@@ -43,7 +46,9 @@ def __getattr__(name: str) -> Any:
     elif name in _HOME:
         value = getattr(import_module(_HOME[name]), name)
     else:
-        raise AttributeError(f"module 'gpuopt' has no attribute {name!r}")
+        from gpuopt.messages import no_attribute
+
+        raise AttributeError(no_attribute("gpuopt", name, __all__))
     globals()[name] = value
     return value
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuopt import driver, peek
+from gpuopt import dlpack, driver, peek
 from gpuopt.errors import DtypeError, InputError
 from gpuopt.pairs import as_pairs, is_complex, paired, state_like
 
@@ -73,12 +73,17 @@ class Kind:
     fixed: bool = False
     pooled: bool = False
     looks: Callable[[Any], Any] | None = None
-    firsts: Callable[[Sequence[Any]], list[int]] | None = None
+    firsts: Callable[[Sequence[Any]], NDArray[np.int64]] | None = None
 
 
 def lowest(address: int, shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> int:
     """The address of the lowest element: not the first one where a stride is negative."""
     return address + itemsize * sum((n - 1) * s for n, s in zip(shape, strides, strict=True) if s < 0 and n > 1)
+
+
+def shifted(address: int, itemsize: int) -> int:
+    """Elements from a multiple of 16 of them to this address: packs are of no more."""
+    return address // itemsize % 16
 
 
 def canonical(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
@@ -97,17 +102,6 @@ def is_dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
             return False
         expected *= n
     return True
-
-
-def memory(address: int, dtype: np.dtype[Any], count: int = 1) -> NDArray[Any]:
-    """Host memory at an address as an array of `count` elements."""
-    if address % dtype.itemsize:
-        raise ValueError(f"address {address} is not aligned for {dtype}")
-    if not count:
-        return np.empty(0, dtype)
-    buffer: Any = (ctypes.c_char * (dtype.itemsize * count)).from_address(address)
-    result: NDArray[Any] = np.frombuffer(buffer, dtype, count)
-    return result
 
 
 # ---------------------------------------------------------------------------------------------------- NumPy and CuPy
@@ -140,8 +134,11 @@ def _numpy_view(array: Any) -> View:
 
 
 def _in_order_of(xp: Any, like: Any, dtype: Any) -> Any:
-    """An uninitialised array with the shape and the memory order (and the signs of strides) of `like`."""
-    flat = xp.empty(like.size, dtype)
+    """An uninitialised array with the shape and the memory order (and the signs of strides) of `like`. On a GPU it lies as far
+    behind a multiple of 16 elements as that, so that one head makes packed accesses to both of them aligned.
+    """
+    shift = 0 if xp is np else shifted(_cupy_view(like).address, like.dtype.itemsize)
+    flat = xp.empty(like.size + shift, dtype)[shift:]
     strides = canonical(like.shape, _strides(like))
     order = sorted(range(like.ndim), key=lambda axis: -abs(like.strides[axis]) if like.shape[axis] > 1 else 0)
     result = flat.reshape([like.shape[axis] for axis in order]).transpose([int(k) for k in np.argsort(order)])
@@ -226,7 +223,15 @@ def _interface_view(array: Any) -> View:
 
 
 def _assign(array: Any, values: Any) -> None:
+    """Values of the device too, which then is waited for."""
+    if hasattr(values, "__cuda_array_interface__"):
+        values = values.get() if _module(values) == "cupy" else _by_numba("to_host")(values)
     array[...] = values
+
+
+def _cupy_assign(array: Any, values: Any) -> None:
+    """Values of the host too: CuPy takes numbers from there, but no arrays."""
+    array[...] = _cupy().asarray(values) if hasattr(values, "shape") else values
 
 
 def _by_numba(method: str) -> Callable[..., Any]:
@@ -236,42 +241,6 @@ def _by_numba(method: str) -> Callable[..., Any]:
         from gpuopt import numba_arrays
 
         return getattr(numba_arrays, method)(*args)
-
-    return call
-
-
-# ---------------------------------------------------------------------------------------------------- any DLPack
-
-DLPACK_CPU = 1
-
-
-def _dlpack(array: Any) -> Any:
-    """The same memory as an array of NumPy or CuPy."""
-    xp = np if array.__dlpack_device__()[0] == DLPACK_CPU else _cupy()
-    try:
-        if xp is np and str(getattr(array, "dtype", "")).endswith("bfloat16"):
-            return _bfloat16(array)
-        found = xp.from_dlpack(array)
-    except (BufferError, RuntimeError, TypeError) as error:
-        raise InputError(f"{type(array).__name__} gives no access to its memory through DLPack: {error}") from None
-    if xp is np and found.size and found.flags.owndata:  # NumPy allocates where it is given a null pointer
-        raise InputError(f"{type(array).__name__} {found.shape} has no memory: its owner has given it up")
-    return found
-
-
-def _bfloat16(array: Any) -> Any:
-    """A read-only array, for it may be a copy: NumPy's `from_dlpack` does not know bfloat16."""
-    seen = np.asarray(array).view()
-    seen.flags.writeable = False
-    return seen
-
-
-def _through_dlpack(method: str) -> Callable[..., Any]:
-    """What the Kind of the NumPy or CuPy array does, for arrays that were made by another library."""
-
-    def call(*args: Any) -> Any:
-        seen = [_dlpack(a) if hasattr(a, "__dlpack__") else a for a in args]
-        return getattr(kind_of(seen[0], ""), method)(*seen)
 
     return call
 
@@ -301,10 +270,10 @@ KINDS: tuple[Kind, ...] = (
         _there(_array_zeros(_cupy)),
         _there(_array_relayout(_cupy), like=1),
         _there(lambda a: a.copy()),
-        _there(_assign),
+        _there(_cupy_assign),
         fixed=True,
         looks=attrgetter(*LOOKS, "data.device_id"),
-        firsts=lambda found: [a.data.ptr for a in found],
+        firsts=lambda found: np.array([a.data.ptr for a in found], np.int64),
     ),
     Kind(
         "cuda-array-interface",
@@ -318,16 +287,16 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         "dlpack",
         lambda a: hasattr(a, "__dlpack__") and hasattr(a, "__dlpack_device__"),
-        _through_dlpack("describe"),
-        _through_dlpack("zeros"),
-        _through_dlpack("relayout"),
-        _through_dlpack("clone"),
-        _through_dlpack("assign"),
+        dlpack.through("describe"),
+        dlpack.through("zeros"),
+        dlpack.through("relayout"),
+        dlpack.through("clone"),
+        dlpack.through("assign"),
     ),
 )
 # What else is given for an array -> what makes one of it, by a method that only such things have.
 REMEDIES = {"toarray": "a sparse matrix, convert it with .toarray()", "to_numpy": "use .to_numpy()"}
-REMEDY = "use numpy.asarray(..., numpy.float32), and keep the array, which is updated in place"
+REMEDY = "use numpy.asarray(..., numpy.float32)"
 _by_type: dict[type, Kind] = {}
 
 
@@ -338,8 +307,8 @@ def register(kind: Kind) -> None:
     _by_type.clear()
 
 
-def kind_of(array: Any, label: str) -> Kind:
-    """The Kind of an array. Raises DtypeError for what is no dense array (lists, sparse matrices)."""
+def kind_of(array: Any, label: str, remedy: str = REMEDY) -> Kind:
+    """The Kind of an array. Raises DtypeError for what is no dense array (lists, sparse matrices); remedy: of what no method helps."""
     found = _by_type.get(type(array))
     if found is None and any(base.__module__ == "torch" for base in type(array).__mro__):
         import_module("gpuopt.torch.tensors")  # which registers them, whether anyone else imports it or not
@@ -347,7 +316,7 @@ def kind_of(array: Any, label: str) -> Kind:
     if found is None:
         found = next((kind for kind in KINDS if kind.matches(array)), None)
         if found is None:
-            remedy = next((text for name, text in REMEDIES.items() if hasattr(array, name)), REMEDY)
+            remedy = next((text for name, text in REMEDIES.items() if hasattr(array, name)), remedy)
             raise DtypeError(f"{label}: expected a dense array, found {type(array).__name__}: {remedy}")
         _by_type[type(array)] = found
     return found
@@ -360,18 +329,31 @@ def is_array(value: Any) -> bool:
 
 
 def number(value: Any) -> float:
-    """A number, or what an array of none but one element holds, also where the array cannot say it itself."""
+    """A number, or what an array of none but one element holds, also where the array cannot say it itself. Raises TypeError for
+    complex numbers and truth values, of which NumPy makes a number, as for anything else that is none.
+    """
+    if str(getattr(value, "dtype", "")).rpartition(".")[2].startswith(("complex", "bool")):
+        raise TypeError(f"{value!r} is no number")
     if not hasattr(value, "__float__") and hasattr(value, "__cuda_array_interface__"):
         from gpuopt import numba_arrays
 
         return float(numba_arrays.to_host(value))
-    return float(_dlpack(value) if not hasattr(value, "__float__") and hasattr(value, "__dlpack__") else value)
+    return float(dlpack.seen(value) if not hasattr(value, "__float__") and hasattr(value, "__dlpack__") else value)
 
 
-def describe(array: Any, label: str) -> View:
+def describe(array: Any, label: str, remedy: str = REMEDY) -> View:
     """The View of an array, its errors naming `label`."""
-    kind = kind_of(array, label)
+    kind = kind_of(array, label, remedy)
     try:
         return kind.describe(array)
     except (InputError, DtypeError) as error:
         raise type(error)(f"{label}: {error}") from None
+
+
+def relayout(array: Any, like: Any, out: Any, label: str) -> Any:
+    """A copy of an array in the memory order of another one, which may be of another library; see Kind."""
+    kind = kind_of(array, label)
+    if kind is not kind_of(like, label) and kind.name != "cuda-array-interface":
+        array, like = dlpack.native(array), dlpack.native(like)
+        kind = kind_of(array, label)
+    return kind.relayout(array, like, out)

@@ -37,6 +37,14 @@ class KindError(InputError, TypeError):
     """What stands for a hyperparameter is no number at all (text, None, a list)."""
 
 
+class ArgumentError(InputError, TypeError):
+    """An argument that a call lacks, has twice, has too many of or does not know, where Python raises TypeError."""
+
+
+class OptionError(InputError, RuntimeError):
+    """Options that exclude each other, where torch raises RuntimeError."""
+
+
 class DeviceError(InputError, RuntimeError):
     """A tensor on a device that no backend works on; torch too raises RuntimeError for what its kernels cannot take."""
 

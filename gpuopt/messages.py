@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+SHOWN = 200  # characters of a value
+
 
 def install(*extras: str) -> str:
     """The line that adds extras to this package, run in its checkout: gpuopt is on no package index."""
@@ -31,3 +33,16 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> str:
 def one_line(error: BaseException) -> str:
     """What an exception says, on one line; its type where it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def shown(value: object) -> str:
+    """A value in a message; Python has whole numbers that it does not write out, and arrays that fill a page."""
+    if isinstance(value, int) and not -(10**30) < value < 10**30:
+        return f"a whole number of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]} ..."
+
+
+def no_attribute(module: str, name: str, known: Iterable[str]) -> str:
+    """What Python says of a name that a module does not have, and the one that is near to it."""
+    return f"module {module!r} has no attribute {name!r}{'' if name.startswith('_') else suggestion(name, known)}"

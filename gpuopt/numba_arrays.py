@@ -1,12 +1,14 @@
 """Arrays that are known by `__cuda_array_interface__` alone, Numba's own among them: made, copied and filled with Numba.
 
 Called by `arrays`, in the table of array libraries. Numba copies bytes between host and device; what they mean, and their memory
-order, is NumPy's business on the host. So any dtype and any order works, and a copy waits for the device: for what happens once,
-and for gradients whose memory order differs from their parameter's.
+order, is NumPy's business on the host. So any dtype and any order works, and a copy waits for the device: for what happens once.
+Gradients whose memory order differs from their parameter's are copied at every step, by CuPy where it is installed, which waits
+for nothing and can be captured into a CUDA graph; else as the rest.
 """
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -50,9 +52,13 @@ def _memory(view: View, itemsize: int) -> Any:
 
 def _strided(flat: NDArray[Any], view: View) -> NDArray[Any]:
     """The array that lies in `flat`, lowest element first, as `view` lies in its memory."""
-    first = -sum((n - 1) * s for n, s in zip(view.shape, view.strides, strict=True) if s < 0 and n > 1)
     strides = [s * flat.itemsize for s in view.strides]
-    return np.lib.stride_tricks.as_strided(flat[first:], view.shape, strides)
+    return np.lib.stride_tricks.as_strided(flat[_first(view.shape, view.strides) :], view.shape, strides)
+
+
+def _first(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
+    """Elements from the lowest one to the first one: more than 0 where strides are negative."""
+    return -sum((n - 1) * s for n, s in zip(shape, strides, strict=True) if s < 0 and n > 1)
 
 
 def to_host(array: Any) -> NDArray[Any]:
@@ -75,6 +81,7 @@ def _write(array: Any, values: Any) -> None:
     with _cuda().gpus[int(view.device.partition(":")[2])]:
         _cuda().synchronize()
         _memory(view, dtype.itemsize).copy_to_device(flat.view(np.uint8))
+        _cuda().synchronize()  # the next step may be on a stream that does not wait for the default one
 
 
 def _empty(like: Any, dtype: Any) -> Any:
@@ -86,9 +93,10 @@ def _empty(like: Any, dtype: Any) -> Any:
     strides = view.strides
     if not arrays.is_dense(view.shape, strides):
         strides = tuple(s // dtype.itemsize for s in np.empty(view.shape, dtype).strides)
-    first = -sum((n - 1) * s for n, s in zip(view.shape, strides, strict=True) if s < 0 and n > 1)
+    shift = arrays.shifted(view.address, _dtype(like).itemsize)  # as `like`: one head makes accesses to both aligned
+    first = _first(view.shape, strides) + shift
     with cuda.gpus[int(view.device.partition(":")[2])]:
-        buffer = cuda.device_array(max(1, view.numel) * dtype.itemsize, np.uint8)
+        buffer = cuda.device_array(max(1, view.numel + shift) * dtype.itemsize, np.uint8)
     data = buffer.gpu_data.view(first * dtype.itemsize)
     return made(view.shape, tuple(s * dtype.itemsize for s in strides), dtype, gpu_data=data)
 
@@ -104,8 +112,23 @@ def relayout(array: Any, like: Any, out: Any) -> Any:
     """As Kind.relayout."""
     dtype = _dtype(array)
     out = _empty(like, dtype) if out is None or _dtype(out) != dtype else out
-    _write(out, to_host(array))
+    if find_spec("cupy") is None:
+        _write(out, to_host(array))
+    elif dtype.itemsize * arrays.describe(array, "array").numel:
+        with _of_cupy(out).device:
+            _of_cupy(out)[...] = _of_cupy(array)
     return out
+
+
+def _of_cupy(array: Any) -> Any:
+    """The same memory as an array of CuPy."""
+    import cupy
+
+    view, dtype = arrays.describe(array, "array"), _dtype(array)
+    index, first = int(view.device.partition(":")[2]), _first(view.shape, view.strides)
+    memory = cupy.cuda.UnownedMemory(view.address, view.span * dtype.itemsize, array, index)
+    at = cupy.cuda.MemoryPointer(memory, first * dtype.itemsize)
+    return cupy.ndarray(view.shape, dtype, at, [s * dtype.itemsize for s in view.strides])
 
 
 def clone(array: Any) -> Any:

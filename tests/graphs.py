@@ -42,7 +42,7 @@ def on(stream: Any, current: bool = True) -> Iterator[None]:
 
     current: whether CuPy has it as its own current stream too, as what the test itself computes needs.
     """
-    before = override.set(lambda: stream.ptr)
+    before = override.set(lambda index: stream.ptr)
     try:
         with stream if current else nullcontext(), warnings.catch_warnings():
             warnings.simplefilter("error")

@@ -125,7 +125,7 @@ class Broken(own.Own):
 
     def start(self, case: suites.Case) -> Any:
         session = super().start(case)
-        session.grads = [-g for g in session.grads]  # type: ignore[attr-defined]
+        session.scale(-1.0)
         return session
 
 

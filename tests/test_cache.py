@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gpuopt.compiler import cache, nvrtc
+from gpuopt.compiler import cache, numba_cpu, nvrtc
 from gpuopt.errors import CompileError
 from repository import ROOT
 
@@ -135,3 +135,74 @@ def test_a_gpu_newer_than_nvrtc_gets_text_of_the_newest_it_knows(
     assert asked == [f"sm_{nvrtc.newest()}" if later else arch, "ptx" if later else "cubin"]
     assert code == (b".target\0" if later else b".target") == nvrtc.compile_cubin(f"// {arch}", arch)
     assert len(asked) == 2 and nvrtc.newest() >= 120
+
+
+# ---------------------------------------------------------------------------------------------------- machine code of the CPU
+
+STEPS = """
+import hashlib, sys
+import numpy as np
+import gpuopt
+from gpuopt.compiler import numba_cpu
+
+if sys.argv[1] == "loaded":
+    numba_cpu._compiled = lambda *given: sys.exit("compiled again")
+found = hashlib.sha256()
+for options in ({}, {"state_format": "bfloat16"}, {"max_grad_norm": 1.0, "skip_nonfinite": True}):
+    params = [np.linspace(-1, 1, n, dtype=np.float32) for n in (5, 300_000)]  # the second one wakes all threads
+    opt = gpuopt.AdamW(params, lr=0.1, backend="numba", **options)
+    for step in range(3):
+        opt.step([p * (step - 1.5) for p in params])
+    for p in params:
+        found.update(p.tobytes())
+print(found.hexdigest())
+"""
+
+
+def steps(way: str) -> str:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", STEPS, way], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_process_loads_what_another_has_compiled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Walks, sums, random bits and the parallel region, with the same bits; switched off, nothing is read."""
+    first = steps("compiled")
+    assert len(list(folder.glob("*.object"))) == 6 and not list(folder.glob("*.cubin"))
+    assert steps("loaded") == first
+    monkeypatch.setenv("GPUOPT_CACHE", "0")
+    with pytest.raises(AssertionError, match="compiled again"):
+        steps("loaded")
+    assert steps("compiled") == first
+
+
+@pytest.mark.parametrize("damage", ("flip", "truncate", "empty", "plant"))
+def test_damaged_machine_code_is_compiled_again(folder: Path, damage: str) -> None:
+    numba_cpu.driver_address.cache_clear()
+    numba_cpu.driver_address(1, 1)
+    (entry,) = folder.glob("*.object")
+    good, data = entry.read_bytes(), bytearray(entry.read_bytes())
+    data[len(data) // 2] ^= 1
+    entry.write_bytes({"flip": bytes(data), "truncate": good[:-7], "empty": b"", "plant": b"\x7fELF"}[damage])
+    numba_cpu.driver_address.cache_clear()
+    assert numba_cpu.driver_address(1, 1)
+    assert cache.read(entry.stem, "object")
+
+
+@pytest.mark.parametrize("what", ("Numba", "the processor", "the meaning of its names", "the text"))
+def test_machine_code_belongs_to_what_made_it(what: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, meaning = "def f(a):\n    pass\n", "a"
+    numba_cpu.address_of(text, "f", dict, meaning, 1)
+    numba_cpu.address_of(text, "f", dict, meaning, 1)
+    assert len(list(folder.glob("*.object"))) == 1
+    numba_cpu._versions.cache_clear()
+    if what == "Numba":
+        monkeypatch.setattr("numba.__version__", "99.0")
+    elif what == "the processor":
+        monkeypatch.setattr(numba_cpu, "_codegen", lambda: SimpleNamespace(magic_tuple=lambda: ("another",)))
+    numba_cpu.address_of(text + "    a\n" * (what == "the text"), "f", dict, meaning + "b" * (what[4] == "m"), 1)
+    numba_cpu._versions.cache_clear()
+    assert len(list(folder.glob("*.object"))) == 2

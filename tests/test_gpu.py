@@ -44,7 +44,7 @@ def trained(name: str, backend: str, dtype: str, place: Callable[[Any], Any], op
     options = {**FULL.get(name, {}), **options}
     if options.pop("mask", False):
         options["mask"] = [place(np.asarray(a.astype(np.float64) > -1)) for a in values(dtype, 9)]
-    opt = gpuopt.create(name, params, lr=0.01, backend=backend, **options)
+    opt = gpuopt.create(name, params, **{"lr": 0.01, "backend": backend} | options)
     for step in range(5):
         grads = values(dtype, step + 1)
         if options.get("skip_nonfinite") and step == 2:
@@ -245,6 +245,28 @@ def test_a_rate_on_the_gpu_is_read_at_every_replay(dtype: str) -> None:
         one.step([grad])
     stream.synchronize()
     assert eager.get().tobytes() == replayed.get().tobytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("lr", lambda t: 0.1), ("betas", (0.9, lambda t: 0.9)), ("weight_decay", lambda t: 0.1)]
+)
+def test_no_schedule_goes_where_only_the_device_knows_the_step(name: str, value: Any) -> None:
+    opt = gpuopt.AdamW([to_cupy(values("float32", 0)[3])], skip_nonfinite=True, backend="cupy", **{name: value})
+    with pytest.raises(gpuopt.InputError, match=f"{name} is a function of the step count, which stays on the GPU"):
+        opt.step([to_cupy(values("float32", 1)[3])])
+
+
+@pytest.mark.parametrize("backend", ["cupy", "numba-cuda"])
+def test_schedules_give_the_bits_of_numpy(backend: str) -> None:
+    scheduled = {
+        "lr": lambda t: 0.1 / (1 + t),
+        "betas": (lambda t: 0.9 - t / 20, 0.99),
+        "weight_decay": lambda t: t / 9,
+    }
+    assert_same(
+        trained("adamw", "numpy", "float32", np.copy, scheduled),
+        trained("adamw", backend, "float32", to_cupy, scheduled),
+    )
 
 
 @pytest.mark.slow

@@ -146,3 +146,63 @@ def test_tensors_of_several_dtypes_that_share_a_step_count(options: dict[str, An
         assert [s["step"] for s in opt.state_dict()["state"].values()] == [3] * 4
         results.append([host(p).tobytes() for p in params])
     assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_states_go_from_one_library_to_another(library: str, case: str) -> None:
+    """What was saved on the host is loaded on the GPU and goes on there, and the other way round."""
+    name, options = CASES[case]
+    place, made = LIBRARIES[library], np.random.default_rng(0).standard_normal((4, 17, 9)).astype(np.float32)
+    usual = gpuopt.create(name, [made[0].copy()], backend="numpy", **options)
+    there = gpuopt.create(name, [place(made[0].copy())], backend="cupy", **options)
+    usual.step([made[1]])
+    there.step([place(made[1])])
+    saved = usual.state_dict(), there.state_dict()
+    there.load_state_dict(saved[0])
+    usual.load_state_dict(saved[1])
+    for grad in made[2:]:
+        usual.step([grad])
+        there.step([place(grad)])
+    found, expected = (host(opt.param_groups[0]["params"][0]) for opt in (there, usual))
+    assert np.ascontiguousarray(found).tobytes() == expected.tobytes()
+
+
+def to_numba_view(array: Any) -> Any:
+    from numba import cuda
+
+    return cuda.as_cuda_array(array)
+
+
+# The same memory in each library.
+VIEWS: dict[str, Place] = {"cupy": lambda a: a, "numba": to_numba_view, "interface": Interface, "dlpack": Capsule}
+
+
+@pytest.mark.parametrize("orders", [("C", "C"), ("Fortran", "C")], ids=str)
+@pytest.mark.parametrize("library", VIEWS)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "complex64"])
+def test_states_lie_as_a_parameter_that_begins_anywhere(dtype: str, library: str, orders: tuple[str, str]) -> None:
+    """So that one head makes the accesses to all of them packed; copies of gradients too."""
+    import cupy
+
+    from gpuopt.launch import table as t
+
+    rng, results = np.random.default_rng(0), []
+    made = [(rng.standard_normal((37, 11)) + 1j * (dtype == "complex64")).astype(dtype) for _ in range(2)]
+
+    def placed(array: Any, order: str) -> Any:
+        base = cupy.zeros(array.size + 3, dtype)[3:]
+        there = base.reshape(array.shape) if order == "C" else base.reshape(array.shape[::-1]).T
+        there[...] = cupy.asarray(array)
+        return VIEWS[library](there)
+
+    for backend in ("numpy", *BACKENDS):
+        given = [a.copy() if backend == "numpy" else placed(a, o) for a, o in zip(made, orders, strict=True)]
+        opt = gpuopt.AdamW([given[0]], lr=0.1, backend=backend)
+        for _ in range(2):
+            opt.step([given[1]])
+        results.append(np.ascontiguousarray(host(given[0])).tobytes())
+        if backend != "numpy":
+            table = opt._engine._launches[0][1][0].plan.table
+            assert (table[:, t.ALIGNED] & 1).all() and table[0, t.HEAD] > 0
+    assert results[0] == results[1] == results[2]

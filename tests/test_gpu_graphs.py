@@ -221,7 +221,7 @@ def test_norms_and_plain_steps_in_turn_count_alike(backend: str) -> None:
     opts = [gpuopt.AdamW([p], backend=name) for p, name in ((param, backend), (host, "numpy"))]
     for norm in (None, 1.0, 1.0, None, None, 1.0, 1.0):
         for opt, g in zip(opts, (grad, grad.get()), strict=True):
-            opt.max_grad_norm = norm
+            opt.settings.max_grad_norm = norm
             stepped(stream, opt, [g])
     stream.synchronize()
     assert param.get().tobytes() == host.tobytes()

@@ -53,7 +53,7 @@ def test_all_that_a_graph_uses_outlives_the_optimizer(backend: str, options: Any
         )
         grad = device_array(1)
         stepped(stream, opt, [grad])
-        graph = captured(stream, lambda: opt.step([grad]))
+        graph = captured(stream, lambda step=opt.step, grads=(grad,): step(grads))
         address, gone = param.data.ptr, weakref.ref(opt)
         del opt, param, grad
         free_what_is_over(backend)
@@ -61,7 +61,8 @@ def test_all_that_a_graph_uses_outlives_the_optimizer(backend: str, options: Any
         for _ in range(3):
             graph.launch(stream)
         stream.synchronize()
-        there = cupy.ndarray(expected.shape, np.float32, cupy.cuda.MemoryPointer(cupy.cuda.UnownedMemory(address, 1, graph), 0))
+        memory = cupy.cuda.UnownedMemory(address, expected.nbytes, graph)
+        there = cupy.ndarray(expected.shape, np.float32, cupy.cuda.MemoryPointer(memory, 0))
         assert there.get().tobytes() == expected.tobytes()
 
 
@@ -76,7 +77,7 @@ def test_nothing_is_kept_once_the_graph_is_gone_and_its_work_is_done(backend: st
     param, grad = device_array(0), device_array(1)
     opt = gpuopt.AdamW([param], capturable=True, backend=backend, **NORMS)
     stepped(stream, opt, [grad])
-    graphs = [captured(stream, lambda: opt.step([grad])) for _ in range(3)]
+    graphs = [captured(stream, lambda step=opt.step: step([grad])) for _ in range(3)]
     states = [weakref.ref(a) for a in opt._engine.slots[0].states.values()]
     assert len(kept(backend)) == before[0] + 3
     del graphs[0]
@@ -116,6 +117,49 @@ def test_a_capture_that_fails_keeps_nothing(backend: str) -> None:
     gc.collect()
     stepped(stream, opt, [grad])
     assert len(kept(backend)) == before
+
+
+class Interface:
+    """An array of a library of which nothing else is known."""
+
+    def __init__(self, array: Any) -> None:
+        self.array, self.__cuda_array_interface__ = array, array.__cuda_array_interface__
+
+
+@pytest.mark.parametrize("wrapped", (False, True), ids=("cupy", "interface"))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_copy_of_a_gradient_in_another_memory_order_is_captured_too(backend: str, wrapped: bool) -> None:
+    """It waits for nothing, and what it reads lives as long as the graph."""
+    import cupy
+
+    stream, place = new_stream(), Interface if wrapped else lambda array: array
+    host = device_array(0).get().reshape(50, 60)
+    usual = gpuopt.AdamW([host], backend="numpy")
+    with cupy.cuda.using_allocator(None):
+        param, grad = cupy.asarray(host), cupy.empty((50, 60), np.float32, order="F")
+        opt = gpuopt.AdamW([place(param)], backend=backend, capturable=True)
+        with gpuopt.stream(stream):
+            grad.fill(1)
+            opt.step([place(grad)])
+        stream.begin_capture()
+        try:
+            with gpuopt.stream(stream):
+                opt.step([place(grad)])
+        finally:
+            graph = stream.end_capture()
+        with stream:
+            grad[:7] = 2
+        del grad, opt
+        no_garbage_of_others()
+        for _ in range(2):
+            graph.launch(stream)
+        stream.synchronize()
+    made = np.ones((50, 60), np.float32)
+    usual.step([made])
+    made[:7] = 2
+    for _ in range(2):
+        usual.step([made])
+    assert param.get().tobytes() == host.tobytes()
 
 
 # ---------------------------------------------------------------------------------------------------- step counts
@@ -250,6 +294,7 @@ def test_replays_go_on_with_what_was_loaded(backend: str, before: bool) -> None:
         twins.eager(0, 2)
     every()
     every()
+    twins.stream.synchronize()  # which nothing else has to wait for
     twins.eager(0, 1, 2)
     twins.check()
 

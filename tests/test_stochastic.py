@@ -281,21 +281,16 @@ def test_parameters_of_16_bits_are_still_rounded_to_nearest() -> None:
 
 def test_the_scratch_of_a_walk_lives_as_long_as_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """Numba frees an array behind its last use, whoever has its address: another thread would be given the same memory."""
-    from numba import cfunc, types
+    from gpuopt.compiler import numba_cpu
 
-    from gpuopt.backends import numba as backend
-
-    compiled = []
-
-    def c_function(function: Any, arguments: int) -> int:
-        made = cfunc(types.void(*[types.int64] * arguments), error_model="numpy", nogil=True)(function)
-        compiled.append(made)
-        return int(made.address)
-
-    monkeypatch.setattr(backend, "c_function", c_function)
-    backend.walk_address.cache_clear()
+    compiled, as_c = [], numba_cpu.as_c
+    monkeypatch.setattr(
+        numba_cpu, "as_c", lambda *given, **options: compiled.append(as_c(*given, **options)) or compiled[-1]
+    )
+    monkeypatch.setenv("GPUOPT_CACHE", "0")
+    numba_cpu.walk_address.cache_clear()
     after(made(50), backend="numba")
-    backend.walk_address.cache_clear()
+    numba_cpu.walk_address.cache_clear()
     blocks = re.split(r"\n(?=\S+:)", compiled[0].inspect_llvm())
     freeing = [block for block in blocks if "call void @NRT_decref" in block]
     assert len(freeing) == 1 and "br i1" not in freeing[0]  # on the way out, not before a loop

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 import gpuopt.torch
 from gpuopt.errors import InputError
+from gpuopt.launch.stream import override
 from gpuopt.torch import hooks
+from gpuopt.torch.tensors import TorchStreams
 from torch_samples import bits, copied, create, everything, furthest, gradients, parameters, title, train
 
 NAMES = gpuopt.torch.optimizers()
@@ -308,3 +311,12 @@ def test_compiled_models_and_compiled_steps() -> None:
         return bits(list(model.parameters()))
 
     assert run(True) == run(False)
+
+
+def test_the_stream_is_asked_for_by_the_number_of_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch takes for the current device may be another one than where the step is: it sets devices late."""
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=100 + device))
+    with TorchStreams():
+        current = override.get()
+        assert current is not None and [current(0), current(3)] == [100, 103]
+    assert override.get() is None

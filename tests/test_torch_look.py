@@ -49,7 +49,7 @@ def seen_by_getters(params: Params, states: list[torch.Tensor]) -> Callable[[], 
 def seen_by_compiled(params: Params, states: list[torch.Tensor]) -> Callable[[], str]:
     """The same; two of the states belong to the first parameter, the rest to the last."""
     of = [states[:2], *([[]] * (len(params) - 2)), states[2:]] if len(params) > 1 else [states]
-    dump = native.Dump(params, of, np.frombuffer(places(states), np.int64))
+    dump = native.Dump(params, of, np.array(places(states), np.int64))
     assert dump.usable
     return lambda: {None: "other", True: "moved", False: "same"}[dump.look()]
 
@@ -91,8 +91,8 @@ def test_addresses() -> None:
     found = looked(params, states)
     assert found.addresses == [address for address, p in zip(expected, params, strict=True) if p.grad is not None]
     assert found.as_stored
-    assert found.states == places(states) == np.array([s.data_ptr() for s in states]).tobytes()
-    dump = native.Dump(params, [[], states, *([[]] * (len(params) - 2))], np.frombuffer(places(states), np.int64))
+    assert found.states == places(states) == [s.data_ptr() for s in states]
+    dump = native.Dump(params, [[], states, *([[]] * (len(params) - 2))], np.array(places(states), np.int64))
     assert dump.usable and dump.addresses.tolist() == expected
 
 

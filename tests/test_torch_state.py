@@ -55,9 +55,7 @@ def test_states_keep_the_dtypes_that_state_format_says() -> None:
         opt = gpuopt.torch.AdamW(params, state_format=str(kept).removeprefix("torch."))
         train(opt, params, range(2))
         assert opt.state[params[0]]["exp_avg"].dtype is kept
-        again, copies = successor(
-            opt, params, through_a_file(opt.state_dict()), state_format=opt._options["state_format"]
-        )
+        again, copies = successor(opt, params, through_a_file(opt.state_dict()), state_format=opt._given.state_format)
         assert all(state[k].dtype is kept for state in again.state.values() for k in ("exp_avg", "exp_avg_sq"))
         assert everything(again) == everything(opt)
         for o, p in ((opt, params), (again, copies)):

@@ -66,9 +66,9 @@ class CupyRuntime:
     def on_device(self, index: int) -> Any:
         return self.cupy.cuda.Device(index)
 
-    def stream(self) -> Any:
+    def stream(self, index: int) -> Any:
         current = override.get()
-        return self.cupy.cuda.get_current_stream() if current is None else RawStream(current())
+        return self.cupy.cuda.get_current_stream() if current is None else RawStream(current(index))
 
     def handle(self, stream: Any) -> int:
         return int(stream.ptr)
@@ -124,7 +124,7 @@ class CupyRuntime:
         return self._function(to_cuda.prepare_source(program, inputs), "gpuopt_prepare")
 
     def rows_argument(self, program: Program, rows: Any, last: Any = None) -> Any:
-        """The struct Rows by value: CuPy passes a zero-dimensional structured array as the bytes it holds, and a launch copies it."""
+        """The struct Rows by value: CuPy passes a structured array without dimensions as the bytes it holds; a launch copies it."""
         if last is None:
             capacity = to_cuda.rows_capacity(program) * max(1, len(program.row))
             last = np.zeros((), np.dtype([("values", program.compute, capacity)]))
@@ -136,10 +136,12 @@ class CupyRuntime:
         assert decision.dtype == DECISION
         return (decision,)
 
-    def launch(self, kernel: Any, grid: int, arguments: tuple[Any, ...], stream: Any) -> None:
+    def packed(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         """Whole numbers go as int64, as every kernel declares them."""
-        packed = tuple(np.int64(a) if isinstance(a, int) else a for a in arguments)
-        kernel((grid,), (t.THREADS,), packed, 0, stream)
+        return tuple(np.int64(a) if isinstance(a, int) else a for a in arguments)
+
+    def launch(self, kernel: Any, grid: int, arguments: tuple[Any, ...], stream: Any) -> None:
+        kernel((grid,), (t.THREADS,), arguments, 0, stream)
 
 
 class Backend(DeviceBackend):

@@ -13,16 +13,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from gpuopt import arrays
 from gpuopt.backends.captures import Life, Owned, relaxed
-from gpuopt.backends.resident import BLOCKS, Deciding, Resident, Upload, recount
+from gpuopt.backends.resident import Deciding, Resident, Upload, recount
 from gpuopt.backends.runtime import Runtime, Staging
 from gpuopt.compiler.host import div
 from gpuopt.compiler.names import GIVEN
 from gpuopt.errors import GpuoptError
-from gpuopt.launch import table as t
 from gpuopt.launch.launcher import Clock, Demand, Launch, advance
 
 FIRST = (
@@ -70,13 +67,13 @@ class DeviceBackend:
     def ready(self, launches: Sequence[Launch], demand: Demand) -> None:
         """Allocate and compile what a step of these launches needs."""
         with self.runtime.on_device(self.index):
-            stream = self.runtime.stream()
+            stream = self.runtime.stream(self.index)
             if not self.runtime.capturing(stream):
                 self._made(launches, demand, stream)
                 self.staging.fill()
 
     def _step(self, launches: Sequence[Launch], demand: Demand, clocks: Sequence[Clock]) -> None:
-        stream = self.runtime.stream()
+        stream = self.runtime.stream(self.index)
         if self.runtime.capturing(stream):
             with relaxed():
                 self._capture(launches, demand, stream)
@@ -119,6 +116,7 @@ class DeviceBackend:
         read = [demand, *map(needed, launches)]
         self.graphs.append((Life(self.runtime.handle(stream)), (owned.kept, mine, deciding, read)))
         self._decide(launches, mine, deciding, demand, (), stream, owned.upload)
+        deciding.records = []  # the clocks know the optimizer, which may go
 
     def _decide(
         self,
@@ -140,13 +138,13 @@ class DeviceBackend:
             for clock in clocks:
                 clock.step += 1
         if demand.sums:
-            self._sums(launches, residents, deciding, stream)
+            for kernel, blocks, given in deciding.summing(launches, residents):
+                self.runtime.launch(kernel, blocks, given, stream)
         for kernel, given in zip(deciding.prepares, arguments, strict=True):
             self.runtime.launch(kernel, 1, given, stream)
         deciding.there = after
-        skip = self.runtime.address(deciding.flags.buffer)
         for launch, resident, rows in zip(launches, residents, deciding.rows, strict=True):
-            self._update(launch, resident, None, rows, skip, stream)
+            self._update(launch, resident, None, rows, deciding.skip, stream)
 
     # ------------------------------------------------------------------------------------------- resident data
 
@@ -175,47 +173,17 @@ class DeviceBackend:
         self.staging.upload(resident.rows, rows, stream)
         return None
 
-    # ------------------------------------------------------------------------------------------- launches
-
     def _update(self, launch: Launch, resident: Resident, by_value: Any, rows: Any, skip: int, stream: Any) -> None:
-        """by_value: the rows, or None where they are in device memory; then `rows` is that."""
-        plan, runtime = launch.plan, self.runtime
-        if not len(plan.tiles):
-            return
-        per_block = t.THREADS // resident.unit
-        grid = min(-(-len(plan.tiles) // per_block), resident.multiprocessors * BLOCKS)
-        resident.argument = runtime.rows_argument(plan.program, by_value, resident.argument)
-        arguments = (
-            runtime.address(resident.table),
-            runtime.address(resident.tiles),
-            len(plan.tiles),
-            plan.tile_size,
-            np.int32(resident.unit),
-            0 if by_value is not None else runtime.address(rows),
-            skip,
-            resident.argument,
-        )
-        runtime.launch(resident.kernel, grid, arguments, stream)
-
-    def _sums(
-        self, launches: Sequence[Launch], residents: Sequence[Resident], deciding: Deciding, stream: Any
-    ) -> None:
-        """Two float64 partial sums of every chunk, the launches one behind the other."""
-        offset, address = self.runtime.address(deciding.partials), self.runtime.address
-        each = zip(launches, residents, deciding.sums, deciding.chunks, strict=True)
-        for launch, resident, kernel, chunks in each:
-            plan = launch.plan
-            count = len(plan.chunks)
-            if count:
-                columns = plan.table.shape[1]
-                arguments = (address(resident.table), columns, np.int32(1), address(chunks), count, offset)
-                self.runtime.launch(kernel, min(count, 4 * resident.multiprocessors), arguments, stream)
-            offset += 16 * count
+        """by_value: the rows, or None where they are in device memory, at `rows`."""
+        if resident.blocks:
+            resident.argument = self.runtime.rows_argument(launch.plan.program, by_value, resident.argument)
+            arguments = (*resident.arguments(launch.plan, rows, skip), resident.argument)
+            self.runtime.launch(resident.kernel, resident.blocks, arguments, stream)
 
     def check_plan(self) -> None:
         """Raise GpuoptError while the current stream is captured: the first step of a plan compiles, allocates and waits."""
         with self.runtime.on_device(self.index):
-            if self.runtime.capturing(self.runtime.stream()):
+            if self.runtime.capturing(self.runtime.stream(self.index)):
                 raise GpuoptError(FIRST)
 
     def wait(self) -> None:
@@ -226,7 +194,10 @@ class DeviceBackend:
     def recount(self, clocks: Sequence[Clock]) -> None:
         """The counts of these clocks are those of the host: bring them to where CUDA graphs read them. Waits for the device."""
         with self.runtime.on_device(self.index):
-            recount([c for c in clocks if c.word is not None and c.word.counts.backend is self], self.runtime.stream())
+            recount(
+                [c for c in clocks if c.word is not None and c.word.counts.backend is self],
+                self.runtime.stream(self.index),
+            )
 
     def synchronize(self, clocks: Sequence[Clock], shared: Mapping[str, Any]) -> int:
         """Wait for the device and bring its step counts into the clocks; returns how many steps it skipped since."""
@@ -234,7 +205,7 @@ class DeviceBackend:
         if not there:
             return 0
         with self.runtime.on_device(self.index):
-            stream = self.runtime.stream()
+            stream = self.runtime.stream(self.index)
             for counts in {id(clock.word.counts): clock.word.counts for clock in there}.values():
                 counts.read(stream)
             for clock in there:
@@ -246,6 +217,10 @@ def needed(launch: Launch) -> list[Any]:
     """The arrays that a captured step reads or writes, but gradients of a library that keeps what is allocated in a capture as long
     as the graph: from the next capture on it may use their memory again.
     """
-    held = [a for of in launch.arrays for role, a in of.items() if role != "g" or not arrays.kind_of(a, role).pooled]
+    held = [a for of in launch.arrays for role, a in of.items() if a is not None and not lent(role, a)]
     values = [clock.environment(clock.step + 1) for clock in launch.records(True)[0]]
     return held + [v for of in values for name, v in of.items() if name != GIVEN and not isinstance(v, float)]
+
+
+def lent(role: str, array: Any) -> bool:
+    return role in ("g", "@given") and arrays.kind_of(array, role).pooled

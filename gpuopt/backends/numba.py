@@ -6,21 +6,20 @@ with ranges of equal cost. Numba's `parallel=True` on each rule would cost secon
 
 from __future__ import annotations
 
-import linecache
 import os
 import re
 import threading
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpuopt.backends.host import HostBackend
-from gpuopt.compiler import to_numba
-from gpuopt.compiler.lower import Program
+from gpuopt.compiler import numba_cpu
 from gpuopt.launch import table as t
 from gpuopt.launch.launcher import Launch
 from gpuopt.launch.plan import Plan
@@ -39,48 +38,6 @@ def missing() -> str | None:
     except ImportError as error:
         return f"Numba does not import ({one_line(error)}); python -m pip install numba"
     return None
-
-
-@cache
-def namespace(compute: str) -> dict[str, Any]:
-    """The names that generated text calls, for one compute type, compiled for the CPU."""
-    from numba.extending import intrinsic
-
-    from gpuopt.compiler import numba_ir
-
-    return numba_ir.arithmetic(intrinsic, "cpu") | {
-        "prefetch": numba_ir.prefetch(intrinsic),
-        "C": np.dtype(compute).type,
-        "np": np,
-        "int64": np.int64,
-        "dtype": np.dtype(compute).type,
-        "load_word": numba_ir.load(intrinsic, "int64", compute, 0, 1),
-        "load_scalar": numba_ir.load(intrinsic, compute, compute, 0, 1),
-        "store_sum": numba_ir.store(intrinsic, "float64", "float64", 0, 1),
-    }
-
-
-def compile_text(source: str, name: str, values: dict[str, Any], arguments: int) -> int:
-    """The address of the compiled C function `name(int64 x arguments)`; the text stays visible in tracebacks."""
-    from numba import njit
-
-    filename = f"<gpuopt {name} {hash(source):x}>"
-    linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
-    scope = dict(values)
-    exec(compile(source, filename, "exec"), scope)
-    if "update" in scope:
-        scope["update"] = njit(error_model="numpy")(scope["update"])
-    return c_function(scope[name], arguments)
-
-
-def c_function(function: Callable[..., None], arguments: int) -> int:
-    """The address of the compiled C function `function(int64 x arguments)`."""
-    from numba import cfunc, types
-
-    compiled = cfunc(types.void(*[types.int64] * arguments), error_model="numpy", nogil=True)(function)
-    _alive.append(compiled)
-    address: int = compiled.address or 0
-    return address
 
 
 # One parallel region at a time: it has all cores anyway, and Numba's workqueue layer dies of two.
@@ -121,92 +78,41 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 if forked():  # before this module was imported
     _after_fork()
-_alive: list[Any] = []  # compiled functions, whose addresses are in use
+
+
+class Ranges:
+    """A compiled function `f(*before, lo, hi, *after, ...)` over ranges of pieces, on all threads: one parallel region for all of
+    them. The last arguments are given at each call; `bounds` are those of the ranges.
+
+    held: whether Python's lock is kept meanwhile.
+    """
+
+    def __init__(
+        self, function: int, before: tuple[int, ...], bounds: NDArray[np.int64], after: tuple[int, ...], last: int = 0,
+        held: bool = False,
+    ) -> None:  # fmt: skip
+        self.bounds, count = bounds, len(bounds) - 1
+        self._pieces = [(*before, lo, hi, *after) for lo, hi in pairwise(bounds.tolist())]
+        self._one = numba_cpu.as_python(function, len(before) + 2 + len(after) + last, held)
+        self._all: Callable[..., None] | None = None
+        if count > 1 and not _threads["lost"]:
+            _threads["started"] = True
+            self._all = driver(len(before), len(after) + last, held)
+            self._fixed = (function, *before, bounds.ctypes.data, count, *after)
+
+    def __call__(self, *last: int) -> None:
+        with _region:
+            if self._all is not None and not _threads["lost"]:  # this may be older than the fork
+                self._all(*self._fixed, *last)
+            else:
+                for piece in self._pieces:
+                    self._one(*piece, *last)
 
 
 @cache
-def walk_address(program: Program) -> int:
-    """The compiled walk of a program."""
-    from numba.extending import intrinsic
-
-    from gpuopt.compiler import numba_ir, numba_random
-
-    values = dict(namespace(program.compute))
-    roles = program.roles
-    scopes = len(roles) + bool(program.draws)  # of memory that is apart: one for each role, one for random bits
-    for k, role in enumerate(roles):
-        access = (intrinsic, role.storage, program.compute, k, scopes)
-        values[f"load_{k}"] = numba_ir.load(*access)
-        if role.written:
-            values[f"store_{k}"] = numba_ir.store(*access, draw=program.draws.get(k))
-    if program.draws:
-        bits = (intrinsic, "uint32", program.compute, len(roles), scopes)
-        values |= {"load_bits": numba_ir.load(*bits), "store_bits": numba_ir.store(*bits)}
-        values["philox"] = numba_random.philox(intrinsic)
-    return compile_text(to_numba.cpu_source(program), "walk", values, 6)
-
-
-@cache
-def sums_address(storage: str, compute: str) -> int:
-    """The compiled sums of a gradient of this dtype."""
-    from numba.extending import intrinsic
-
-    from gpuopt.compiler import numba_ir
-
-    values = namespace(compute) | {"load_0": numba_ir.load(intrinsic, storage, compute, 0, 1)}
-    return compile_text(to_numba.sums_source(storage, compute), "sums", values, 7)
-
-
-class Drivers(NamedTuple):
-    """`walk` and `sums` over ranges: one parallel region for all tensors of a launch. `held`: `walk` with Python's lock held."""
-
-    walk: Callable[..., None]
-    sums: Callable[..., None]
-    held: Callable[..., None]
-
-
-def drivers(parallel: bool) -> Drivers:
-    """Compiled once for every rule; serial ones in a process that was forked from one that may have had threads."""
-    parallel = parallel and not _threads["lost"]
-    _threads["started"] |= parallel
-    return _drivers(parallel)
-
-
-@cache
-def _drivers(parallel: bool) -> Drivers:
-    from numba import njit, prange
-    from numba.extending import intrinsic
-
-    from gpuopt.compiler import numba_ir
-
-    call_walk = numba_ir.caller(intrinsic, 6)
-    call_sums = numba_ir.caller(intrinsic, 7)
-    compiler: Any = njit(parallel=parallel)
-
-    @compiler
-    def walk(function, table, tiles, bounds, tile_size, rows):  # type: ignore[no-untyped-def]
-        for k in prange(len(bounds) - 1):
-            call_walk(function, table, tiles, bounds[k], bounds[k + 1], tile_size, rows)
-
-    @compiler
-    def sums(function, table, columns, role, chunks, bounds, partials):  # type: ignore[no-untyped-def]
-        for k in prange(len(bounds) - 1):
-            call_sums(function, table, columns, role, chunks, bounds[k], bounds[k + 1], partials)
-
-    def released(driver: Any) -> Any:
-        @njit(nogil=True)
-        def run(*arguments):  # type: ignore[no-untyped-def]
-            driver(*arguments)
-
-        return run
-
-    return Drivers(released(walk), released(sums), walk)
-
-
-def in_ranges(function: int, bounds: NDArray[np.int64], a: int, b: int, c: int, d: int) -> None:
-    """Call the compiled `function(a, b, lo, hi, c, d)` for each range, on all threads, with Python's lock held."""
-    with _region:
-        drivers(len(bounds) > 2).held(function, a, b, bounds, c, d)
+def driver(before: int, after: int, held: bool) -> Callable[..., None]:
+    """The parallel region, compiled once for every function with as many arguments before and behind the range."""
+    return numba_cpu.as_python(numba_cpu.driver_address(before, after), 3 + before + after, held)
 
 
 def even_ranges(count: int, size: int) -> NDArray[np.int64]:
@@ -234,39 +140,34 @@ class Backend(HostBackend):
     name = "numba"
 
     def update(self, launch: Launch, multiplier: float) -> None:
-        """One call of the driver for every tensor of the launch."""
+        """One call for every tensor of the launch."""
         private = launch.private
         if "walk" not in private:
             private["walk"] = self.prepared_walk(launch.plan)
-        driver, arguments = private["walk"]
-        if _threads["lost"]:  # the driver may be older than the fork
-            driver = drivers(False).walk
-        with _region:
-            driver(*arguments, private["rows"].ctypes.data)
+        private["walk"](private["rows"].ctypes.data)
 
-    def prepared_walk(self, plan: Plan) -> tuple[Callable[..., None], tuple[Any, ...]]:
-        """The driver and all its arguments but the rows: they hold as long as the plan."""
+    def prepared_walk(self, plan: Plan) -> Ranges:
+        """The walk of all tensors, to be called with the rows: it holds as long as the plan."""
         plan.cut_tiles(TILE)
-        bounds = self.bounds(plan, plan.tiles, TILE)
-        addresses = plan.table.ctypes.data, plan.tiles.ctypes.data
-        return drivers(len(bounds) > 2).walk, (walk_address(plan.program), *addresses, bounds, TILE)
+        function, bounds = numba_cpu.walk_address(plan.program), self.bounds(plan, plan.tiles, TILE)
+        return Ranges(function, (plan.table.ctypes.data, plan.tiles.ctypes.data), bounds, (TILE,), 1)
 
     def sums(self, launch: Launch) -> NDArray[Any]:
         """Partial sums of every chunk: [chunks, 2]."""
-        plan, private = launch.plan, launch.private
-        roles = [r.name for r in plan.program.roles]
-        role = roles.index("g")
+        private = launch.private
         if "sums" not in private:
-            private["sums"] = sums_address(plan.program.roles[role].storage, plan.program.compute)
-            private["sums_bounds"] = self.bounds(plan, plan.chunks, t.CHUNK)
-            private["partials"] = np.empty((len(plan.chunks), 2))
-        bounds, partials = private["sums_bounds"], private["partials"]
-        table, chunks = plan.table.ctypes.data, plan.chunks.ctypes.data
-        with _region:
-            driver = drivers(len(bounds) > 2).sums
-            driver(private["sums"], table, plan.table.shape[1], role, chunks, bounds, partials.ctypes.data)
-        result: NDArray[Any] = partials
+            private["partials"] = np.empty((len(launch.plan.chunks), 2))
+            private["sums"] = self.prepared_sums(launch.plan, private["partials"])
+        private["sums"]()
+        result: NDArray[Any] = private["partials"]
         return result
+
+    def prepared_sums(self, plan: Plan, partials: NDArray[Any]) -> Ranges:
+        """The sums of the gradients of all tensors into `partials`."""
+        role = [r.name for r in plan.program.roles].index("g")
+        function = numba_cpu.sums_address(plan.program.roles[role].storage, plan.program.compute)
+        before = plan.table.ctypes.data, plan.table.shape[1], role, plan.chunks.ctypes.data
+        return Ranges(function, before, self.bounds(plan, plan.chunks, t.CHUNK), (partials.ctypes.data,))
 
     def bounds(self, plan: Plan, words: NDArray[np.int64], size: int) -> NDArray[np.int64]:
         """The ranges for as many threads as Numba uses now."""

@@ -6,20 +6,24 @@ loads and stores that read memory by address from Python.
 
 from __future__ import annotations
 
+import ctypes
 import linecache
 import os
+import sys
+import threading
 import warnings
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import cache, partial
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpuopt import driver
 from gpuopt.backends.device import DeviceBackend
 from gpuopt.backends.runtime import Runtime
-from gpuopt.backends.simulator import SimulatorRuntime, plain
+from gpuopt.backends.simulator import SimulatorRuntime
 from gpuopt.compiler import nvrtc, to_numba_cuda
 from gpuopt.compiler.lower import Draw, Program
 from gpuopt.compiler.to_cuda import blocks_per_sm
@@ -27,6 +31,8 @@ from gpuopt.formats.dtypes import STORAGES
 from gpuopt.launch import table as t
 from gpuopt.launch.stream import override
 from gpuopt.messages import one_line
+
+C_VALUES: dict[str, Any] = {"float32": ctypes.c_float, "float64": ctypes.c_double}
 
 
 def _cuda() -> Any:
@@ -175,11 +181,59 @@ def prepare_function(program: Program, inputs: tuple[str, ...]) -> Callable[...,
     return function(to_numba_cuda.prepare_source(program, inputs), "prepare", values)
 
 
-def compiled(python: Callable[..., Any], blocks: int) -> Any:
-    """The kernel, with at most 65536 / (256 * blocks) registers a thread; compiled at its first launch."""
+def compiled(python: Callable[..., Any], blocks: int, signature: str) -> Any:
+    """The kernel, with at most 65536 / (256 * blocks) registers a thread. signature: a letter for each argument, `i` of a whole
+    number, `d` of a double; behind them the compute type and count of the scalars that come in one tuple.
+    """
     cuda = _cuda()
+    if simulated():
+        return cuda.jit(python)
+    from numba import types
 
-    return cuda.jit(python) if simulated() else cuda.jit(python, launch_bounds=(t.THREADS, blocks))
+    letters, _, row = signature.partition(" ")
+    found: list[Any] = [types.int64 if letter == "i" else types.float64 for letter in letters]
+    if row:
+        name, _, count = row.partition(" x ")
+        made: Any = types  # untyped
+        found.append(made.UniTuple(getattr(types, name), int(count)) if int(count) else made.Tuple(()))
+    return Kernel(cuda.jit(tuple(found), launch_bounds=(t.THREADS, blocks))(python), len(letters), bool(row))
+
+
+class Kernel(NamedTuple):
+    """A compiled kernel, the count of its arguments, and whether a tuple of scalars comes behind them."""
+
+    dispatcher: Any
+    leading: int
+    row: bool
+
+    def configured(self, grid: int, stream: Any) -> Callable[..., None]:
+        """What launches it, given all arguments and scalars one by one as C values. Numba's own way takes ten times as long: it
+        asks each argument at every launch what it is. It is the way where Numba does not say what it has compiled.
+        """
+        try:
+            from cuda.core import LaunchConfig, Stream, launch
+
+            (made,) = self.dispatcher.overloads.values()
+            function = made._codelibrary.get_cufunc().kernel
+            where, shape = Stream.from_handle(int(stream.handle)), LaunchConfig(grid=grid, block=t.THREADS)
+        except (ImportError, AttributeError):
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Grid size")  # a small step has small grids: nothing to mend
+                usual = self.dispatcher[grid, t.THREADS, stream]
+            return lambda *given: usual(*self.joined([value.value for value in given]))
+        return partial(launch, where, shape, function)
+
+    def joined(self, values: Sequence[Any]) -> tuple[Any, ...]:
+        """As the function takes them."""
+        return (*values[: self.leading], *([tuple(values[self.leading :])] if self.row else []))
+
+
+def walk_signature(program: Program) -> str:
+    return f"iiiiiii {program.compute} x {len(program.row)}"
+
+
+SUMS_SIGNATURE = "iiiiii"
+PREPARE_SIGNATURE = "iddiiiiiiiiii"
 
 
 class NumbaRuntime:
@@ -188,89 +242,94 @@ class NumbaRuntime:
     row_limit: int | None = 1  # Numba unpacks a tuple argument scalar by scalar: more rows go up in one copy
 
     def __init__(self) -> None:
+        from numba.cuda.cudadrv.driver import driver
+
+        self.cuda, self.driver = _cuda(), driver
         self.streams: dict[int, Any] = {}  # by address: Numba configures a launch anew for every new object
         self.configured: dict[tuple[Any, int, Any], Any] = {}
+        self.thread = threading.local()
 
     def on_device(self, index: int) -> Any:
-        cuda = _cuda()
+        """Numba takes as long to enter and leave a device as to launch a kernel: not where this thread works on it already."""
+        if not hasattr(self.thread, "entered"):
+            self.cuda.current_context()  # the thread's first one
+            self.thread.entered = True
+        return nullcontext() if int(self.driver.cuCtxGetDevice()) == index else self.cuda.gpus[index]
 
-        return cuda.gpus[index]
-
-    def stream(self) -> Any:
-        cuda = _cuda()
-
-        current = override.get()
-        address = 0 if current is None else current()
+    def stream(self, index: int) -> Any:
+        """Numba has no current stream; arrays of CuPy are written on CuPy's."""
+        current, cupy = override.get(), sys.modules.get("cupy")
+        if current is not None:
+            address = current(index)
+        else:
+            address = 0 if cupy is None else cupy.cuda.get_current_stream().ptr
         if address not in self.streams:
-            self.streams[address] = cuda.external_stream(address) if address else cuda.default_stream()
+            self.streams[address] = self.cuda.external_stream(address) if address else self.cuda.default_stream()
         return self.streams[address]
 
     def handle(self, stream: Any) -> int:
         return int(stream.handle)
 
     def capturing(self, stream: Any) -> bool:
-        from numba.cuda.cudadrv.driver import driver
-
         handle = int(stream.handle)
-        return bool(handle) and int(driver.cuStreamIsCapturing(handle)) != 0
+        return bool(handle) and int(self.driver.cuStreamIsCapturing(handle)) != 0
 
     def multiprocessors(self) -> int:
-        cuda = _cuda()
-
-        return int(cuda.get_current_device().MULTIPROCESSOR_COUNT)
+        return int(self.cuda.get_current_device().MULTIPROCESSOR_COUNT)
 
     def allocate(self, nbytes: int) -> Any:
-        cuda = _cuda()
-
-        return cuda.device_array(nbytes, np.uint8)
+        return self.cuda.device_array(nbytes, np.uint8)
 
     def address(self, buffer: Any) -> int:
         return int(buffer.device_ctypes_pointer.value)
 
     def pinned(self, nbytes: int) -> Any:
-        cuda = _cuda()
-
-        return cuda.pinned_array(nbytes, np.uint8)
+        return self.cuda.pinned_array(nbytes, np.uint8)
 
     def upload(self, buffer: Any, pinned: Any, stream: Any) -> None:
-        buffer[: pinned.size].copy_to_device(pinned, stream=stream)
+        self.driver.cuMemcpyHtoDAsync(self.address(buffer), pinned.ctypes.data, pinned.nbytes, int(stream.handle))
 
     def download(self, buffer: Any, nbytes: int, stream: Any) -> Any:
         self.wait()  # a graph may have been replayed on another stream
         return buffer[:nbytes].copy_to_host()
 
     def wait(self) -> None:
-        _cuda().synchronize()
+        self.cuda.synchronize()
 
     def event(self) -> Any:
-        cuda = _cuda()
-
-        return cuda.event(timing=False)
+        return self.cuda.event(timing=False)
 
     def update_kernel(self, program: Program) -> Any:
-        return compiled(walk_function(program), blocks_per_sm(program))
+        return compiled(walk_function(program), blocks_per_sm(program), walk_signature(program))
 
     def sums_kernel(self, storage: str, compute: str) -> Any:
-        return compiled(sums_function(storage, compute), 4)
+        return compiled(sums_function(storage, compute), 4, SUMS_SIGNATURE)
 
     def prepare_kernel(self, program: Program, inputs: tuple[str, ...]) -> Any:
-        return compiled(prepare_function(program, inputs), 1)
+        return compiled(prepare_function(program, inputs), 1, PREPARE_SIGNATURE)
 
     def rows_argument(self, program: Program, rows: Any, last: Any = None) -> Any:
+        if last is None:
+            last = [C_VALUES[program.compute](0.0) for _ in program.row]
         if rows is not None and len(rows):
-            return tuple(rows[0])
-        return (np.dtype(program.compute).type(0),) * len(program.row)
+            for there, value in zip(last, rows[0].tolist(), strict=True):
+                there.value = value
+        return last
 
     def decision_arguments(self, decision: Any) -> tuple[Any, ...]:
         return tuple(decision.item())
 
-    def launch(self, kernel: Any, grid: int, arguments: tuple[Any, ...], stream: Any) -> None:
+    def packed(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(ctypes.c_double(a) if isinstance(a, float) else ctypes.c_int64(int(a)) for a in arguments)
+
+    def launch(self, kernel: Kernel, grid: int, arguments: tuple[Any, ...], stream: Any) -> None:
         key = (kernel, grid, stream)
         if key not in self.configured:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Grid size")  # a small step has small grids: nothing to mend
-                self.configured[key] = kernel[grid, t.THREADS, stream]
-        self.configured[key](*plain(arguments))
+            self.configured[key] = kernel.configured(grid, stream)
+        if kernel.row:
+            self.configured[key](*arguments[:-1], *arguments[-1])
+        else:
+            self.configured[key](*arguments)
 
 
 class Backend(DeviceBackend):

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuopt.arrays import memory
 from gpuopt.backends.host import HostBackend
 from gpuopt.compiler.lower import Program
 from gpuopt.compiler.names import OPTION
@@ -17,6 +16,7 @@ from gpuopt.formats.dtypes import STORAGES, numpy_dtype
 from gpuopt.formats.stochastic import encode
 from gpuopt.launch import table as t
 from gpuopt.launch.launcher import Launch
+from gpuopt.peek import memory
 from gpuopt.rules import options
 from gpuopt.rules.language import Rule, compute_dtype
 

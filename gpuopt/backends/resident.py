@@ -80,17 +80,31 @@ class Resident(Held):
         self.table = self.filled(plan.table, stream)
         self.tiles = self.filled(plan.tiles, stream)
         self.version = plan.version
+        self.blocks = min(-(-len(plan.tiles) * self.unit // t.THREADS), self.multiprocessors * BLOCKS)
         limit, count = backend.runtime.row_limit, len(launch.clocks)
         by_value = count <= (rows_capacity(plan.program) if limit is None else limit)
         size = count * len(plan.program.row) * STORAGES[plan.program.compute].itemsize
         self.rows = None if by_value else self.allocate(size)  # of a plain step, where they do not travel by value
         self.argument: Any = None  # what passes them, or that there are none, by value
+        self.launched: tuple[
+            Any, ...
+        ] = ()  # the arguments of the last launch but that one, and what they were made for
+        self.launched_for: tuple[Any, ...] = ()
 
     def captured(self, launch: Launch, stream: Any, upload: Upload) -> Resident:
         """The same with a table of its own, as a graph reads it."""
         own = copy(self)
-        own.table = own.filled(launch.plan.table, stream, upload)
+        own.table, own.launched_for = own.filled(launch.plan.table, stream, upload), ()
         return own
+
+    def arguments(self, plan: Plan, rows: Any, skip: int) -> tuple[Any, ...]:
+        """Of the update: all but the rows by value. rows: where they are in device memory, or None."""
+        if self.launched_for != (rows is None, skip):
+            at = 0 if rows is None else self.address(rows)
+            shape = (len(plan.tiles), plan.tile_size, np.int32(self.unit))
+            given = (self.address(self.table), self.address(self.tiles), *shape, at, skip)
+            self.launched, self.launched_for = self.backend.runtime.packed(given), (rows is None, skip)
+        return self.launched
 
 
 class Counts(Held):
@@ -176,7 +190,9 @@ class Deciding(Held):
         self.on_device = demand.on_device
         self.prepares = [backend.kernel("prepare", launch.plan.program, launch.inputs) for launch in launches]
         self.records = [launch.records(self.on_device) for launch in launches]
-        sizes = [2 * len(clocks) * len(launch.inputs) for (clocks, _), launch in zip(self.records, launches, strict=True)]
+        sizes = [
+            2 * len(clocks) * len(launch.inputs) for (clocks, _), launch in zip(self.records, launches, strict=True)
+        ]
         self.begins = np.cumsum([0, *sizes]).tolist()  # of each launch's hyperparameters, then of the counts
         own = 0 if self.on_device else sum(len(launch.clocks) for launch in launches)
         self.hyper = self.allocate(8 * (self.begins[-1] + own))
@@ -194,6 +210,8 @@ class Deciding(Held):
         self.partials: Any = None
         self._made: list[tuple[Any, ...]] = []
         self._demand: Demand | None = None
+        self._summed: list[tuple[Any, int, tuple[Any, ...]]] = []
+        self.skip = self.address(self.flags.buffer)
 
     def _counted(self, launches: Sequence[Launch], stream: Any) -> list[list[int]]:
         """The address of each clock's count, for each launch. A clock of several launches is counted in each of them, by itself."""
@@ -207,7 +225,7 @@ class Deciding(Held):
             again = [clock for clock in launch.clocks if id(clock) in seen]
             twins = self.address(self.filled(np.array([c.step for c in again], np.int64), stream)) if again else 0
             places = {id(clock): twins + 8 * k for k, clock in enumerate(again)}
-            found.append([places[id(c)] if id(c) in places else c.word.address for c in launch.clocks])
+            found.append([places.get(id(c)) or c.word.address for c in launch.clocks])
             seen |= {id(clock) for clock in launch.clocks}
         return found
 
@@ -215,6 +233,7 @@ class Deciding(Held):
         """The same with hyperparameters and sums of its own, as a graph reads them."""
         own = copy(self)
         own.hyper, own.partials, own.there, own._demand = own.allocate(8 * self.begins[-1]), None, b"", None
+        own._summed = []
         return own
 
     def measure(self, launches: Sequence[Launch], stream: Any, upload: Upload) -> None:
@@ -225,6 +244,31 @@ class Deciding(Held):
             self.chunks = [self.filled(launch.plan.chunks, stream, upload) for launch in launches]
         if self.partials is None:
             self.partials = self.allocate(16 * self.chunk_count)
+
+    def summing(
+        self, launches: Sequence[Launch], residents: Sequence[Resident]
+    ) -> list[tuple[Any, int, tuple[Any, ...]]]:
+        """Kernel, blocks and arguments of the sums of each launch that has gradients: two float64 for every chunk, the launches one
+        behind the other.
+        """
+        if not self._summed:
+            offset = self.address(self.partials)
+            each = zip(launches, residents, self.sums, self.chunks, strict=True)
+            for launch, resident, kernel, chunks in each:
+                plan, count = launch.plan, len(launch.plan.chunks)
+                given = (
+                    self.address(resident.table),
+                    plan.table.shape[1],
+                    np.int32(1),
+                    self.address(chunks),
+                    count,
+                    offset,
+                )
+                if count:
+                    blocks = min(count, 4 * resident.multiprocessors)
+                    self._summed.append((kernel, blocks, self.backend.runtime.packed(given)))
+                offset += 16 * count
+        return self._summed
 
     def inputs(self, launches: Sequence[Launch]) -> tuple[NDArray[np.float64], bytes]:
         """What is to be there, and what will be there after the step, which counts."""
@@ -259,16 +303,16 @@ class Deciding(Held):
             raise GpuoptError("found_inf on a GPU must be a one-element float32 array on it")
         decision["check_finite"] = demand.check_finite
         decision["row_count"] = len(launch.clocks)
-        flags = self.address(self.flags.buffer)
-        return (
+        given = (
             *self.backend.runtime.decision_arguments(decision),
             self.address(self.partials) if chunk_count else 0,
             self.address(self.hyper) + 8 * self.begins[k],
             self.address(self.clocks[k]),
             self.address(self.rows[k]),
-            flags,
-            flags + 8 if k == 0 else 0,
+            self.skip,
+            self.skip + 8 if k == 0 else 0,
         )
+        return self.backend.runtime.packed(given)
 
 
 def tiling(plan: Plan, blocks: int) -> tuple[int, int]:

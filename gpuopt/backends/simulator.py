@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuopt.arrays import memory
 from gpuopt.compiler.host import ipow
 from gpuopt.compiler.lower import Draw, Program
 from gpuopt.formats import philox
 from gpuopt.formats.dtypes import STORAGES, numpy_dtype
 from gpuopt.formats.stochastic import encode
 from gpuopt.launch import table as t
+from gpuopt.peek import memory
 from gpuopt.rules.language import maximum, minimum, sign, sqrt, where
 
 WHOLE = np.dtype(np.int64)
@@ -103,7 +103,7 @@ class SimulatorRuntime:
     def on_device(self, index: int) -> Any:
         return nullcontext()
 
-    def stream(self) -> Any:
+    def stream(self, index: int) -> Any:
         return 0
 
     def handle(self, stream: Any) -> int:
@@ -138,19 +138,19 @@ class SimulatorRuntime:
         return _Event()
 
     def update_kernel(self, program: Program) -> Any:
-        from gpuopt.backends.numba_cuda import compiled, walk_function
+        from gpuopt.backends.numba_cuda import compiled, walk_function, walk_signature
 
-        return compiled(walk_function(program), 1)
+        return compiled(walk_function(program), 1, walk_signature(program))
 
     def sums_kernel(self, storage: str, compute: str) -> Any:
-        from gpuopt.backends.numba_cuda import compiled, sums_function
+        from gpuopt.backends.numba_cuda import SUMS_SIGNATURE, compiled, sums_function
 
-        return compiled(sums_function(storage, compute), 1)
+        return compiled(sums_function(storage, compute), 1, SUMS_SIGNATURE)
 
     def prepare_kernel(self, program: Program, inputs: tuple[str, ...]) -> Any:
-        from gpuopt.backends.numba_cuda import compiled, prepare_function
+        from gpuopt.backends.numba_cuda import PREPARE_SIGNATURE, compiled, prepare_function
 
-        return compiled(prepare_function(program, inputs), 1)
+        return compiled(prepare_function(program, inputs), 1, PREPARE_SIGNATURE)
 
     def rows_argument(self, program: Program, rows: NDArray[Any] | None, last: Any = None) -> Any:
         return tuple(rows[0]) if rows is not None and len(rows) else ()
@@ -158,9 +158,12 @@ class SimulatorRuntime:
     def decision_arguments(self, decision: Any) -> tuple[Any, ...]:
         return tuple(decision.item())
 
+    def packed(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        return plain(arguments)
+
     def launch(self, kernel: Any, grid: int, arguments: tuple[Any, ...], stream: Any) -> None:
         with np.errstate(all="ignore"):
-            kernel[grid, t.THREADS](*plain(arguments))
+            kernel[grid, t.THREADS](*arguments)
 
 
 def plain(arguments: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -89,7 +89,7 @@ def measure(
     left = float(machine.free_bytes(device))
     rotation = min(effort.copies, rotations(case, device))
     for provider in providers:
-        why = provider.refuses(case)
+        why = provider.refuses(case) if provider.renews or not case.fresh else "it finds gradients where they were"
         if why is None and provider.bytes_needed(case) * rotation > left:
             why = f"needs {provider.bytes_needed(case) * rotation / 1e9:.1f} GB beside the others"
         if why is not None:

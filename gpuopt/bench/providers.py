@@ -47,6 +47,7 @@ class Provider:
     name = ""
     distribution = ""  # whose version is reported
     own = False  # whether it is gpuopt
+    renews = False  # whether its sessions take other gradient arrays at every step, where the case says so
     rank = 5  # lower is measured first where not everything fits
 
     def __init__(self, device: str) -> None:

@@ -39,6 +39,7 @@ class Case:
     value: int = 5
     steps: int = 3  # that are compared with float64
     warm: bool = False  # many steps in a row on the same arrays, which stay in the cache if they fit
+    fresh: bool = False  # gradients in other arrays than those of the step before
 
     @property
     def parameters(self) -> int:
@@ -153,6 +154,7 @@ def host(device: str) -> Iterable[Case]:
     """Tensors so small that only the host's work is left: time until `step()` returns, launches, allocations."""
     for count in shapes.HOST_COUNTS:
         yield Case("host", f"{count} x 16", ((16,),) * count, value=4)
+    yield Case("host", "150 x 16, new gradient arrays", ((16,),) * 150, value=4, fresh=True)
 
 
 SUITES: dict[str, Callable[[str], Iterable[Case]]] = {

@@ -1,7 +1,7 @@
 """The disk cache of compiled kernels: one directory that only its owner can write, verified on every read, no pickle.
 
-Used by `nvrtc` only. `GPUOPT_CACHE=0` turns it off, `GPUOPT_CACHE_DIR` moves it. A cache that cannot be used (read-only, full,
-owned by someone else, writable by others) is not an error: kernels are then compiled again in each process.
+Used by `nvrtc` and `numba_cpu`. `GPUOPT_CACHE=0` turns it off, `GPUOPT_CACHE_DIR` moves it. A cache that cannot be used
+(read-only, full, owned by someone else, writable by others) is not an error: kernels are then compiled again in each process.
 """
 
 from __future__ import annotations
@@ -55,20 +55,20 @@ def key(*parts: str) -> str:
     return digest.hexdigest()
 
 
-def read(name: str) -> bytes | None:
+def read(name: str, kind: str = "cubin") -> bytes | None:
     """A cached entry whose digest is right, else None."""
     folder = directory()
     if folder is None:
         return None
     try:
-        data = (folder / f"{name}.cubin").read_bytes()
+        data = (folder / f"{name}.{kind}").read_bytes()
     except OSError:
         return None
     digest, payload = data[:32], data[32:]
     return payload if payload and hashlib.sha256(payload).digest() == digest else None
 
 
-def write(name: str, payload: bytes) -> None:
+def write(name: str, payload: bytes, kind: str = "cubin") -> None:
     """Store an entry: written to a temporary file, flushed to disk, renamed; readers see all of it or nothing."""
     folder = directory()
     if folder is None:
@@ -80,7 +80,7 @@ def write(name: str, payload: bytes) -> None:
             file.write(hashlib.sha256(payload).digest() + payload)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, folder / f"{name}.cubin")
+        os.replace(temporary, folder / f"{name}.{kind}")
     except OSError as error:
         _refuse(folder, str(error))
         if temporary is not None:

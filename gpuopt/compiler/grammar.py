@@ -19,6 +19,7 @@ from gpuopt.errors import RuleSyntaxError
 
 _BINARY = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div"}
 _COMPARE = {ast.Lt: "lt", ast.LtE: "le", ast.Gt: "gt", ast.GtE: "ge", ast.Eq: "eq", ast.NotEq: "ne"}
+EXACT = 2**53  # float64 holds every whole number up to it
 _RULE_HELP = "a rule may use + - * /, unary minus, comparisons, sqrt abs sign minimum maximum where, and `if flag:`"
 
 
@@ -75,13 +76,19 @@ class Parser:
                 flags[argument.arg] = choices
             else:
                 scalars.append(argument.arg)
-        code = self.function.__code__
-        for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs):
-            if argument.arg not in code.co_varnames:
-                self.fail(
-                    argument, f"Python gives `{argument.arg}` another name inside a class: call it something else"
-                )
         return positional, tuple(scalars), flags
+
+    def check_mangled(self) -> None:
+        """Raise RuleSyntaxError for a name that is not in the code, since the text is in a class and Python changes `__name` there."""
+        code, arguments = self.function.__code__, self.node.args
+        known = {*code.co_varnames, *code.co_names, *code.co_cellvars, *code.co_freevars}
+        found: list[tuple[ast.AST, str]] = [
+            (a, a.arg) for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)
+        ]
+        found += [(n, n.id) for part in self.node.body for n in ast.walk(part) if isinstance(n, ast.Name)]
+        for node, name in found:
+            if name.startswith("__") and not name.endswith("__") and name not in known:
+                self.fail(node, f"Python gives `{name}` another name inside a class: call it something else")
 
     def choices(self, argument: ast.arg) -> tuple[object, ...]:
         """What a keyword annotated `bool` or `Literal[...]` can be, whatever they are called; empty for an ordinary scalar."""
@@ -182,6 +189,8 @@ class Parser:
             float(value)
         except OverflowError:
             self.fail(node, "this number is larger than any float64")
+        if self.scalar and isinstance(value, int) and value > EXACT:
+            self.fail(node, "a device computes in float64, which does not hold this whole number")
         return Expr("const", (value,))
 
     def variable(self, node: ast.Name) -> Expr:
@@ -225,7 +234,7 @@ class Parser:
         quoted = ast.unparse(node.func)
         if name not in CALLS:
             self.fail(node, f"`{quoted}(...)` is not part of the rule language: {_RULE_HELP}")
-        what = "nothing that is known" if found is MISSING else repr(found)
+        what = "nothing that is known" if found is MISSING else described(found)
         if isinstance(node.func, ast.Name) and name in self.names.locals:
             what = "a variable of this function"
         home = "Python's own `abs`" if name == "abs" else f"it from gpuopt instead: `from gpuopt import {name}`"
@@ -234,6 +243,7 @@ class Parser:
     # ------------------------------------------------------------------------------------------- whole function
 
     def parse(self) -> FunctionTree:
+        self.check_mangled()
         positional, scalars, self.flags = self.signature()
         *body, last = self.node.body
         if not isinstance(last, ast.Return) or last.value is None:
@@ -263,6 +273,12 @@ class Parser:
         elements = value.elts if isinstance(value, ast.Tuple) else [value]
         results = tuple(map(self.number, elements))
         return tuple(str(r.args[0]) if r.op == "name" else "" for r in results), results
+
+
+def described(found: object) -> str:
+    """What a name stands for, in a message: a function by its full name, anything else by its type."""
+    name, home = getattr(found, "__qualname__", getattr(found, "__name__", None)), getattr(found, "__module__", None)
+    return f"an object of type {type(found).__name__}" if name is None else f"`{home}.{name}`" if home else f"`{name}`"
 
 
 def display(node: ast.expr, names: Names) -> dict[str, ast.expr] | None:

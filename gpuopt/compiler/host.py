@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import math
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -18,11 +19,13 @@ from gpuopt.compiler.names import GIVEN, literal, safe
 from gpuopt.compiler.origin import place
 from gpuopt.compiler.tree import ON_DEVICE, Assign, Expr
 from gpuopt.errors import InputError
+from gpuopt.messages import shown
 from gpuopt.rules.language import PRIMITIVES
 
 if TYPE_CHECKING:
     from gpuopt.rules.definition import Definition
 
+LARGEST = sys.float_info.max
 _PYTHON = {
     "add": "({} + {})",
     "sub": "({} - {})",
@@ -48,8 +51,10 @@ def ipow(base: float, exponent: int) -> float:
     if exponent < 0:
         return 1.0 / squaring(base, -exponent)
     result = squaring(base, exponent)
-    if math.isinf(result) and isinstance(base, float) and not math.isinf(base):
-        raise OverflowError(f"{base!r} ** {exponent} is larger than any float64")
+    if math.isinf(result) and not math.isinf(base):
+        if isinstance(base, float):
+            raise OverflowError(f"{base!r} ** {exponent} is larger than any float64")
+        return base**exponent  # a whole number of Python has no end, and something may be divided by it
     return result
 
 
@@ -168,7 +173,7 @@ def _compiled(definition: Definition, names: Sequence[str], result: str, line: i
     statements = _statements(definition)
     lines = [(f"{safe(name)} = {print_expr(expr)}", at) for name, expr, at in statements]
     if statements:
-        bad = " or ".join(f"{safe(n)} != {safe(n)}" for n in definition.prepared)
+        bad = " or ".join(f"not {-LARGEST} <= {safe(n)} <= {LARGEST}" for n in definition.prepared)
         values = ", ".join(f"{n!r}: {safe(n)}" for n in definition.prepared)
         lines.append((f"if {bad}: refuse(step, {{{values}}})", statements[-1][2]))
     lines.append((f"return {result}", line))
@@ -216,8 +221,8 @@ def checked(definition: Definition, step: int, found: Any) -> dict[str, float]:
         value = found[name]
         try:
             made[name] = math.nan if isinstance(value, (str, bytes)) else float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):  # the last for a whole number beyond every float64
             made[name] = math.nan
         if math.isnan(made[name]):
-            raise InputError(f"{label} returned {name} = {value!r}: expected a number")
+            raise InputError(f"{label} returned {name} = {shown(value)}: expected a number")
     return made

@@ -126,10 +126,14 @@ class _Hoister:
         return not (expr.names() & self.arrays)
 
     def assign(self, statement: Assign, roles: set[str]) -> Assign | None:
-        if self.is_scalar(statement.expr) and statement.name not in roles:
+        if self.is_scalar(statement.expr):
+            # An array that is set to a scalar is that scalar in what follows, unrounded, as it is where NumPy runs the rule.
+            kept = None
+            if statement.name in roles:
+                kept = Assign(statement.name, self.hoist(statement.expr), statement.line, statement.file)
             self.scalars[statement.name] = statement.expr.substitute(self.scalars)
             self.arrays.discard(statement.name)
-            return None
+            return kept
         expr = self.hoist(statement.expr)
         self.arrays.add(statement.name)
         self.scalars.pop(statement.name, None)
@@ -182,7 +186,8 @@ def program_for(signature: Signature) -> Program:
     for statement in statements:
         unknown = statement.expr.names() - known
         if unknown:
-            message = f"`{sorted(unknown)[0]}` has no value here when {dict(signature.flags)}"
+            own = ", ".join(f"{name} = {value!r}" for name, value in signature.flags if not name.startswith(OPTION))
+            message = f"`{sorted(unknown)[0]}` has no value here when {own}: expected one under every choice of flags"
             raise RuleSyntaxError(message, statement.file, statement.line)
         known.add(statement.name)
         if (kept := hoister.assign(statement, roles)) is not None:

@@ -20,6 +20,16 @@ from gpuopt.errors import RuleSyntaxError, caller
 
 _FUTURES = sum(getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
 Definition = ast.FunctionDef | ast.AsyncFunctionDef
+_STATES = "name the states by keyword, @rule(state=('m',))"
+# Type of what is given for a function -> what to do about it.
+REMEDIES = {
+    **dict.fromkeys(("tuple", "list", "dict", "str", "set"), _STATES),
+    "Rule": "it is a rule already; for another one call @rule on its `.function`",
+    "staticmethod": "write @staticmethod above @rule",
+    "classmethod": "a rule takes no class: write @staticmethod above @rule",
+    "partial": "give arguments their defaults, or pass them to the optimizer",
+    "CPUDispatcher": "gpuopt compiles it: leave the decorator out",
+}
 
 
 @dataclass(frozen=True)
@@ -39,8 +49,10 @@ class Origin:
 def plain_function(function: object) -> FunctionType:
     """The function, if it is one made by `def` and not wrapped. Raises RuleSyntaxError saying what was found."""
     if not isinstance(function, FunctionType):
-        found = "a class" if isinstance(function, type) else f"an object of type {type(function).__name__}"
-        raise RuleSyntaxError(f"a rule is a plain `def` function, this is {found}", *caller())
+        kind = type(function).__name__
+        found = "a class" if isinstance(function, type) else f"an object of type {kind}"
+        remedy = REMEDIES.get(kind, "")
+        raise RuleSyntaxError(f"a rule is a plain `def` function, this is {found}{remedy and f': {remedy}'}", *caller())
     if "__wrapped__" in vars(function):
         name = getattr(vars(function)["__wrapped__"], "__name__", function.__name__)
         raise RuleSyntaxError(
@@ -117,5 +129,12 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 
 def bare(code: CodeType) -> CodeType:
     """The code without where it was written, so that `==` compares what it does."""
-    constants = tuple(bare(c) if isinstance(c, CodeType) else c for c in code.co_consts)
+    constants = tuple(_comparable(c) for c in code.co_consts)
     return code.replace(co_filename="", co_firstlineno=1, co_linetable=b"", co_consts=constants)
+
+
+def _comparable(constant: object) -> object:
+    """A constant that equals one of the same text; a NaN, which the compiler makes of `inf - inf`, equals nothing by itself."""
+    if isinstance(constant, CodeType):
+        return bare(constant)
+    return "nan" if isinstance(constant, float) and constant != constant else constant

@@ -94,10 +94,10 @@ def parse_prepare(function: Callable[..., Any]) -> tuple[FunctionTree, Names] | 
     except RuleSyntaxError:
         return None
     body = [s for s in tree.body if isinstance(s, Assign)]
-    if tree.positional != ("step",) or tree.flags or any(s.name == "step" for s in body):
+    if len(tree.positional) != 1 or tree.flags or any(s.name in tree.positional for s in body):
         return None
-    # Its variables are its own: a rule may have hyperparameters of the same names.
-    known: dict[str, Expr] = {}
+    # Its variables are its own: a rule may have hyperparameters of the same names. The first argument may have any name.
+    known: dict[str, Expr] = {tree.positional[0]: Expr("name", ("step",))}
     mine: list[Statement] = []
     for s in body:
         mine.append(Assign(f"{PREPARE}{s.name}", s.expr.substitute(known), s.line, s.file))
@@ -124,7 +124,9 @@ def returned_names(function: Callable[..., Any]) -> tuple[str, ...] | None:
             *place(plain),
         )
     items = [display(n.value, names) for n in returns if n.value is not None]
-    return None if None in items else tuple(dict.fromkeys(key for item in items if item is not None for key in item))
+    if None in items or not items:
+        return None
+    return tuple(dict.fromkeys(key for item in items if item is not None for key in item))
 
 
 def _own(node: ast.AST) -> Iterator[ast.AST]:

@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,7 +85,9 @@ class Launch:
     arrays: list[dict[str, Any]]  # role -> array, one dict a tensor
     flags: Mapping[str, object] = field(default_factory=dict)
     private: dict[str, Any] = field(default_factory=dict)  # what a backend keeps with it: device tables, kernels
-    shared: dict[str, Any] = field(default_factory=dict)  # and with all launches of an engine on one device, later ones too
+    shared: dict[str, Any] = field(
+        default_factory=dict
+    )  # and with all launches of an engine on one device, later ones too
 
     @cached_property
     def inputs(self) -> tuple[str, ...]:
@@ -102,18 +104,27 @@ class Launch:
         """The function of one row; kept, since looking it up would hash the whole program at every step."""
         return row_function(self.plan.program, self.inputs)
 
+    @cached_property
+    def letter(self) -> Literal["f", "d"]:
+        """The compute type, as `array` calls it."""
+        return "d" if self.plan.program.compute == "float64" else "f"
+
+    @cached_property
+    def called(self) -> Definition | None:
+        """The definition whose `prepare` only Python can run."""
+        definition = self.plan.program.signature.definition
+        return definition if definition.on_host else None
+
     def rows(self, grad_multiplier: float) -> NDArray[Any]:
         """The rows of scalars in the compute type, after the clocks have advanced: [clocks, scalars]."""
-        program = self.plan.program
-        made: array[float] = array(np.dtype(program.compute).char)  # rounds as NumPy does, faster for a few numbers
-        definition = program.signature.definition
+        made = array(self.letter)  # rounds as NumPy does, faster for a few numbers
         for clock in self.clocks:
             values = clock.values()
-            if definition.on_host:
-                values = {**values, **clock.prepared(definition)}
+            if self.called is not None:
+                values = {**values, **clock.prepared(self.called)}
             taken = [grad_multiplier if key == MULTIPLIER else float(values[key]) for key in self.keys]
             made.extend(self.row(clock.step, *taken))
-        return np.array(made).reshape(len(self.clocks), len(program.row))
+        return np.array(made).reshape(len(self.clocks), len(self.plan.program.row))
 
     def records(self, on_device: bool) -> tuple[list[Clock], list[int]]:
         """Whose hyperparameters `hyper` takes, and for each clock the place of its own. Clocks of one group have the same,
@@ -140,9 +151,7 @@ class Launch:
                 if value is not numbers[j]:
                     view = arrays.describe(value, self.keys[j])
                     if view.device != device:
-                        raise DtypeError(
-                            f"{self.keys[j]} on {view.device}: expected it on {device}, where it is read"
-                        )
+                        raise DtypeError(f"{self.keys[j]} on {view.device}: expected it on {device}, where it is read")
                     record[1].view(np.int64)[j] = view.address | (view.dtype == "float64")
         return result
 

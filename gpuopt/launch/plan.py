@@ -70,6 +70,10 @@ class Plan:
         """
         lanes, program = self.program.lanes, self.program
         addresses = self.table[which, t.ADDRESS :]
+        at_role = 1 << np.arange(1, len(program.roles) + 1)
+        if not np.bitwise_or.reduce(addresses, axis=None) & 15:  # as libraries allocate
+            self.table[which, t.HEAD], self.table[which, t.ALIGNED] = 0, 1 | at_role.sum()
+            return
         sizes = np.array([STORAGES[r.storage].itemsize for r in program.roles], np.int64)
         widths = sizes * np.minimum(lanes, 16 // sizes)  # bytes of one access
         head = np.zeros(len(addresses), np.int64)
@@ -78,7 +82,7 @@ class Plan:
             fits = ((addresses + h * sizes) & (widths - 1) == 0).all(axis=1) & ~found  # powers of two
             head[fits] = h
             found |= fits
-        first = ((addresses & 15 == 0) << np.arange(1, len(sizes) + 1)).sum(axis=1)
+        first = ((addresses & 15 == 0) * at_role).sum(axis=1)
         self.table[which, t.HEAD] = head
         self.table[which, t.ALIGNED] = found | first
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from operator import is_not
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from gpuopt import arrays
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.optim.slots import Slot
+from gpuopt.peek import same
 
 
 class Alike:
@@ -29,7 +29,7 @@ class Alike:
         # Of the next gradients: all but the address, which nothing asks for, and what pins it.
         self.views = [replace(view, pin=None) for view in views]
         lowest = np.array([view.address for view in views], np.int64)
-        self._offsets = lowest - np.array(self._firsts(leaves), np.int64)  # not 0 where a stride is negative
+        self._offsets = lowest - self._firsts(leaves)  # not 0 where a stride is negative
         self._odd = np.array([STORAGES[view.dtype].itemsize - 1 for view in views], np.int64)
 
     @classmethod
@@ -44,12 +44,12 @@ class Alike:
 
     def addresses(self, leaves: Sequence[Any]) -> NDArray[np.int64] | None:
         """Where the gradients lie, if they are other ones that look the same; those that come again are to be remembered."""
-        if len(leaves) != len(self.leaves) or not any(map(is_not, leaves, self.leaves)):
+        if len(leaves) != len(self.leaves) or same(leaves, self.leaves):
             return None
         try:
             if [*map(self._looks, leaves)] != self._known:
                 return None
         except AttributeError:  # no arrays
             return None
-        found = np.array(self._firsts(leaves), np.int64) + self._offsets
+        found = self._firsts(leaves) + self._offsets
         return None if (found & self._odd).any() else found

@@ -6,33 +6,33 @@ kernel and no array library.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
-from operator import attrgetter, is_not
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuopt import arrays, backends
+from gpuopt import arrays, backends, peek
 from gpuopt.arrays import View
-from gpuopt.compiler.lower import Role, Signature, program_for
+from gpuopt.compiler.lower import Signature
 from gpuopt.errors import InputError
-from gpuopt.formats.dtypes import STORAGES, state_dtype, state_storage
+from gpuopt.formats.dtypes import STORAGES, state_dtype
 from gpuopt.launch.launcher import Backend, Clock, Demand, Launch
-from gpuopt.launch.plan import Plan
 from gpuopt.optim.alike import Alike
+from gpuopt.optim.launches import make_launch, signature_of
 from gpuopt.optim.settings import Settings
 from gpuopt.optim.slots import Slot, Written, as_array, check_overlap, fitted, gradient_view, parameter_view, same_order
 from gpuopt.optim.watch import Flags, Groups
 from gpuopt.pairs import filled
+from gpuopt.peek import same
 from gpuopt.rules.language import Rule
 
 Change = tuple[Slot, Any, View | None]  # a slot, its new gradient, and that gradient's View
 
 UNSEEN = object()  # no gradient
-NUMPY_FLAGS = attrgetter("flags.num")  # what can change in a NumPy array while it stays where it is
 
 
 class Engine:
@@ -50,16 +50,19 @@ class Engine:
         self._alike: Alike | None = None  # where the last gradients were all new
         self._copied = False  # whether a gradient is copied at every step
         self._written = Written([])
-        self._numpy: list[NDArray[Any]] = []  # the parameters of NumPy, and their flags
-        self._numpy_flags: list[int] = []
+        self._numpy, self._numpy_flags = peek.Flags([]), b""  # of the parameters of NumPy
         self._loose = False  # whether a parameter or mask can move while it stays the same object
         self._masks: list[tuple[Slot, View]] = []  # masks that can
+        self._choices: dict[tuple[str, str | None], tuple[str, str]] = {}
         self._shared: dict[tuple[str, str], dict[str, Any]] = {}  # what a backend keeps for all launches on a device
         self.planned = 0  # grows with every new plan of launches
 
     def choice(self, slot: Slot) -> tuple[str, str]:
-        """The backend for a slot and the reason in words."""
-        return backends.choose(self.asked, slot.view.device.partition(":")[0])
+        """The backend for a slot and the reason in words, asked once for each kind of device."""
+        key = slot.view.device.partition(":")[0], os.environ.get("GPUOPT_BACKEND")
+        if key not in self._choices:
+            self._choices[key] = backends.choose(self.asked, key[0])
+        return self._choices[key]
 
     def clock(self, group: int, step: int) -> Clock:
         """A new step count for tensors of a group."""
@@ -73,8 +76,8 @@ class Engine:
             slot.number = index if slot.number < 0 else slot.number
         self.slots += slots
         self._written = Written(self.slots)
-        self._numpy = [slot.array for slot in self.slots if isinstance(slot.array, np.ndarray)]
-        self._numpy_flags = [*map(NUMPY_FLAGS, self._numpy)]
+        self._numpy = peek.Flags([slot.array for slot in self.slots if isinstance(slot.array, np.ndarray)])
+        self._numpy_flags = self._numpy.read()
         masked = [slot for slot in self.slots if slot.mask is not None and not arrays.kind_of(slot.mask, "mask").fixed]
         self._masks = [(slot, arrays.describe(slot.mask, f"mask of {slot.label}")) for slot in masked]
         self._loose = bool(masked) or not all(arrays.kind_of(slot.array, slot.label).fixed for slot in self.slots)
@@ -111,8 +114,8 @@ class Engine:
             self._launches, self._key, self._added = [], None, []
 
     def _same(self, leaves: Sequence[Any]) -> bool:
-        """Whether all gradients are those seen last time: a mapped comparison takes 15 ns a tensor."""
-        return len(leaves) == len(self._seen) and not any(map(is_not, leaves, self._seen))
+        """Whether all gradients are those seen last time."""
+        return same(leaves, self._seen)
 
     def _moved(self, leaves: Sequence[Any]) -> bool:
         """Whether all are others that look like those, which the launches are then told of. Raises InputError for an overlap."""
@@ -149,13 +152,14 @@ class Engine:
 
     def look(self) -> None:
         """Notice parameters and masks that moved, lost their memory or became read-only since the last step."""
-        if not self._loose and [*map(NUMPY_FLAGS, self._numpy)] == self._numpy_flags:
+        flags = self._numpy.read()
+        if not self._loose and flags == self._numpy_flags:
             return
         masks = [(slot, arrays.describe(slot.mask, f"mask of {slot.label}")) for slot, _ in self._masks]
         if [view for _, view in masks] != [view for _, view in self._masks]:
             self._masks, self._key = masks, None
         self.touch()
-        self._numpy_flags = [*map(NUMPY_FLAGS, self._numpy)]
+        self._numpy_flags = flags
 
     def touch(self, states_moved: bool = False) -> None:
         """Look at every array anew: parameters or gradients may have moved, and, if so said, states."""
@@ -173,11 +177,11 @@ class Engine:
         """Keep no gradient alive: between steps its memory is the caller's. Copies in another memory order stay for use."""
         self._unsee()
         for slot in self.slots:
-            slot.grad = slot.copy
+            slot.grad, slot.given = slot.copy, None
         for _, launches, _ in self._launches:
             for launch in launches:
                 for arrays_of in launch.arrays:
-                    arrays_of["g"] = None
+                    arrays_of["g"] = arrays_of["@given"] = None
 
     def relocate(self, addresses: NDArray[np.int64]) -> None:
         """Gradients of the same dtypes and memory orders lie at other addresses, one for each slot."""
@@ -191,18 +195,25 @@ class Engine:
         demand = self._demand()
         if demand.sums and len(self._launches) > 1:
             raise InputError("max_grad_norm and skip_nonfinite need all parameters on one device")
-        on_gpu = any(backend.device != "cpu" for backend, _, _ in self._launches)
-        if demand.on_device and on_gpu and any(callable(g.get("lr")) for g in self.groups.dicts):
-            raise InputError(
-                "lr is a function of the step count, which stays on the GPU where a step may be skipped or captured: "
-                "set group['lr'] to a number before each step instead"
-            )
+        if demand.on_device:
+            self._check_rates()
         if len(self._launches) > 1:  # what one of them cannot do is not begun by another
             for backend, launches, _ in self._launches:
                 backend.ready(launches, demand)
         for backend, launches, clocks in self._launches:
             self.skipped += not backend.step(launches, demand, clocks)
             self._added = []
+
+    def _check_rates(self) -> None:
+        """Raise InputError for a schedule of the step count where the host does not know the count."""
+        if all(backend.device == "cpu" for backend, _, _ in self._launches):
+            return
+        names = self.groups.scheduled()
+        if names:
+            raise InputError(
+                f"{names[0]} is a function of the step count, which stays on the GPU where a step may be skipped or captured: "
+                f"set group[{names[0]!r}] to a number before each step instead"
+            )
 
     def _collect(self, leaves: Sequence[Any]) -> list[Change]:
         """Check every gradient that is not the one seen last time; nothing is changed yet."""
@@ -222,18 +233,17 @@ class Engine:
 
     def _commit(self, changes: Sequence[Change]) -> None:
         """Remember the gradients; one in another memory order is copied into its parameter's, at every step."""
-        ready: list[tuple[Slot, Any, Any, View | None, bool]] = []
+        ready: list[tuple[Slot, Any, Any, View | None, Any]] = []
         for slot, grad, view in changes:
-            use, copied = grad, False
+            use, given = grad, None
             seen = grad if grad is None or arrays.kind_of(grad, slot.label).fixed else UNSEEN
             if view is not None and not same_order(view, slot.view):
-                kind = arrays.kind_of(grad, slot.label)
-                use, seen, copied = kind.relayout(grad, slot.array, slot.copy), UNSEEN, True
-                view = kind.describe(use)
-            ready.append((slot, use, seen, view, copied))
-        for slot, use, seen, view, copied in ready:
+                use, seen, given = arrays.relayout(grad, slot.array, slot.copy, slot.label), UNSEEN, grad
+                view = arrays.describe(use, slot.label)
+            ready.append((slot, use, seen, view, given))
+        for slot, use, seen, view, given in ready:
             slot.grad, self._seen[slot.index], slot.grad_view = use, seen, view
-            slot.copy = use if copied else None
+            slot.copy, slot.given = (None if given is None else use), given
         self._copied = any(slot.copy is not None for slot in self.slots)
 
     def _flags(self) -> Flags:
@@ -246,11 +256,13 @@ class Engine:
     def _on_device(self) -> bool:
         """Whether step counts and decisions live on the device, for the host may not wait for what they depend on."""
         s = self.settings
-        asked = s.skip_nonfinite or s.capturable or s.found_inf is not None or arrays.is_array(s.grad_scale)
-        return asked or self.groups.on_gpu()
+        asked = s.skip_nonfinite or s.capturable or s.found_inf is not None
+        return asked or (s.grad_scale is not None and arrays.is_array(s.grad_scale)) or self.groups.on_gpu()
 
     def _demand(self) -> Demand:
         s = self.settings
+        if s.grad_scale is not None:
+            s.check_scale()
         return Demand(s.max_grad_norm, s.grad_scale, s.found_inf, s.skip_nonfinite, self._on_device(), s.capturable)
 
     # ------------------------------------------------------------------------------------------- launches
@@ -271,7 +283,7 @@ class Engine:
         running = self._regroup({device for device, name in names.items() if backends.get(name, device).counts})
         buckets: dict[tuple[str, str], dict[Signature, list[Slot]]] = {}
         for slot, where in zip(active, places, strict=True):
-            buckets.setdefault(where, {}).setdefault(self._signature(slot, flags[slot.group]), []).append(slot)
+            buckets.setdefault(where, {}).setdefault(signature_of(self.rule, slot, flags[slot.group]), []).append(slot)
         self._launches, self.planned = [], self.planned + 1
         for (device, name), by_signature in buckets.items():
             launches = [make_launch(signature, slots, self.settings.seed) for signature, slots in by_signature.items()]
@@ -288,9 +300,9 @@ class Engine:
         return mask, {n: fitted(a, slot, f"{keys[n]} of {slot.label}") for n, a in slot.states.items()}
 
     def _regroup(self, counting: Set[str]) -> list[Clock]:
-        """Let slots of one group with equal counts share a clock, those with a gradient apart from those without. Where steps may be
-        captured, on devices that keep counts, each slot has its own, at the same place: replays of a graph that knows other slots
-        advance it too.
+        """Let slots of one group with equal counts share a clock, those with a gradient apart from those without. Where steps may
+        be captured, on devices that keep counts, each slot has its own, at the same place: replays of a graph that knows other
+        slots advance it too.
         """
         clocks: dict[tuple[int, int, bool, int], Clock] = {}
         words = Counter(slot.clock.word for slot in self.slots)
@@ -311,23 +323,11 @@ class Engine:
             if state.name not in slot.states:
                 dtype = state_dtype(formats[state.name], STORAGES[slot.view.dtype].compute)
                 array = kind.zeros(slot.array, dtype)
-                given = self.groups.dicts[slot.group]
-                init = arrays.number(given[state.init] if isinstance(state.init, str) else state.init)
+                init = arrays.number(self.rule.first(state, self.groups.dicts[slot.group]))
                 if init:
                     kind.assign(array, filled(init, array))
                 found[state.name] = array
         return found
-
-    def _signature(self, slot: Slot, flags: Mapping[str, object]) -> Signature:
-        assert slot.grad_view is not None
-        roles = [Role("p", slot.view.dtype, True), Role("g", slot.grad_view.dtype, False)]
-        for state in self.rule.active_states(flags):
-            view = arrays.describe(slot.states[state.name], f"{state.key} of {slot.label}")
-            roles.append(Role(state.name, state_storage(view.dtype), not state.readonly))
-        if slot.mask is not None:
-            roles.append(Role("@mask", "bool", False))
-        everything = {**flags, "@masked": slot.mask is not None}
-        return Signature(self.rule, tuple(sorted(everything.items())), tuple(roles), STORAGES[slot.view.dtype].compute)
 
     def _refresh(self) -> None:
         """Gradients moved: new addresses in the tables."""
@@ -342,7 +342,7 @@ class Engine:
         for _, launches, _ in self._launches:
             for launch in launches:
                 for arrays_of, slot in zip(launch.arrays, launch.private["slots"], strict=True):
-                    arrays_of["g"] = slot.grad
+                    arrays_of["g"], arrays_of["@given"] = slot.grad, slot.given
 
     def synchronize(self) -> None:
         """Bring step counts that live on a GPU back to the host, those of tensors without a gradient too, which a CUDA graph may
@@ -371,26 +371,3 @@ def reshapes(change: Change) -> bool:
     slot, _, view = change
     old = slot.grad_view
     return (view is None) != (old is None) or (view is not None and old is not None and view.dtype != old.dtype)
-
-
-def make_launch(signature: Signature, slots: Sequence[Slot], seed: int) -> Launch:
-    """The launch of tensors that share a signature; empty tensors have no place in it. seed: of random numbers."""
-    every = {id(s.clock): s.clock for s in slots}  # an empty tensor's count advances with the launch
-    slots = [s for s in slots if s.view.numel]
-    program = program_for(signature)
-    clocks = list(every)
-    of = []
-    for s in slots:
-        of.append({"p": s.array, "g": s.grad, "@mask": s.mask, **s.states})
-    names = [r.name for r in signature.roles]
-    views = [[arrays.describe(o[n], n).address for n in names] for o in of]
-    addresses = np.array(views, np.int64).reshape(len(slots), len(names))
-    rows = [clocks.index(id(s.clock)) for s in slots]
-    plan = Plan(program, [s.view.numel for s in slots], rows, addresses, [s.number for s in slots], seed)
-    return Launch(
-        plan,
-        list(every.values()),
-        of,
-        dict(signature.flags),
-        {"slots": slots, "indices": np.array([s.index for s in slots], np.intp)},
-    )

@@ -8,7 +8,7 @@ from typing import Any
 
 from gpuopt import rules
 from gpuopt.errors import entry
-from gpuopt.optim.classes import make
+from gpuopt.optim.classes import MISSING, bound, given, make
 from gpuopt.optim.hyper import defaults_of
 from gpuopt.optim.optimizer import Optimizer
 from gpuopt.rules.definition import Definition
@@ -31,11 +31,8 @@ def _made(rule: Rule, definition: Definition) -> type[Optimizer]:
     fields = defaults_of(rule)
 
     @entry
-    def __init__(self: Optimizer, /, params: Any, *args: Any, **options: Any) -> None:
-        names = list(fields)
-        if len(args) > len(names):
-            raise TypeError(f"{rule.title} takes params and {names} by position, {len(args)} values were given")
-        Optimizer.__init__(self, rule, params, **dict(zip(names, args, strict=False)), **options)
+    def __init__(self: Optimizer, /, params: Any = MISSING, *args: Any, **options: Any) -> None:
+        Optimizer.__init__(self, rule, given(rule.title, params), **bound(rule.title, list(fields), args, options))
 
     kinds = inspect.Parameter
     parameters = [kinds("params", kinds.POSITIONAL_OR_KEYWORD)]

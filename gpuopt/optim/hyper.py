@@ -13,7 +13,7 @@ from typing import Any
 from gpuopt import arrays
 from gpuopt.compiler.names import GIVEN
 from gpuopt.errors import DtypeError, InputError, KindError
-from gpuopt.messages import suggestion
+from gpuopt.messages import shown, suggestion
 from gpuopt.rules.language import Rule
 
 # name -> the allowed range; one that is not here takes any finite number
@@ -65,10 +65,14 @@ def check_number(name: str, value: Any, label: str = "") -> float:
         number = arrays.number(value)
     except TypeError:
         number, error = math.nan, KindError
-    except (ValueError, RuntimeError):  # torch's, of a tensor that holds more than one
+    except (
+        ValueError,
+        RuntimeError,
+        OverflowError,
+    ):  # torch's, of a tensor that holds more than one; Python's of a huge one
         number = math.nan
     if not within(number, interval):
-        raise error(f"{where}{name} = {value!r}: expected a number in {interval}")
+        raise error(f"{where}{name} = {shown(value)}: expected a number in {interval}")
     return number
 
 
@@ -78,16 +82,25 @@ def check_value(name: str, value: Any, rule: Rule, default: Any, label: str) -> 
     if choices:
         if not any(type(value) is type(c) and value == c for c in choices):
             raise InputError(f"{label}: {name} = {value!r}: expected one of {choices}")
+    elif callable(value):
+        if name in {state.init for state in rule.states}:
+            raise KindError(f"{label}: {name} = {value!r}: expected a number, since a state begins with it")
     elif name == "betas":
-        count, found = len(rule.definition().betas), members(value)
-        if found is None or len(found) != count:
-            error = KindError if found is None else InputError
-            raise error(f"{label}: betas = {value!r}: expected {count} numbers in [0, 1)")
-        for beta in found:
-            check_number("betas", beta, label)
-    elif not (name == "lr" and callable(value)) and not (name == "clip_value" and value is None):
+        for beta in checked_betas(value, rule, label):
+            if not callable(beta):
+                check_number("betas", beta, label)
+    elif not (name == "clip_value" and value is None):
         check_number(name, value, label)
     on_gpu(value, f"{label}: {name}")
+
+
+def checked_betas(value: Any, rule: Rule, label: str) -> tuple[Any, ...]:
+    """The members of `betas`, not looked at yet. Raises InputError unless there are as many as the rule has."""
+    count, found = len(rule.definition().betas), members(value)
+    if found is None or len(found) != count:
+        error = KindError if found is None else InputError
+        raise error(f"{label}{': ' if label else ''}betas = {value!r}: expected {count} numbers in [0, 1)")
+    return tuple(found)
 
 
 def members(value: Any, default: Any = None) -> Any:
@@ -126,11 +139,26 @@ def check_together(group: Mapping[str, Any], rule: Rule, label: str) -> None:
         raise InputError(
             f"{label}: l1 = {group['l1']}: its threshold is lr * l1, and {rule.title} has no lr: expected 0"
         )
-    if not rule.asked <= group.keys():
-        return
+    if not rule.asked <= group.keys() or any(changes(group[name]) for name in rule.asked):
+        return  # what follows a schedule is looked at when it has been asked
     complaint = rule.complaint(group)
     if complaint:
         raise InputError(f"{label}: {complaint}")
+
+
+def changes(value: Any) -> bool:
+    """Whether a hyperparameter is a function of the number of steps taken, or one of several that are."""
+    return callable(value) or (isinstance(value, (tuple, list)) and any(map(callable, value)))
+
+
+def scheduled(group: Mapping[str, Any], rule: Rule) -> list[str]:
+    """The hyperparameters of a group that are functions of the number of steps taken."""
+    return [name for name, value in group.items() if changes(value) and is_hyperparameter(name, rule)]
+
+
+def is_hyperparameter(name: str, rule: Rule) -> bool:
+    """Whether a rule or the options of every group know this name; a group may hold anything else beside."""
+    return name in GROUP_OPTIONS or name == "betas" or name in rule.hyperparameters
 
 
 def on_gpu(value: Any, label: str = "hyperparameter") -> bool:
@@ -153,20 +181,34 @@ def _number(value: Any) -> Any:
     return value if on_gpu(value) else float(value)
 
 
-def environment(group: Mapping[str, Any], step: int, betas: Sequence[str]) -> dict[str, Any]:
+def asked(group: Mapping[str, Any], names: Sequence[str], step: int, rule: Rule) -> dict[str, Any]:
+    """The group with what its schedules, under these names, say for the step-th step. Raises InputError for what cannot be used."""
+    found = dict(group)
+    for name in names:
+        value = found[name](step - 1) if callable(found[name]) else found[name]
+        if name == "betas":
+            given = [b(step - 1) if callable(b) else b for b in checked_betas(value, rule, "")]
+            found[name] = tuple(b if on_gpu(b) else check_number(name, b) for b in given)
+        else:
+            found[name] = None if name == "clip_value" and value is None else check_number(name, value)
+    complaint = rule.complaint(found) if not rule.asked.isdisjoint(names) else None
+    if complaint:
+        raise InputError(complaint)
+    return found
+
+
+def environment(group: Mapping[str, Any], step: int, rule: Rule) -> dict[str, Any]:
     """The floats a rule and its options see, for the step-th step (1 for the first); arrays on a GPU, whose values kernels read
     there, stay what they are. The group itself is among them, for a `prepare` that tells 2 from 2.0 or reads a word.
-
-    betas: the names of the rule's own betas.
     """
+    names = scheduled(group, rule)
+    group = asked(group, names, step, rule) if names else group
     values: dict[str, Any] = {GIVEN: group}
     for name, value in group.items():
         if name == "betas":
-            values |= {beta: _number(b) for beta, b in zip(betas, members(value), strict=True)}
-        elif name == "lr":
-            values["lr"] = check_number("lr", value(step - 1)) if callable(value) else _number(value)
-        elif isinstance(value, (int, float)) or hasattr(value, "__float__"):
-            values[name] = _number(value)
+            values |= {beta: _number(b) for beta, b in zip(rule.definition().betas, members(value), strict=True)}
+        elif hasattr(value, "__float__") or (arrays.is_array(value) and is_hyperparameter(name, rule)):
+            values[name] = _number(value)  # some libraries make no number of an array on a GPU
     clip = group.get("clip_value")
     values["direction"] = -1.0 if group.get("maximize") else 1.0
     values["clip_value"] = math.inf if clip is None else float(clip)

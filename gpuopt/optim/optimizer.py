@@ -15,6 +15,7 @@ from gpuopt.optim.engine import Engine
 from gpuopt.optim.hyper import check_group, defaults_of
 from gpuopt.optim.settings import Settings
 from gpuopt.optim.slots import Slot, checked_mask, parameter_view
+from gpuopt.peek import same
 from gpuopt.rules.language import Rule, checked_rule
 
 
@@ -57,7 +58,7 @@ class Optimizer:
     ) -> None:
         self.rule = rule = checked_rule(rule)
         self.settings = Settings(
-            state_format, param_format, max_grad_norm, grad_scale, None, bool(skip_nonfinite), bool(capturable), seed
+            state_format, param_format, max_grad_norm, grad_scale, None, skip_nonfinite, capturable, seed
         )
         self.settings.check(rule)
         self.defaults = defaults_of(rule) | hyper
@@ -67,6 +68,7 @@ class Optimizer:
         self.param_groups: list[dict[str, Any]] = []
         self._engine = Engine(rule, self.settings, self.param_groups, backend)
         self._structures: list[Any] = []
+        self._kept: list[tuple[Any, ...]] = []  # the arrays of each group
         params = (
             list(params) if trees.is_iterable(params) and not isinstance(params, (Mapping, set, frozenset)) else params
         )
@@ -131,6 +133,7 @@ class Optimizer:
         made["params"] = [s.array for s in slots]
         self.param_groups.append(made)
         self._structures.append(structure)
+        self._kept.append(tuple(made["params"]))
         flat = isinstance(structure, (list, tuple))
         self._flat = flat and not any(isinstance(leaf, (list, tuple, Mapping)) for leaf in structure)
 
@@ -142,9 +145,26 @@ class Optimizer:
         grads mirrors params (a list of one such tree per group where there are several groups); None skips a tensor, its
         step count included. Raises InputError or DtypeError before anything is written.
         """
+        self._check_groups()
         leaves = self._leaves(grads)
         self._engine.look()
         self._engine.step(leaves)
+
+    def _check_groups(self) -> None:
+        """Raise InputError where groups or their arrays are others than those that were given: nothing would update them."""
+        groups, kept = self.param_groups, self._kept
+        self._engine.groups.dicts = groups  # the list may have been replaced
+        if len(groups) != len(kept):
+            raise InputError(
+                f"param_groups: {len(groups)} groups, expected the {len(kept)} that were given: use add_param_group"
+            )
+        for index, (group, arrays) in enumerate(zip(groups, kept, strict=True)):
+            found = group.get("params", ())
+            if found is not arrays and not same(found, arrays):
+                raise InputError(
+                    f"param_groups[{index}]['params']: other arrays than those that were given, which nothing would update: use "
+                    "add_param_group for more, a new optimizer for others"
+                )
 
     def _leaves(self, grads: Any) -> Sequence[Any]:
         if not isinstance(grads, (list, tuple, Mapping)) and trees.is_iterable(grads):
@@ -165,7 +185,7 @@ class Optimizer:
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: arrays, groups and states; launches are planned anew."""
-        kept = ("rule", "settings", "defaults", "param_groups", "_structures", "_grouped", "_flat")
+        kept = ("rule", "settings", "defaults", "param_groups", "_structures", "_kept", "_grouped", "_flat")
         slots = self._engine.slots
         tensors = [(s.label, s.array, s.group, s.mask) for s in slots]
         extra = {"asked": self._engine.asked, "tensors": tensors, "saved": self.state_dict(), "skipped": self.skipped}

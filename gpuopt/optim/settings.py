@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
+
 from gpuopt.errors import InputError
-from gpuopt.optim.hyper import check_number
+from gpuopt.messages import shown
+from gpuopt.optim.hyper import check_number, on_gpu
 from gpuopt.rules.language import Rule
 
 STATE_FORMATS = ("float32", "bfloat16")
@@ -40,29 +44,57 @@ class Settings:
 
     def check(self, rule: Rule) -> None:
         """Raise InputError naming the value and what is allowed."""
-        for name, value in self.formats(rule).items():
+        one_for_all = {} if isinstance(self.state_format, Mapping) else {"": self.state_format}
+        for name, value in (one_for_all or self.formats(rule)).items():
             if value not in STATE_FORMATS:
-                raise InputError(f"state_format of {name!r} = {value!r}: expected one of {', '.join(STATE_FORMATS)}")
+                of = f"state_format of {name!r}" if name else "state_format"
+                each = ", or a dict of one for each state" if one_for_all and not isinstance(value, str) else ""
+                raise InputError(f"{of} = {value!r}: expected one of {', '.join(STATE_FORMATS)}{each}")
         if self.param_format not in PARAM_FORMATS:
             raise InputError(f"param_format = {self.param_format!r}: expected one of {', '.join(PARAM_FORMATS)}")
-        if isinstance(self.seed, bool) or not hasattr(self.seed, "__index__") or not 0 <= self.seed < 2**64:
-            raise InputError(f"seed = {self.seed!r}: expected a whole number from 0 to 2**64 - 1")
-        for name in ("max_grad_norm", "grad_scale"):
-            value = getattr(self, name)
-            if value is not None and not hasattr(value, "shape"):
-                check_number(name, value)
-            elif value is not None and math.prod(value.shape) != 1:
-                raise InputError(f"{name}: an array of shape {tuple(value.shape)}: expected a number or one element")
+        self.seed = checked_seed(self.seed)
+        for name in ("skip_nonfinite", "capturable"):
+            if not isinstance(getattr(self, name), (bool, np.bool_)):
+                raise InputError(f"{name} = {shown(getattr(self, name))}: expected one of (False, True)")
+            setattr(self, name, bool(getattr(self, name)))
+        if self.max_grad_norm is not None:
+            self.max_grad_norm = check_number("max_grad_norm", self.max_grad_norm)
+        self.check_scale()
+
+    def check_scale(self) -> None:
+        """Raise InputError for a grad_scale that no gradient can be divided by; one on a GPU is not waited for. It may be an array
+        that changes in itself, so this is asked at every step.
+        """
+        value = self.grad_scale
+        if value is None or self.found_inf is not None:  # a GradScaler knows what it does
+            return
+        shape = tuple(getattr(value, "shape", ()))
+        if math.prod(shape) != 1:
+            raise InputError(f"grad_scale: an array of shape {shape}: expected a number or one element")
+        if not on_gpu(value, "grad_scale"):
+            check_number("grad_scale", value.reshape(()) if shape else value)
 
     def formats(self, rule: Rule) -> dict[str, str]:
         """State name -> format; a mapping may use the rule's variable or the state's key, the rest are float32."""
-        if isinstance(self.state_format, str):
-            return {s.name: self.state_format for s in rule.states}
         if not isinstance(self.state_format, Mapping):
-            raise InputError(f"state_format = {self.state_format!r}: expected a name, or a dict of one for each state")
+            return {s.name: self.state_format for s in rule.states}
         unknown = set(self.state_format) - {s.name for s in rule.states} - {s.key for s in rule.states}
         if unknown:
-            known = ", ".join(s.name for s in rule.states)
-            raise InputError(f"state_format names {sorted(unknown)[0]!r}: {rule.title} has the states {known}")
+            known = ", ".join(s.name for s in rule.states) or "none"
+            raise InputError(f"state_format names {min(unknown, key=str)!r}: {rule.title} has the states {known}")
         given = self.state_format
+        for s in rule.states:
+            if s.name != s.key and s.name in given and given.get(s.key, given[s.name]) != given[s.name]:
+                raise InputError(f"state_format names one state twice, {s.name!r} and {s.key!r}: expected it once")
         return {s.name: given.get(s.name, given.get(s.key, "float32")) for s in rule.states}
+
+
+def checked_seed(seed: Any) -> int:
+    """The seed as Python's own number. Raises InputError for what is no whole number of 64 bits."""
+    try:
+        number = -1 if isinstance(seed, bool) else operator.index(seed)
+    except TypeError:  # of text, fractions and arrays of several
+        number = -1
+    if not 0 <= number < 2**64:
+        raise InputError(f"seed = {shown(seed)}: expected a whole number from 0 to 2**64 - 1")
+    return number

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuopt import arrays
+from gpuopt import arrays, dlpack
 from gpuopt.arrays import View
 from gpuopt.errors import DtypeError, InputError
 from gpuopt.formats.dtypes import PARAMETER_DTYPES, STORAGES, numpy_dtype
 from gpuopt.launch.launcher import Clock
-from gpuopt.pairs import COMPLEX
+from gpuopt.messages import shown
+from gpuopt.pairs import COMPLEX, REAL
 
 
 @dataclass
@@ -33,17 +34,17 @@ class Slot:
     grad: Any = None  # the array that the kernel reads: the caller's, or a copy in the parameter's memory order
     grad_view: View | None = None
     copy: Any = None  # the copy, to be used again
+    given: Any = None  # what it was copied from
     index: int = 0  # its place in the engine
     number: int = -1  # its place in the optimizer, on which its random numbers depend; -1: as in the engine
 
 
 def parameter_view(array: Any, label: str) -> View:
     """The View of a parameter. Raises DtypeError or InputError naming it, what was found and what was expected."""
-    view = arrays.describe(array, label)
+    view = arrays.describe(array, label, f"{arrays.REMEDY}, and keep the array, which is updated in place")
     if view.dtype not in PARAMETER_DTYPES:
-        raise DtypeError(
-            f"{label}: dtype {view.dtype}: expected one of {', '.join(PARAMETER_DTYPES)}; use .astype(numpy.float32)"
-        )
+        listed, near = ", ".join((*PARAMETER_DTYPES, *REAL)), "complex64" if view.dtype.startswith("c") else "float32"
+        raise DtypeError(f"{label}: dtype {view.dtype}: expected one of {listed}; use {conversion(array, near)}")
     if not view.writable:
         raise InputError(
             f"{label}: the array is read-only: expected a writable one, since it is updated in place; numpy.array(...) "
@@ -52,9 +53,19 @@ def parameter_view(array: Any, label: str) -> View:
     if not arrays.is_dense(view.shape, view.strides):
         raise InputError(
             f"{label}: shape {view.shape} with strides {view.strides} (in elements) leaves gaps or overlaps itself: "
-            "expected a dense array (any order of axes); make it contiguous with .copy()"
+            f"expected a dense array (any order of axes); make it contiguous with {copying(array)}"
         )
     return view
+
+
+def conversion(array: Any, dtype: str) -> str:
+    """How the library of an array makes one of another dtype."""
+    return f".astype({dtype!r})" if hasattr(array, "astype") else f".to(torch.{dtype})"
+
+
+def copying(array: Any) -> str:
+    """How the library of an array makes a contiguous copy."""
+    return ".copy()" if hasattr(array, "copy") else ".clone(memory_format=torch.contiguous_format)"
 
 
 def same_order(view: View, like: View) -> bool:
@@ -72,16 +83,16 @@ def fitted(array: Any, slot: Slot, label: str) -> Any:
         )
     if view.dtype not in STORAGES:
         raise DtypeError(f"{label}: dtype {view.dtype}: expected one of {', '.join(STORAGES)}")
-    return array if same_order(view, like) else arrays.kind_of(array, label).relayout(array, slot.array, None)
+    return array if same_order(view, like) else arrays.relayout(array, slot.array, None, label)
 
 
 def checked_mask(mask: Any, slot: Slot) -> Any:
     """A mask in its parameter's memory order. Raises InputError unless it is boolean and of the parameter's shape."""
     if mask is None:
         return None
-    view = arrays.describe(mask, f"mask of {slot.label}")
+    view = arrays.describe(mask, f"mask of {slot.label}", "use numpy.asarray(..., bool)")
     if slot.view.pairs and view.shape == slot.view.shape[:-1]:  # of complex numbers: of both their parts
-        mask = mask[..., None].repeat(2, -1)
+        mask = dlpack.native(mask)[..., None].repeat(2, -1)
         view = arrays.describe(mask, f"mask of {slot.label}")
     if view.dtype != "bool" or view.shape != slot.view.shape or view.device != slot.view.device:
         raise InputError(
@@ -106,27 +117,40 @@ def check_overlap(slots: Sequence[Slot]) -> None:
             )
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value is one number of Python or NumPy, bfloat16 included; truth values and durations are none."""
+    if isinstance(value, np.generic):
+        return value.dtype.kind in "fiuc" or value.dtype.name == "bfloat16"
+    return isinstance(value, (float, int, complex)) and not isinstance(value, bool)
+
+
 def as_array(grad: Any, slot: Slot) -> Any:
     """A gradient as it is given; that of one element on the host may be a number of Python or NumPy."""
-    if not isinstance(grad, (np.number, float, int, complex)) or isinstance(grad, bool):
+    if hasattr(grad, "__dlpack__") or not is_number(grad):
         return grad
     shape = slot.view.shape[:-1] if slot.view.pairs else slot.view.shape
-    if (
-        prod(shape) != 1
-        or slot.view.device != "cpu"
-        or (isinstance(grad, (np.complexfloating, complex)) != slot.view.pairs)
-    ):
+    paired = isinstance(grad, (np.complexfloating, complex))
+    if prod(shape) != 1 or slot.view.device != "cpu" or paired != slot.view.pairs:
         return grad
-    return np.full(shape, grad, COMPLEX[slot.view.dtype] if slot.view.pairs else numpy_dtype(slot.view.dtype))
+    try:
+        return np.full(shape, grad, COMPLEX[slot.view.dtype] if paired else numpy_dtype(slot.view.dtype))
+    except OverflowError:  # a whole number beyond every float
+        raise InputError(f"gradient of {slot.label}: {shown(grad)}: expected a number in (-inf, inf)") from None
 
 
 def gradient_view(array: Any, slot: Slot, label: str) -> View:
     """The View of a gradient that fits its parameter. Raises an error naming the tensor otherwise."""
     view = arrays.describe(array, label)
     if view.dtype not in STORAGES or view.dtype == "bool":
-        raise DtypeError(f"{label}: dtype {view.dtype}: expected a floating-point gradient like {slot.view.dtype}")
+        remedy = conversion(array, slot.view.dtype)
+        raise DtypeError(
+            f"{label}: dtype {view.dtype}: expected a floating-point gradient like {slot.view.dtype}; use {remedy}"
+        )
     if STORAGES[view.dtype].compute != STORAGES[slot.view.dtype].compute:
-        raise DtypeError(f"{label}: dtype {view.dtype} does not go with its parameter's {slot.view.dtype}")
+        remedy = conversion(array, COMPLEX[slot.view.dtype] if view.pairs else slot.view.dtype)
+        raise DtypeError(
+            f"{label}: dtype {view.dtype} does not go with its parameter's {slot.view.dtype}; use {remedy}"
+        )
     if view.pairs != slot.view.pairs:
         kinds = ("real", "complex")
         raise DtypeError(
@@ -139,13 +163,22 @@ def gradient_view(array: Any, slot: Slot, label: str) -> View:
     return view
 
 
-def overlapped(spans: NDArray[np.int64], bounds: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each [begin, end) the index of a sorted span [begin, end, ...] that it overlaps, or -1."""
-    if not len(spans) or not len(bounds):
-        return np.full(len(bounds), -1)
-    before = np.searchsorted(spans[:, 0], bounds[:, 1], "left") - 1
-    hit = (before >= 0) & (spans[np.maximum(before, 0), 1] > bounds[:, 0]) & (bounds[:, 1] > bounds[:, 0])
-    return np.where(hit, before, -1)
+class Spans:
+    """The memory of the parameters on one device, which do not overlap each other."""
+
+    def __init__(self, slots: Sequence[Slot], device: str) -> None:
+        found = sorted((*extent(s.view), k) for k, s in enumerate(slots) if s.view.device == device and s.view.numel)
+        begins, ends, self.slots = np.array(found, np.int64).reshape(-1, 3).T.copy()
+        self.begins, self.ends = begins, np.append(ends, -1)  # at index -1: nothing begins before
+
+    def overlapped(self, begins: NDArray[np.int64], ends: NDArray[np.int64]) -> tuple[int, int] | None:
+        """The first of these [begin, end) that overlaps a parameter, and the slot of that one; None if there is none."""
+        before = self.begins.searchsorted(ends) - 1
+        hit = (self.ends[before] > begins) & (ends > begins)
+        if not hit.any():
+            return None
+        first = int(hit.argmax())
+        return first, int(self.slots[before[first]])
 
 
 class Written:
@@ -153,12 +186,7 @@ class Written:
 
     def __init__(self, slots: Sequence[Slot]) -> None:
         self.devices = {s.view.device for s in slots}
-        self.spans = {}
-        for device in self.devices:
-            spans = sorted(
-                (*extent(s.view), k) for k, s in enumerate(slots) if s.view.device == device and s.view.numel
-            )
-            self.spans[device] = np.array(spans, np.int64).reshape(-1, 3)
+        self.spans = {device: Spans(slots, device) for device in self.devices}
         self.slots = slots
         self.moving: list[tuple[str, NDArray[np.int64], NDArray[np.int64]]] | None = None  # until gradients change
 
@@ -167,7 +195,9 @@ class Written:
         for device in {v.device for v in views} & self.devices:
             chosen = [k for k, v in enumerate(views) if v.device == device]
             bounds = np.array([extent(views[k]) for k in chosen], np.int64).reshape(-1, 2)
-            self._refuse(device, bounds, lambda k, chosen=chosen: labels[chosen[k]])  # type: ignore[misc]
+            found = self.spans[device].overlapped(bounds[:, 0], bounds[:, 1])
+            if found is not None:
+                self._refuse(labels[chosen[found[0]]], found[1])
 
     def check_addresses(self, slots: Sequence[Slot], addresses: NDArray[np.int64]) -> None:
         """The same for gradients of known dtypes that lie at other addresses, one for each slot."""
@@ -175,14 +205,12 @@ class Written:
             self.moving = [(device, *bytes_of_gradients(slots, device)) for device in self.devices]
         for device, indices, sizes in self.moving:
             begins = addresses[indices]
-            bounds = np.stack([begins, begins + sizes], axis=1)
-            self._refuse(device, bounds, lambda k, indices=indices: f"gradient of {slots[indices[k]].label}")  # type: ignore[misc]
+            found = self.spans[device].overlapped(begins, begins + sizes)
+            if found is not None:
+                self._refuse(f"gradient of {slots[indices[found[0]]].label}", found[1])
 
-    def _refuse(self, device: str, bounds: NDArray[np.int64], label: Callable[[int], str]) -> None:
-        found = overlapped(self.spans[device], bounds)
-        for k in np.flatnonzero(found >= 0)[:1]:
-            other = self.slots[int(self.spans[device][found[k], 2])].label
-            raise InputError(f"{label(k)} shares memory with {other}: expected a gradient of its own")
+    def _refuse(self, label: str, slot: int) -> None:
+        raise InputError(f"{label} shares memory with {self.slots[slot].label}: expected a gradient of its own")
 
 
 def bytes_of_gradients(slots: Sequence[Slot], device: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -10,7 +10,7 @@ import numpy as np
 from gpuopt import arrays
 from gpuopt.errors import InputError
 from gpuopt.formats.dtypes import PARAMETER_DTYPES, numpy_dtype
-from gpuopt.optim.hyper import check_group
+from gpuopt.optim.hyper import changes, check_group
 from gpuopt.optim.slots import Slot
 from gpuopt.rules.language import Rule
 
@@ -20,7 +20,7 @@ VERSION = 1
 def save(rule: Rule, slots: Sequence[Slot], groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """{"state": {index: {"step": int, key: array}}, "param_groups": [{..., "params": [index]}], "rule", "version"}.
 
-    Arrays are copies. A callable lr is saved as None and left as it is on loading.
+    Arrays are copies. A hyperparameter that is a function of the step is saved as None and stays the caller's on loading.
     """
     keys = {s.name: s.key for s in rule.states}
     state = {
@@ -30,7 +30,7 @@ def save(rule: Rule, slots: Sequence[Slot], groups: Sequence[Mapping[str, Any]])
     }
     saved_groups, start = [], 0
     for group in groups:
-        plain = {k: (None if callable(v) else v) for k, v in group.items() if k != "params"}
+        plain = {k: (None if changes(v) else v) for k, v in group.items() if k != "params"}
         saved_groups.append(plain | {"params": list(range(start, start + len(group["params"])))})
         start += len(group["params"])
     return {"state": state, "param_groups": saved_groups, "rule": rule.name, "version": VERSION}
@@ -59,8 +59,8 @@ def load(
         raise InputError(f"state_dict: state of tensor {min(unknown, key=str)!r}: expected 0 to {len(slots) - 1}")
     values = []
     for index, (found, group) in enumerate(zip(saved["param_groups"], groups, strict=True)):
-        # a schedule is saved as None and stays the caller's
-        values.append({k: plain(v) for k, v in found.items() if k != "params" and (k, v) != ("lr", None)})
+        kept = {k for k, v in found.items() if v is None and (k != "clip_value" or changes(group.get(k)))}  # schedules
+        values.append({k: plain(v) for k, v in found.items() if k != "params" and k not in kept})
         check_group({**group, **values[-1]}, rule, f"state_dict param_groups[{index}]")
     made = []
     for index, slot in enumerate(slots):
@@ -70,7 +70,9 @@ def load(
             states = allocate(without_states(slot), flags)
         made.append((slot, step, states))
     for slot, step, states in made:
-        slot.states = {name: written(slot.states.get(name), new) for name, new in states.items()} if in_place else states
+        slot.states = (
+            {name: written(slot.states.get(name), new) for name, new in states.items()} if in_place else states
+        )
         word = slot.clock.word if in_place else None
         slot.clock = type(slot.clock)(slot.group, step, slot.clock.environment, word=word)
     return values

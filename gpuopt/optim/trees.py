@@ -45,10 +45,8 @@ def mirror(structure: Any, tree: Any, label: str, what: str) -> Iterator[Any]:
     """The leaves of `tree` in the order of `structure`'s. Raises InputError naming the first place that differs."""
     if isinstance(structure, Mapping):
         if not isinstance(tree, Mapping) or set(tree) != set(structure):
-            found = sorted(map(repr, tree)) if isinstance(tree, Mapping) else type(tree).__name__
-            raise InputError(
-                f"{label}: expected a dict with keys {sorted(map(repr, structure))} as in {what}, found {found}"
-            )
+            found = listed(tree) if isinstance(tree, Mapping) else type(tree).__name__
+            raise InputError(f"{label}: expected a dict with the keys {listed(structure)} as in {what}, found {found}")
         for key, value in structure.items():
             yield from mirror(value, tree[key], f"{label}[{key!r}]", what)
     elif isinstance(structure, (list, tuple)):
@@ -60,6 +58,11 @@ def mirror(structure: Any, tree: Any, label: str, what: str) -> Iterator[Any]:
             yield from mirror(value, tree[index], f"{label}[{index}]", what)
     else:
         yield tree
+
+
+def listed(keys: Iterable[Any]) -> str:
+    """The keys of a dict in a message."""
+    return ", ".join(sorted(map(repr, keys))) or "none"
 
 
 def is_group_list(params: Any) -> bool:

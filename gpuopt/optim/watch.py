@@ -12,6 +12,7 @@ from operator import is_
 from types import NoneType
 from typing import Any
 
+from gpuopt.errors import InputError
 from gpuopt.optim import hyper
 from gpuopt.rules.language import Rule
 
@@ -48,6 +49,8 @@ class Groups:
             for name, value in zip(self._known, values, strict=True):
                 if name in group:
                     hyper.check_value(name, value, self.rule, self._known[name], label)
+                elif name not in hyper.GROUP_OPTIONS:
+                    raise InputError(f"{label}: {name} is missing, which {self.rule.title} needs at every step")
             hyper.check_together(group, self.rule, label)
             self._values[index : index + 1] = [values]
             self._environments[index : index + 1] = [self._made(group, 1) if plain(values) else None]
@@ -62,7 +65,12 @@ class Groups:
 
     def on_gpu(self) -> bool:
         """Whether a value lies on a GPU, where kernels read it: the host would have to wait for it."""
-        return any(self._on_gpu[: len(self.dicts)])
+        return True in self._on_gpu[: len(self.dicts)]
+
+    def scheduled(self) -> list[str]:
+        """The hyperparameters that are functions of the step count."""
+        changing = [group for group, made in zip(self.dicts, self._environments, strict=False) if made is None]
+        return [name for group in changing for name in hyper.scheduled(group, self.rule)]
 
     def environment(self, index: int, step: int) -> Mapping[str, Any]:
         """The hyperparameters of a group, for its step-th step; see `hyper.environment`."""
@@ -70,7 +78,7 @@ class Groups:
         return self._made(self.dicts[index], step) if made is None else made
 
     def _made(self, group: Mapping[str, Any], step: int) -> Mapping[str, Any]:
-        return hyper.environment(group, step, self.definition.betas)
+        return hyper.environment(group, step, self.rule)
 
     def _redefine(self) -> None:
         """The rule or its `prepare` was defined anew: new hyperparameters take their defaults, everything is looked at again."""

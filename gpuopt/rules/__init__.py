@@ -16,7 +16,7 @@ def get(name: str) -> Rule:
     from gpuopt.errors import InputError
     from gpuopt.messages import unknown
 
-    if name.lower() not in NAMES:
+    if not isinstance(name, str) or name.lower() not in NAMES:
         raise InputError(unknown("optimizer", name, NAMES))
     found = getattr(import_module(f"gpuopt.rules.{name.lower()}"), name.lower())
     assert isinstance(found, Rule)

@@ -39,6 +39,9 @@ def keywords(function: Callable[..., Any], what: str, first: int, example: str) 
     except (TypeError, ValueError):
         found = type(function).__name__
         raise RuleSyntaxError(f"{what} is a function such as `{example}`, found {found}", *place(function)) from None
+    code = getattr(function, "__code__", None)
+    if code is not None and code.co_flags & (inspect.CO_COROUTINE | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR):
+        raise RuleSyntaxError(f"{what} is a plain function, without async and yield: `{example}`", *place(function))
     behind = parameters[first:]
     by_position = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
     wrong = [p for p in behind if p.kind is not Parameter.KEYWORD_ONLY and (first or p.kind not in by_position[1:])]
@@ -68,6 +71,8 @@ class Prepare:
         def fail(where: Any, message: str) -> Any:
             raise RuleSyntaxError(message, *where)
 
+        if "step" in self.takes:
+            fail(place(function), "`step` is the first argument of prepare: call this hyperparameter something else")
         for name in self.gives or ():
             if name in self.takes:
                 fail(
@@ -109,6 +114,11 @@ class Definition:
         derived = {*self.prepared, *(n for n in tree.flags if n.startswith("has_") and n[4:] in found)}
         self.hyperparameters = {name: default for name, default in found.items() if name not in derived}
         self.betas = beta_names(self.hyperparameters)
+        for name in self.betas:
+            if name in tree.flags:
+                self.fail(
+                    f"`{name}` is a flag here, and one of an optimizer's `betas` by its name: call it something else"
+                )
         for state in states:
             self._check_state(state)
         known = {*self.hyperparameters, *(["betas"] if self.betas else [])}

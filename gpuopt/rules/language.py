@@ -213,7 +213,7 @@ class Rule:
         return self._tree
 
     @entry
-    def prepare(self, function: Callable[..., Mapping[str, Any]]) -> Callable[..., Mapping[str, Any]]:
+    def prepare(self, function: Callable[..., Mapping[str, Any]] | None = None) -> Callable[..., Mapping[str, Any]]:
         """Decorator: `function(step, *, hyperparameters)` returns the derived scalars, once a step, in float64.
 
         Any Python will do; it is called once a step. Where it is arithmetic, with `**`, `a if c else b`, min, max, math.exp, log
@@ -222,15 +222,19 @@ class Rule:
         """
         from gpuopt.rules.definition import Prepare
 
+        if function is None:
+            _refuse("`prepare` was called without a function: write the decorator without parentheses")
         self._prepare = Prepare(function)
         self.prepare_function, self._definition = function, None
         return function
 
     @entry
-    def require(self, function: Callable[..., str | None]) -> Callable[..., str | None]:
+    def require(self, function: Callable[..., str | None] | None = None) -> Callable[..., str | None]:
         """Decorator: `function(*, hyperparameters)` says what hyperparameters that cannot go together should be, or None."""
         from gpuopt.rules.definition import keywords
 
+        if function is None:
+            _refuse("`require` was called without a function: write the decorator without parentheses")
         self._asked = keywords(function, "require", 0, "def _(*, lr):")
         self.require_function, self._definition = function, None
         return function
@@ -251,10 +255,20 @@ class Rule:
         """Name -> default (`inspect.Parameter.empty` where the caller must give one), flags included, in order."""
         return self.definition().hyperparameters
 
+    def value(self, hyper: Mapping[str, Any], name: str) -> Any:
+        """A hyperparameter under the name that the rule has for it: `beta1` is the first of `betas`."""
+        betas = self.definition().betas
+        return hyper["betas"][betas.index(name)] if name in betas else hyper[name]
+
     def flags(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
         """The compile-time constants for these hyperparameters; a flag `has_x` is true where the hyperparameter x is not 0."""
         known = self.hyperparameters
-        return {name: hyper[name] if name in known else bool(hyper[name[4:]]) for name in self.tree.flags}
+        return {n: hyper[n] if n in known else bool(self.value(hyper, n[4:])) for n in self.tree.flags}
+
+    def first(self, state: State, hyper: Mapping[str, Any]) -> Any:
+        """What a state is before the first step; of a schedule, its first value."""
+        found = self.value(hyper, state.init) if isinstance(state.init, str) else state.init
+        return found(0) if callable(found) else found
 
     def active_states(self, flags: Mapping[str, Any]) -> tuple[State, ...]:
         """The states that exist under these flags, in the order of the function's arguments."""
@@ -267,6 +281,11 @@ def checked_rule(found: object) -> Rule:
         return found
     if isinstance(found, str):
         raise InputError(f"{found!r} is a name, not a rule: expected gpuopt.create({found!r}, params, ...)")
+    if hasattr(found, "made_by"):
+        title = getattr(found, "__name__", type(found).__name__)
+        raise InputError(
+            f"rule: {title} is an optimizer already: expected a rule, made by @gpuopt.rule(state=...), or {title}(params, ...)"
+        )
     name = getattr(found, "__name__", "f")
     what = f"the function `{name}`" if inspect.isroutine(found) else f"an object of type {type(found).__name__}"
     raise InputError(

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from gpuopt import rules
-from gpuopt.errors import entry
-from gpuopt.messages import suggestion
-from gpuopt.optim.classes import make
+from gpuopt.errors import ArgumentError, entry
+from gpuopt.messages import no_attribute, suggestion
+from gpuopt.optim.classes import MISSING, bound, given, make
 from gpuopt.optim.hyper import GROUP_OPTIONS, defaults_of
 from gpuopt.rules.definition import Definition
 from gpuopt.rules.language import Rule, checked_rule
@@ -88,20 +88,18 @@ def _made(rule: Rule, definition: Definition) -> type[TorchOptimizer]:
     fields.setdefault(differentiable.KEY, False)
 
     @entry
-    def __init__(self: TorchOptimizer, /, params: Any, *args: Any, **given: Any) -> None:
-        values = dict(zip(names, args, strict=False)) | given
-        if len(args) > len(names):
-            raise TypeError(f"{rule.title} takes params and {names} by position, {len(args)} values were given")
+    def __init__(self: TorchOptimizer, /, params: Any = MISSING, *args: Any, **keywords: Any) -> None:
+        params, values = given(rule.title, params), bound(rule.title, names, args, keywords)
         missing = [n for n in required if n not in values]
         if missing:
-            raise TypeError(f"{rule.title} needs {missing[0]}")
+            raise ArgumentError(f"{rule.title} needs {missing[0]}")
         options = {k: values.pop(k, default) for k, default in OPTIONS.items()}
         extra = {k: values.pop(k) for k in GROUP_OPTIONS if k in values and k not in fields}
         unknown = set(values) - set(fields) - {"capturable"}
         if unknown:
             name, known = min(unknown), [*dict.fromkeys((*fields, *GROUP_OPTIONS, *OPTIONS))]
             hint = f"it takes params, {', '.join(known)}{suggestion(name, known)}"
-            raise TypeError(f"{rule.title} has no argument {name!r}; {hint}")
+            raise ArgumentError(f"{rule.title} has no argument {name!r}; {hint}")
         TorchOptimizer.__init__(self, params, fields | values | extra, options, options.pop("backend"))
 
     members = {"__init__": __init__, "__doc__": rule.__doc__, "rule": rule, "torch_defaults": theirs}
@@ -152,7 +150,7 @@ def optimizers() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     if name not in _TITLES:
-        raise AttributeError(f"module 'gpuopt.torch' has no attribute {name!r}")
+        raise AttributeError(no_attribute("gpuopt.torch", name, __all__))
     value = globals()[name] = _named(name)
     return value
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +19,11 @@ from gpuopt import arrays
 from gpuopt.backends.numpy import apply
 from gpuopt.compiler.host import prepared_values
 from gpuopt.compiler.names import OPTION
-from gpuopt.errors import InputError
+from gpuopt.errors import InputError, OptionError
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.optim.hyper import check_group, defaults_of, environment
 from gpuopt.optim.settings import Settings
+from gpuopt.pairs import filled
 from gpuopt.rules import language
 from gpuopt.rules.language import Rule, compute_dtype
 from gpuopt.torch.shown import step_tensor
@@ -39,17 +40,12 @@ REMEDY = {
 }
 
 
-def asked(groups: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether any of the groups asks for it."""
-    return any(group.get(KEY) for group in groups)
-
-
 def check(rule: Rule, settings: Settings, group: Mapping[str, Any]) -> None:
     """Raise what keeps a group from being differentiable, if it asks for that: InputError, for `fused` torch's RuntimeError."""
     if not group.get(KEY):
         return
     if group.get("fused"):
-        raise RuntimeError("`fused` does not support `differentiable`")
+        raise OptionError("`fused` does not support `differentiable`")  # as torch
     other = set(settings.formats(rule).values()) - {"float32"}
     found = {
         "state_format": next(iter(other), None),
@@ -172,7 +168,7 @@ class Step:
         x = {name: real(t).to(TYPES[compute], copy=True) for name, t in tensors.items()}
         before = x | {"g": real(p.grad).to(TYPES[compute])}
         after = before | ({} if mask is None else {OPTION + "mask": mask})
-        scalars = environment(hyper, count, self.rule.definition().betas) | live
+        scalars = environment(hyper, count, self.rule) | live
         scalars["grad_multiplier"] = 1.0 if multiplier is None else multiplier
         with compute_dtype(np.dtype(compute)):
             apply(self.rule, flags, after, scalars, self._prepared(count, scalars, live))
@@ -201,8 +197,8 @@ class Step:
             made["step"] = step_tensor(0, {})
         for s in self.rule.active_states(flags):
             if state.get(s.key) is None:
-                first = hyper[s.init] if isinstance(s.init, str) else s.init
-                made[s.key] = zeros(p, STORAGES[NAMES[p.dtype]].compute).fill_(first)
+                made[s.key] = zeros(p, STORAGES[NAMES[p.dtype]].compute)
+                made[s.key].fill_(filled(float(self.rule.first(s, hyper)), made[s.key]))
         return made
 
     def _live(self, group: Mapping[str, Any]) -> dict[str, torch.Tensor]:

@@ -7,9 +7,7 @@ compiled code does (`native`). Knows no rule and no state dict.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -18,14 +16,13 @@ import torch
 
 from gpuopt.errors import LayoutError
 from gpuopt.optim.engine import Engine
+from gpuopt.peek import contents
 from gpuopt.torch import native
 from gpuopt.torch.look import Look, look_at, places, where
 from gpuopt.torch.shown import Counts
 from gpuopt.torch.tensors import assign, resolved
 
 WORD = np.dtype(np.int64)
-# Where a list object keeps the address of its items: in front of its last word, which counts those it has room for.
-ITEMS = list.__basicsize__ - 2 * WORD.itemsize
 
 
 class Follower:
@@ -108,7 +105,7 @@ class Follower:
             look = look_at(self.params, present, self._flat, engine.slots)
         except LayoutError:
             present = self._dense(engine, present)
-            look = replace(look_at(self.params, present, self._flat, engine.slots), as_stored=False)
+            look = look_at(self.params, present, self._flat, engine.slots)._replace(as_stored=False)
         self._looks += 1
         if look.where != self._where or look.states != self._places or self.counts.changed():
             return False
@@ -170,17 +167,7 @@ class Follower:
         states: list[Sequence[torch.Tensor]] = [()] * len(self._every)
         for k, of in zip(self._present, self._states, strict=True):
             states[k] = of
-        made = native.Dump(self._every, states, np.frombuffer(self._places, WORD))
+        made = native.Dump(self._every, states, np.array(self._places, WORD))
         if made.usable:
             self._versions.compile()
         return made if made.usable else None
-
-
-def contents(params: Any) -> bytes | list[int]:
-    """What tells a list of objects from any other, as long as those objects live: their addresses, read from the list itself,
-    which takes a microsecond for a thousand where asking each would take thirty.
-    """
-    if type(params) is not list or not params:
-        return list(map(id, params))
-    items = ctypes.c_size_t.from_address(id(params) + ITEMS).value
-    return ctypes.string_at(items, WORD.itemsize * len(params))

@@ -29,6 +29,11 @@ def listener() -> Callable[[], bool]:
     return result
 
 
+def defines(cls: type, name: str) -> type:
+    """The class that a method of this one comes from."""
+    return next(base for base in cls.__mro__ if name in vars(base))
+
+
 def with_hooks(owner: type, step: Callable[..., Any]) -> Callable[..., Any]:
     """The `step` of a class, in what torch would wrap it into."""
     step = getattr(step, "__wrapped__", step)  # the entry is here
@@ -37,7 +42,7 @@ def with_hooks(owner: type, step: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(step)
     def hooked(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:  # an `entry` itself: one around it would take most of a microsecond a step
-            if next(cls for cls in type(self).__mro__ if "step" in vars(cls)) is not owner:
+            if type(self).step is not hooked and defines(type(self), "step") is not owner:
                 return step(self, *args, **kwargs)  # called from the step of a subclass, which torch has wrapped
             own = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
             if own or _global_optimizer_pre_hooks or _global_optimizer_post_hooks or listening():

@@ -7,10 +7,8 @@ with no Python between them; `native` does the same in compiled code. Knows no r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from gpuopt import arrays
@@ -20,36 +18,35 @@ ADDRESS, CONTIGUOUS, NEGATED = torch.Tensor.data_ptr, torch.Tensor.is_contiguous
 COMPLEX = {torch.complex64, torch.complex128}
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
+class Look(NamedTuple):
     """What was seen of the tensors of a step.
 
     where: of the parameters, addresses, sizes and memory orders. layout: of the gradients, dtypes and memory orders (torch itself
-    keeps a gradient's shape its parameter's). addresses: of the gradients. states: addresses of the state tensors, as bytes.
+    keeps a gradient's shape its parameter's). addresses: of the gradients. states: addresses of the state tensors.
     as_stored: whether the memory of all gradients holds their values as they are. The first two are compared with `==`.
     """
 
     where: Any
     layout: Any
     addresses: list[int]
-    states: bytes
+    states: list[int]
     as_stored: bool
 
 
-def places(tensors: Sequence[torch.Tensor]) -> bytes:
-    """Their addresses, to be compared."""
-    return np.array(list(map(ADDRESS, tensors)), np.int64).tobytes()
+def places(tensors: Sequence[torch.Tensor]) -> list[int]:
+    """Their addresses."""
+    return list(map(ADDRESS, tensors))
 
 
 def where(params: Sequence[torch.Tensor]) -> Any:
     """Where parameters lie, and how."""
-    return list(map(ADDRESS, params)), [p.nbytes for p in params], order(params)
+    return places(params), [p.nbytes for p in params], order(params)
 
 
 def look(params: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor], states: Sequence[torch.Tensor]) -> Look:
     """A Look at parameters, their gradients, and states. Raises RuntimeError for a gradient without an address, a sparse one."""
     here, dtypes = where(params), [g.dtype for g in gradients]
-    addresses = list(map(ADDRESS, gradients))
+    addresses = places(gradients)
     # Torch may leave a conjugation or a negation to whoever reads the gradient: such a one is resolved at every step. A
     # negation is pending in the imaginary part of a conjugate, whose strides are even: dense only where it is one number.
     single = [g for g, size in zip(gradients, here[1], strict=True) if size <= 8]

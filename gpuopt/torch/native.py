@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gpuopt.arrays import memory
 from gpuopt.backends import numba as cpu
+from gpuopt.compiler import numba_cpu
+from gpuopt.peek import memory
 
 FROM = 32  # tensors; with fewer the getters take less than 20 us
 AFTER = 3  # steps: to compile it takes half a second
@@ -76,7 +77,7 @@ def compiled() -> int:
     store = numba_ir.store(intrinsic, "int64", "float64", 0, 1)
     asks = [numba_ir.prefetch(intrinsic, lines) for lines in (WHOLE, PART)]
     made = _dump(names, grad, codes, load, store, numba_ir.replace(intrinsic), *asks)
-    return cpu.c_function(made, 6)
+    return numba_cpu.c_function(made, 6)
 
 
 @cache
@@ -97,7 +98,7 @@ def compiled_bump() -> Callable[[int, int, int], None]:
                 ask(load(load(objects, k + AHEAD), word))
             bump(load(objects, k) + 8 * word)
 
-    return ctypes.PYFUNCTYPE(None, *[ctypes.c_int64] * 3)(cpu.c_function(every, 3))
+    return numba_cpu.as_python(numba_cpu.c_function(every, 3), 3, held=True)
 
 
 def word_of_impl(tensors: Sequence[torch.Tensor]) -> int | None:
@@ -234,7 +235,7 @@ class Dump:
         self.usable = False
         if word is not None:
             found = self.book.ctypes.data, self.told.ctypes.data, word, word_of_storage(present[:8])
-            self.call = partial(cpu.in_ranges, compiled(), self.bounds, *found)
+            self.call = cpu.Ranges(compiled(), found[:2], self.bounds, found[2:], held=True)
             self._told()  # until the first look everything is as it was
             self.usable = self._told() != ELSE
 

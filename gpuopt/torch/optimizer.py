@@ -7,18 +7,20 @@ first step that needs it. Knows no kernel; the engine knows no torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from gpuopt import arrays, backends
-from gpuopt.errors import InputError, LayoutError, entries
+from gpuopt.errors import InputError, LayoutError, OptionError, entries
 from gpuopt.optim.engine import Engine
 from gpuopt.optim.hyper import check_group, defaults_of, members
 from gpuopt.optim.settings import Settings
 from gpuopt.rules.language import Rule
 from gpuopt.torch import differentiable, loading
 from gpuopt.torch.follow import Follower
+from gpuopt.torch.replayed import Replayed
 from gpuopt.torch.shown import ShownState, ShownStates, step_tensor, usable
 from gpuopt.torch.slots import Member, check_apart, labelled, make_slot, new_states, state_dtypes, walked
 from gpuopt.torch.tensors import DEVICES, TorchStreams
@@ -42,21 +44,22 @@ class TorchOptimizer(torch.optim.Optimizer):
     _step_supports_amp_scaling = True
 
     def __init__(self, params: Any, defaults: dict[str, Any], options: dict[str, Any], backend: str | None) -> None:
-        self._options, self._asked = dict(options), backend
+        asked = dict(options)
         self._edits: list[str] = []  # what was done to self.state since the engine last agreed with it
-        mask = self._options.pop("mask", None) or {}
+        mask = asked.pop("mask", None) or {}
+        self._given, self._asked = Settings(**asked), backend
         if "betas" in defaults:
             defaults = {**defaults, "betas": members(defaults["betas"], defaults["betas"])}  # a tuple, as in torch
         self._keys = tuple(defaults)
-        self._taken: dict[
-            torch.Tensor, int
-        ] = {}  # the steps made with each parameter, where `self.state` does not say it
+        # The steps made with each parameter, where `self.state` does not say it.
+        self._taken: dict[torch.Tensor, int] = {}
+        self._replayed = Replayed()
         self._reset()
         self._settings().check(self.rule)
         self._check_group(defaults, self.rule.title)
         super().__init__(params, defaults)
         if defaults.get("fused") and defaults.get("foreach"):
-            raise RuntimeError("`fused` and `foreach` cannot be `True` together.")  # as torch
+            raise OptionError("`fused` and `foreach` cannot be `True` together.")  # as torch
         self._mask = self._masks(mask)
         self.state = ShownStates(self.state, self._edits)
         if self.twin in EAGER:
@@ -77,7 +80,7 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     def __repr__(self) -> str:
         """torch's, and the options of the whole optimizer that are set."""
-        options = str(Settings(**self._options))
+        options = str(self._given)
         return super().__repr__() + (f" with {options}" if options else "")
 
     @property
@@ -86,14 +89,16 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     def _settings(self) -> Settings:
         """The options of the whole optimizer as they are now: a GradScaler sets `grad_scale` and `found_inf` for a step."""
-        made = Settings(**self._options)
-        scale = getattr(self, "grad_scale", None)
-        if scale is not None:
-            made.grad_scale = scale
-        made.found_inf = getattr(self, "found_inf", None)
-        groups = getattr(self, "param_groups", [])
-        made.capturable = made.capturable or any(g.get("capturable") for g in groups)
-        return made
+        given, scale, found_inf = self._given, getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        capturable = any_has(getattr(self, "param_groups", ()), "capturable")
+        if scale is None and found_inf is None and not capturable:
+            return given
+        return replace(
+            given,
+            grad_scale=given.grad_scale if scale is None else scale,
+            found_inf=found_inf,
+            capturable=given.capturable or capturable,
+        )
 
     def _reset(self) -> None:
         # Of the whole optimizer under None, of parameters that gradient release steps together under those; no two of them
@@ -164,6 +169,7 @@ class TorchOptimizer(torch.optim.Optimizer):
                 else max(bool(states), self._taken.get(p, 0)) * (not new)
             )
             slot = make_slot(work, label, engine.clock(index, step), self._mask.get(p), states | new)
+            slot.clock.word = self._replayed.word(p)
             slot.number = number
             engine.choice(slot)
             slots.append(slot)
@@ -187,7 +193,7 @@ class TorchOptimizer(torch.optim.Optimizer):
     @torch._disable_dynamo  # type: ignore[attr-defined]
     def _run(self, part: frozenset[torch.Tensor] | None = None) -> Sequence[torch.Tensor]:
         """Step the parameters that have a gradient, or those of a part, which all have one; returns those that were stepped."""
-        if differentiable.asked(self.param_groups):
+        if any_has(self.param_groups, differentiable.KEY):
             self._save_steps()
             self._reset()
             differentiable.Step(self).run()
@@ -278,8 +284,13 @@ class TorchOptimizer(torch.optim.Optimizer):
             with TorchStreams():
                 follower.engine.synchronize()
             follower.counts.settle()
+            clocks = {p: slot.clock for p, slot in zip(follower.params, follower.engine.slots, strict=True)}
+            if follower.engine.settings.capturable:
+                self._replayed.remember(clocks)
             if not self._counts_steps:
-                self._taken |= {p: s.clock.step for p, s in zip(follower.params, follower.engine.slots, strict=True)}
+                self._taken |= {p: clock.step for p, clock in clocks.items()}
+        if self._replayed.clocks:
+            self._replayed.settle(self.state, {p for follower in self._followers.values() for p in follower.params})
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's: it refers to the tensors of the optimizer, whose values go on changing; a deepcopy is a snapshot."""
@@ -343,12 +354,12 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         self._save_steps()
-        return {**super().__getstate__(), "gpuopt": (self._options, self._asked, self._mask, self._keys)}
+        return {**super().__getstate__(), "gpuopt": (self._given, self._asked, self._mask, self._keys)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
         if "gpuopt" in state:
-            self._options, self._asked, self._mask, self._keys = state.pop("gpuopt")
+            self._given, self._asked, self._mask, self._keys = state.pop("gpuopt")
         super().__setstate__(state)
         for group in self.param_groups:
             for (
@@ -360,7 +371,7 @@ class TorchOptimizer(torch.optim.Optimizer):
                 found = self.state.get(p)
                 if isinstance(found, dict) and isinstance(found.get("step"), (int, float)):
                     found["step"] = step_tensor(found["step"], group)  # as old checkpoints have it
-        self._edits, self._taken = [], {}
+        self._edits, self._taken, self._replayed = [], {}, Replayed()
         self.state = ShownStates(self.state, self._edits)
         self._reset()
 
@@ -369,6 +380,11 @@ class TorchOptimizer(torch.optim.Optimizer):
         """The name of the backend that runs the first parameter that one can run."""
         devices = [p.device.type for group in self.param_groups for p in group["params"]]
         return backends.choose(self._asked, next((d for d in devices if d in DEVICES), DEVICES[0]))[0]
+
+
+def any_has(groups: Sequence[Mapping[str, Any]], key: str) -> bool:
+    """Whether a flag is set in any of the groups."""
+    return True in [bool(group.get(key)) for group in groups]
 
 
 def _plain(value: Any) -> Any:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gpuopt.arrays import memory
 from gpuopt.launch.launcher import Clock
+from gpuopt.peek import Words
 
 # The dtypes in which a step count is kept as it is found; another is replaced by one that torch would make.
 DTYPES: dict[torch.dtype, Any] = {
@@ -50,22 +50,18 @@ class Field:
     """
 
     def __init__(self, dtype: Any, addresses: NDArray[np.int64], which: list[int]) -> None:
-        word, low = np.dtype(dtype), int(addresses.min())
-        index = (addresses - low) // word.itemsize
-        # One array from the first to the last of them: of all the memory between, none is touched.
-        self.words = memory(low, word, int(index.max()) + 1)
-        self.index: Any = index if len(index) > 1 else slice(None)
+        self.words = Words(addresses, np.dtype(dtype))
         self.which: Any = np.array(which) if len(set(which)) > 1 else which[0]
-        self.expected = np.empty(len(index), word)
+        self.expected = np.empty(len(addresses), dtype)
 
-    def show(self, steps: NDArray[np.int64]) -> None:
+    def show(self, steps: Sequence[int]) -> None:
         """Write the counts of the clocks."""
-        self.expected[...] = steps[self.which]
-        self.words[self.index] = self.expected
+        self.expected[...] = steps[self.which] if isinstance(self.which, int) else np.array(steps)[self.which]
+        self.words.write(self.expected)
 
     def changed(self) -> bool:
         """Whether any of them is not what was written last."""
-        found: bytes = self.words[self.index].tobytes()
+        found: bytes = self.words.read().tobytes()
         return found != self.expected.tobytes()
 
 
@@ -90,10 +86,11 @@ class Counts:
 
     def show(self) -> None:
         """Bring the counts into the tensors."""
-        steps = np.array([clock.step for clock in self.clocks], np.int64)
+        steps = [clock.step for clock in self.clocks]
         for field in self.fields:
             field.show(steps)
         self.shown = steps
+        self.settled: dict[int, int] = {}  # what tensors show since then, by their places
 
     def changed(self) -> bool:
         """Whether someone else wrote into one of them."""
@@ -101,12 +98,17 @@ class Counts:
 
     def settle(self) -> None:
         """Bring counts that came back from a GPU into the tensors that nobody has changed or moved."""
-        place = {id(clock): int(step) for clock, step in zip(self.clocks, self.shown, strict=True)}
-        for tensor, address, clock in zip(self.tensors, self.places, self.of, strict=True):
-            shown = place[id(clock)]
+        place = {id(clock): step for clock, step in zip(self.clocks, self.shown, strict=True)}
+        changed = False
+        for k, (tensor, address, clock) in enumerate(zip(self.tensors, self.places, self.of, strict=True)):
+            shown = self.settled.get(k, place[id(clock)])
             untouched = tensor.data_ptr() == address and bool((tensor == torch.full_like(tensor, shown)).all())
             if shown != clock.step and untouched:
                 tensor.fill_(clock.step)
+                self.settled[k] = clock.step
+            changed |= not untouched
+        if not changed:
+            self.show()
 
 
 class ShownState(dict[str, Any]):

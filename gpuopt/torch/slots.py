@@ -55,7 +55,7 @@ def new_states(
         if state.name in found:
             continue
         made[state.name] = zeros(p, dtypes[state.name])
-        init = state.init if isinstance(state.init, (int, float)) else group[state.init]
+        init = float(rule.first(state, group))
         if init:
             made[state.name].fill_(filled(init, made[state.name]))
     return made

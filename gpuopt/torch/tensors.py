@@ -46,6 +46,10 @@ def describe(tensor: torch.Tensor) -> View:
         raise InputError(
             f"a {type(tensor).__name__} has no memory of its own: expected a plain tensor, such as to_local() of a DTensor"
         )
+    if tensor.is_conj() or tensor.is_neg():
+        raise InputError(
+            f"a {type(tensor).__name__} whose memory holds other values, as conj() leaves it: use .resolve_conj().resolve_neg()"
+        )
     where = "cpu" if device.type == "cpu" else f"{device.type}:{device.index or 0}"
     dtype = str(tensor.dtype).removeprefix("torch.")
     return paired(View(tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), dtype, where))
@@ -127,5 +131,6 @@ class TorchStreams:
         override.reset(self._token)
 
 
-def _current_stream() -> int:
-    return int(torch.cuda.current_stream().cuda_stream)
+def _current_stream(index: int) -> int:
+    """The number says it: what torch takes for the current device, which it sets late, may not be where the step is."""
+    return int(torch.cuda.current_stream(index).cuda_stream)

@@ -18,6 +18,8 @@ import pytest
 
 import gpuopt
 import test_gpu_graphs
+import test_gpu_lifetimes
+import test_gpu_streams
 from driver.library import Driver
 from driver.memory import Fault
 from driver.plugin import driver
@@ -148,6 +150,31 @@ def graph_steps() -> None:
     test_gpu_graphs.test_gradients_get_their_addresses_in_the_capture_and_eager_steps_go_on("cupy", {})
 
 
+def graphs_after_their_optimizer() -> None:
+    """A graph is replayed when its optimizer, parameter, gradient and rate are gone."""
+    test_gpu_lifetimes.test_all_that_a_graph_uses_outlives_the_optimizer("cupy", {})
+
+
+def counts_after_other_plans() -> None:
+    """A graph is replayed after steps with other gradients."""
+    test_gpu_lifetimes.test_replays_count_the_steps_of_each_tensor_whatever_gradients_came_between("cupy")
+
+
+def states_of_another_stream() -> None:
+    """States are made on the default stream and used on one that does not wait for it by itself."""
+    test_gpu_streams.test_states_that_are_made_inside_or_outside("cupy", "plain", 1)
+
+
+def let_go(patch: Patch) -> None:
+    """A graph keeps none of the arrays that it uses."""
+    patch.setattr(device, "needed", lambda launch: [])
+
+
+def apart_from_graphs(patch: Patch) -> None:
+    """Each plan has step counts of its own."""
+    patch.setattr(device.DeviceBackend, "counts", False)
+
+
 def forgotten(patch: Patch) -> None:
     """Nothing keeps what a captured step reads and writes."""
 
@@ -213,8 +240,19 @@ FAULTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "tables from the pool": (pooled, dropped),
     "sums in common": (common_sums, sums_on_two_streams),
     "capture not relaxed": (strict, graph_steps),
+    "arrays of graphs let go": (let_go, graphs_after_their_optimizer),
+    "counts of each plan": (apart_from_graphs, counts_after_other_plans),
+    "no wait for states": (no_wait("cuStreamWaitEvent"), states_of_another_stream),
 }
-OF_GRAPHS = (graphs_after_other_plans, sums_on_two_streams, dropped, graph_steps)
+OF_GRAPHS = (
+    graphs_after_other_plans,
+    sums_on_two_streams,
+    dropped,
+    graph_steps,
+    graphs_after_their_optimizer,
+    counts_after_other_plans,
+    states_of_another_stream,
+)
 SCENARIOS: tuple[Callable[[], None], ...] = (everything, apart, schedules, two_streams, *OF_GRAPHS)
 
 

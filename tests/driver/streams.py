@@ -283,8 +283,10 @@ class Streams(Devices):
         self.reach(self.known(Event, a[0]).mark)
 
     def cuStreamWaitEvent(self, a: Words) -> None:
-        mark = self.known(Event, a[1]).mark
-        self.enqueue(self.stream(a[0]), lambda: self.reach(mark))
+        mark, stream = self.known(Event, a[1]).mark, self.stream(a[0])
+        if stream.capture is not None and mark is not None:
+            raise Fault("a captured stream waits for what is not captured")
+        self.enqueue(stream, lambda: self.reach(mark))
 
     def reach(self, mark: Mark | None) -> None:
         """Do a stream's work up to a mark."""

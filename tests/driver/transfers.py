@@ -137,7 +137,12 @@ class Transfers(Streams):
         if self.pageable(target):
             if stream.capture is not None:
                 raise Fault("a copy into pageable memory while a stream is captured")
-            self.drain(stream)
+            last = self.order
+            try:
+                self.drain(stream)
+            except BaseException:
+                stream.queue = [entry for entry in stream.queue if entry[0] != last]  # its target may go now
+                raise
 
     def cuMemcpyHtoD(self, a: Words) -> None:
         if a[2]:

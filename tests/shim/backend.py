@@ -56,6 +56,9 @@ class Runtime(SimulatorRuntime):
     def prepare_kernel(self, program: Program, inputs: tuple[str, ...]) -> Kernel:
         return build(to_cuda.prepare_source(program, inputs), "gpuopt_prepare", self.sanitize)
 
+    def packed(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        return arguments
+
     def launch(self, kernel: Kernel, grid: int, arguments: tuple[Any, ...], stream: Any = 0) -> None:
         """Whole numbers and addresses go as int64, structs (arrays without dimensions) as the bytes they hold."""
         values = [a if isinstance(a, np.ndarray) else c_int64(a) for a in arguments]

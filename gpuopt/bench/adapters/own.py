@@ -37,14 +37,16 @@ class ArraySession(Session):
         self.xp = space_of(device)
         self.params = [array(self.xp, data.PARAMETERS, k, s, case.dtype) for k, s in enumerate(case.shapes)]
         self.grads = [array(self.xp, data.GRADIENTS, k, s, case.dtype) for k, s in enumerate(case.shapes)]
+        self.others = [g.copy() for g in self.grads] if case.fresh else self.grads
         options = hyper(case.optimizer) | case.formats
         self.optimizer = gpuopt.create(case.optimizer, self.params, backend=backend, **options)
 
     def step(self) -> None:
+        self.grads, self.others = self.others, self.grads
         self.optimizer.step(self.grads)
 
     def scale(self, factor: float) -> None:
-        for grad in self.grads:
+        for grad in {id(g): g for g in (*self.grads, *self.others)}.values():
             grad *= grad.dtype.type(factor)
 
     def read(self, tensor: int, start: int, stop: int) -> NDArray[np.float64]:
@@ -62,7 +64,7 @@ class ArraySession(Session):
 class Own(Provider):
     """One backend of gpuopt."""
 
-    own = True
+    own = renews = True
     distribution = "gpuopt"
 
     def __init__(self, device: str, backend: str) -> None:
