@@ -48,14 +48,15 @@ def arrays(count: int) -> list[Any]:
 
 
 BACKENDS = ("cupy", "numba-cuda")
-# Options, and for each backend the most calls of Python and of C. One launch, or two or three; no upload where nothing changes.
-KINDS: dict[str, tuple[dict[str, Any], tuple[int, int], tuple[int, int]]] = {
-    "plain": ({}, (72, 56), (78, 57)),
-    "norm": ({"max_grad_norm": 1.0}, (82, 78), (77, 64)),
-    "skip": ({"skip_nonfinite": True}, (70, 60), (65, 46)),
-    "capturable": ({"capturable": True}, (70, 58), (66, 46)),
+# Options, and the most calls of Python and of C, by any number of tensors. One launch, or two or three; no upload where nothing
+# changes.
+KINDS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
+    "plain": ({}, (90, 80)),
+    "norm": ({"max_grad_norm": 1.0}, (100, 100)),
+    "skip": ({"skip_nonfinite": True}, (100, 90)),
+    "capturable": ({"capturable": True}, (95, 90)),
 }
-NEW_RATE = (260, 205)  # more calls where a step has another rate than the last: the group is checked, and one upload
+NEW_RATE = (250, 230)  # more calls where a step has another rate than the last: the group is checked, and one upload
 
 
 def stepped(kind: str, backend: str, count: int) -> tuple[Any, list[Any]]:
@@ -71,7 +72,7 @@ def stepped(kind: str, backend: str, count: int) -> tuple[Any, list[Any]]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_calls_of_a_step(kind: str, backend: str, count: int) -> None:
     opt, grads = stepped(kind, backend, count)
-    found, most = calls(lambda: opt.step(grads)), KINDS[kind][1 + BACKENDS.index(backend)]
+    found, most = calls(lambda: opt.step(grads)), KINDS[kind][1]
     assert found[0] <= most[0] and found[1] <= most[1], (found, most)
 
 
@@ -93,7 +94,7 @@ def test_a_step_makes_at_most_one_upload(kind: str, backend: str) -> None:
             assert len(uploads) == expected, rate
     finally:
         del runtime.upload
-    most, rates = KINDS[kind][1 + BACKENDS.index(backend)], iter((0.1, 0.2))
+    most, rates = KINDS[kind][1], iter((0.1, 0.2))
 
     def step() -> None:
         opt.param_groups[0]["lr"] = next(rates)
