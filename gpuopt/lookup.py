@@ -52,7 +52,9 @@ def find(text: str) -> Rule:
 def imported(name: str) -> ModuleType:
     """The module of that name, looked for in the current folder first."""
     if not all(part.isidentifier() for part in name.split(".")):
-        raise InputError(f"{name!r} is no name of a module: expected one of this folder, such as my_rules, or an installed one")
+        raise InputError(
+            f"{name!r} is no name of a module: expected one of this folder, such as my_rules, or an installed one"
+        )
     folder = str(Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)

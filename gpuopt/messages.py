@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 SHOWN = 200  # characters of a value
 
+
 def install(*extras: str) -> str:
     """The line that adds extras to this package, run in its checkout: gpuopt is on no package index."""
     return f"in a checkout of gpuopt: python -m pip install '.[{','.join(extras)}]'"

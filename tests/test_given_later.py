@@ -111,7 +111,9 @@ def laid(order: str, dtype: Any) -> Any:
 
 
 @BACKENDS
-@pytest.mark.parametrize("dtype", [np.float32, np.complex64, ml_dtypes.bfloat16], ids=["float32", "complex64", "bfloat16"])
+@pytest.mark.parametrize(
+    "dtype", [np.float32, np.complex64, ml_dtypes.bfloat16], ids=["float32", "complex64", "bfloat16"]
+)
 @pytest.mark.parametrize(("of_p", "of_g"), [*itertools.product(LIBRARIES, [*LIBRARIES, "jax"])])
 def test_gradients_and_masks_of_another_library_in_any_order(of_p: str, of_g: str, dtype: Any, backend: str) -> None:
     """Whatever the library, the memory is the one of the array held here."""
@@ -119,7 +121,9 @@ def test_gradients_and_masks_of_another_library_in_any_order(of_p: str, of_g: st
         dtype = np.float16  # NumPy's DLPack knows no bfloat16
     mask = VALUES > -4
     expected = np.where(mask, -2 * VALUES, 0)
-    for of_m, (p_order, g_order) in zip(itertools.cycle(LIBRARIES), itertools.product("CF", ("C", "F", "gaps")), strict=False):
+    for of_m, (p_order, g_order) in zip(
+        itertools.cycle(LIBRARIES), itertools.product("CF", ("C", "F", "gaps")), strict=False
+    ):
         held = np.zeros_like(laid(p_order, dtype))
         values = laid(g_order, dtype)
         g = jnp.asarray(values) if of_g == "jax" else LIBRARIES[of_g](values)
@@ -145,7 +149,15 @@ def test_values_that_are_not_in_memory_are_refused() -> None:
 @BACKENDS
 def test_numbers_of_every_kind_for_one_element(backend: str) -> None:
     for dtype in (np.float64, np.float32, np.float16, ml_dtypes.bfloat16):
-        for number in (1.5, np.float32(1.5), np.float16(1.5), ml_dtypes.bfloat16(1.5), np.longdouble(1.5), np.int8(1), 1):
+        for number in (
+            1.5,
+            np.float32(1.5),
+            np.float16(1.5),
+            ml_dtypes.bfloat16(1.5),
+            np.longdouble(1.5),
+            np.int8(1),
+            1,
+        ):
             w = np.zeros(1, dtype)
             gpuopt.GD(w, lr=1.0, backend=backend).step(number)
             assert float(w[0]) == -float(number)

@@ -54,9 +54,13 @@ def parameter_that_stays_one(p, g, *, lr, k=0.1):
     return p
 
 
-@pytest.mark.parametrize("options", [{}, {"l1": 0.3}, {"l1": 0.3, "mask": np.array([True, False, True, True])}], ids=str)
 @pytest.mark.parametrize(
-    "made", [state_of_a_scalar, gradient_of_a_scalar, parameter_of_a_scalar, parameter_that_stays_one], ids=lambda r: r.name
+    "options", [{}, {"l1": 0.3}, {"l1": 0.3, "mask": np.array([True, False, True, True])}], ids=str
+)
+@pytest.mark.parametrize(
+    "made",
+    [state_of_a_scalar, gradient_of_a_scalar, parameter_of_a_scalar, parameter_that_stays_one],
+    ids=lambda r: r.name,
 )
 def test_an_array_that_is_set_to_a_scalar_is_that_scalar(made: gpuopt.Rule, options: dict[str, Any]) -> None:
     found = {}
@@ -259,7 +263,10 @@ def test_the_first_argument_of_prepare_may_have_any_name_on_a_device_too() -> No
         return dict(k=step * sqrt(t))
 
     with installed():
-        assert [moved(made, b, **o) for b, o in (("numpy", {}), ("shim-device", {"skip_nonfinite": True}))] == [2.0, 2.0]
+        assert [moved(made, b, **o) for b, o in (("numpy", {}), ("shim-device", {"skip_nonfinite": True}))] == [
+            2.0,
+            2.0,
+        ]
 
 
 def test_whole_numbers_that_a_device_would_round_are_computed_on_the_host() -> None:

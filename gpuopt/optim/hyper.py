@@ -65,7 +65,11 @@ def check_number(name: str, value: Any, label: str = "") -> float:
         number = arrays.number(value)
     except TypeError:
         number, error = math.nan, KindError
-    except (ValueError, RuntimeError, OverflowError):  # torch's, of a tensor that holds more than one; Python's of a huge one
+    except (
+        ValueError,
+        RuntimeError,
+        OverflowError,
+    ):  # torch's, of a tensor that holds more than one; Python's of a huge one
         number = math.nan
     if not within(number, interval):
         raise error(f"{where}{name} = {shown(value)}: expected a number in {interval}")

@@ -116,7 +116,9 @@ class Definition:
         self.betas = beta_names(self.hyperparameters)
         for name in self.betas:
             if name in tree.flags:
-                self.fail(f"`{name}` is a flag here, and one of an optimizer's `betas` by its name: call it something else")
+                self.fail(
+                    f"`{name}` is a flag here, and one of an optimizer's `betas` by its name: call it something else"
+                )
         for state in states:
             self._check_state(state)
         known = {*self.hyperparameters, *(["betas"] if self.betas else [])}
