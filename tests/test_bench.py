@@ -395,12 +395,3 @@ def test_a_run_that_is_stopped_says_where_its_rows_are(
     monkeypatch.setattr(measure, "measure", once)
     assert bench.main(["--suite", "host", "--quick", "--device", "cpu", "--out", str(tmp_path)]) == 130
     assert str(tmp_path / rows.NAME) in capsys.readouterr().out and rows.read(tmp_path / rows.NAME)
-
-
-def test_a_folder_that_cannot_be_made_is_said_before_anything_is_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setattr(bench, "run", lambda *_: pytest.fail("measured"))
-    with pytest.raises(OSError, match="file"):
-        bench.main(["--quick", "--out", str(tmp_path / "file")])
