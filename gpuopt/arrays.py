@@ -308,7 +308,10 @@ def register(kind: Kind) -> None:
 
 
 def kind_of(array: Any, label: str, remedy: str = REMEDY) -> Kind:
-    """The Kind of an array. Raises DtypeError for what is no dense array (lists, sparse matrices); remedy: of what no method helps."""
+    """The Kind of an array. Raises DtypeError for what is no dense array (lists, sparse matrices).
+
+    remedy: what to say of one that no method of its own helps.
+    """
     found = _by_type.get(type(array))
     if found is None and any(base.__module__ == "torch" for base in type(array).__mro__):
         import_module("gpuopt.torch.tensors")  # which registers them, whether anyone else imports it or not

@@ -38,8 +38,10 @@ def find(text: str) -> Rule:
             module_name = "my_rules" if colon else Path(text).stem
             raise InputError(f"{text!r} names no rule: write module:rule, such as {module_name}:my_rule")
         return rules.get(text)
-    module = imported(module_name.removesuffix(".py").replace("/", "."))
-    found = getattr(module, name, None)
+    module = imported(module_name.removeprefix("./").removesuffix(".py").replace("/", "."))
+    found: object = module
+    for part in name.split("."):
+        found = getattr(found, part, None)
     if found is None:
         own = [key for key, value in vars(module).items() if isinstance(value, Rule)]
         listed = f"it has {', '.join(own)}" if own else "it has none"
@@ -49,6 +51,10 @@ def find(text: str) -> Rule:
 
 def imported(name: str) -> ModuleType:
     """The module of that name, looked for in the current folder first."""
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise InputError(
+            f"{name!r} is no name of a module: expected one of this folder, such as my_rules, or an installed one"
+        )
     folder = str(Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)
@@ -61,6 +67,8 @@ def imported(name: str) -> ModuleType:
             raise GpuoptError(f"{name} does not import: {one_line(error)}") from error
         here = [path.stem for path in Path.cwd().glob("*.py")]
         raise InputError(f"no module {name!r}, neither in this folder nor installed{suggestion(name, here)}") from None
+    except SystemExit:
+        raise GpuoptError(f"{name} does not import: it ends the process, as a script does") from None
     except Exception as error:
         at = traceback.extract_tb(error.__traceback__)[-1]
         where = "" if isinstance(error, SyntaxError) else f" ({at.filename}, line {at.lineno})"

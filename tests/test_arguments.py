@@ -44,7 +44,7 @@ def test_arguments_that_python_itself_would_refuse(title: str, make: Callable[..
     module = gpuopt if make is on_arrays else gpuopt.torch
     with pytest.raises(gpuopt.ArgumentError, match=f"{title} needs params"):
         getattr(module, title)(lr=0.1)
-    with pytest.raises(gpuopt.InputError, match="'learning_rate'.* it takes"):
+    with pytest.raises(gpuopt.InputError, match=r"'learning_rate'.* it takes"):
         make(title, learning_rate=0.1)
     with pytest.raises(TypeError, match=rf"{title}\.__init__\(\)"):
         getattr(module, title)([], params=[])
@@ -53,7 +53,7 @@ def test_arguments_that_python_itself_would_refuse(title: str, make: Callable[..
 @pytest.mark.parametrize("module", [gpuopt, gpuopt.torch])
 @pytest.mark.parametrize("name", [None, 3, gpuopt.AdamW, b"adamw", ["adamw"]])
 def test_what_is_no_name_of_an_optimizer(name: Any, module: Any) -> None:
-    with pytest.raises(gpuopt.InputError, match="unknown optimizer .* expected one of gd, sgd"):
+    with pytest.raises(gpuopt.InputError, match=r"unknown optimizer .* expected one of gd, sgd"):
         module.create(name, [np.zeros(2)])
 
 
@@ -61,7 +61,7 @@ def test_what_is_no_name_of_an_optimizer(name: Any, module: Any) -> None:
 def test_a_misspelt_class_is_suggested(module: Any) -> None:
     with pytest.raises(AttributeError, match="did you mean 'AdamW'"):
         _ = module.Adamw
-    with pytest.raises(AttributeError, match="attribute '__adamw__'$"):
+    with pytest.raises(AttributeError, match=r"attribute '__adamw__'$"):
         _ = module.__adamw__
 
 
@@ -147,7 +147,7 @@ def test_what_is_no_array_is_told_how_to_make_one(what: str) -> None:
 
 def test_keys_are_quoted_once() -> None:
     opt = gpuopt.GD({"a": np.zeros(2), 3: np.zeros(1)}, lr=0.1)
-    with pytest.raises(gpuopt.InputError, match="expected a dict with the keys 'a', 3 as in params, found 'b'$"):
+    with pytest.raises(gpuopt.InputError, match=r"expected a dict with the keys 'a', 3 as in params, found 'b'$"):
         opt.step({"b": np.zeros(2)})
-    with pytest.raises(gpuopt.InputError, match="as in params, found none$"):
+    with pytest.raises(gpuopt.InputError, match=r"as in params, found none$"):
         opt.step({})

@@ -185,3 +185,14 @@ def test_closed_pipe_is_quiet() -> None:
     command = f"'{sys.executable}' -m gpuopt.cli show adamw --backend numba | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert done.stderr == ""
+
+
+def test_a_folder_that_cannot_be_made_is_said_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    from gpuopt import bench
+
+    monkeypatch.setattr(bench, "run", lambda *_: pytest.fail("measured"))
+    with pytest.raises(OSError, match="file"):
+        bench.main(["--quick", "--out", str(tmp_path / "file")])

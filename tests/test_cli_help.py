@@ -256,3 +256,29 @@ def test_an_interrupt_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setattr(gpuopt, "kernel_source", stopped)
     assert exit_code(["show", "adam"]) == 130
     assert capsys.readouterr().err == "\ngpuopt: stopped\n"
+
+
+@pytest.mark.parametrize("text", ["./own_rules.py:r", "own_rules:Holder.inside"])
+def test_show_takes_paths_and_rules_in_classes(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = "    @rule\n    def inside(p, g, *, lr):\n        return p - lr * g\n"
+    text_of = f"from gpuopt import rule\n\nclass Holder:\n{body}\nr = Holder.inside\n"
+    (tmp_path / "own_rules_here.py").write_text(text_of)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert exit_code(["show", text.replace("own_rules", "own_rules_here"), "--backend", "numpy"]) == 0
+    assert "def inside" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", [".own:r", "..own:r", "/tmp:r", "../own.py:r", "a b:r", "1own:r", "ending:r"])
+def test_what_is_no_module_is_one_line_without_ours(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "ending.py").write_text("raise SystemExit(0)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert exit_code(["show", text]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "importlib" not in said
+    assert ("ends the process" if text == "ending:r" else "is no name of a module") in said

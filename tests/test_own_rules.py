@@ -165,7 +165,7 @@ def test_a_name_that_is_bound_again_is_noticed_at_the_next_step(
     optimizer = gpuopt.optimizer(module.r, w, lr=1.0, backend=backend)
     optimizer.step(np.ones(1))
     module.sqrt = math.exp  # type: ignore[attr-defined]
-    with pytest.raises(gpuopt.RuleSyntaxError, match="`sqrt` here is `math.exp`"):
+    with pytest.raises(gpuopt.RuleSyntaxError, match=r"`sqrt` here is `math\.exp`"):
         optimizer.step(np.ones(1))
     assert w.tolist() == [-1.0]
     with pytest.raises(gpuopt.RuleSyntaxError):

@@ -66,6 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise GpuoptError(f"--compare {options.compare}: no such file")
     old = rows.read(Path(options.compare)) if options.compare else []
     if not only_read:
+        path.parent.mkdir(
+            parents=True, exist_ok=True
+        )  # now: an hour of measuring would be lost where it cannot be written
         try:
             measured = run(options, path)
         except KeyboardInterrupt:

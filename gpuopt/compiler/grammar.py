@@ -79,7 +79,7 @@ class Parser:
         return positional, tuple(scalars), flags
 
     def check_mangled(self) -> None:
-        """Raise RuleSyntaxError for a name that is not in the code, since the text is in a class and Python changes `__name` there."""
+        """Raise RuleSyntaxError for a name that is not in the code: in a class, Python changes `__name`."""
         code, arguments = self.function.__code__, self.node.args
         known = {*code.co_varnames, *code.co_names, *code.co_cellvars, *code.co_freevars}
         found: list[tuple[ast.AST, str]] = [

@@ -46,15 +46,16 @@ _PYTHON = {
 }
 
 
-def ipow(base: float, exponent: int) -> float:
+def ipow(base: float | int, exponent: int) -> float:
     """base ** exponent by repeated squaring: the same roundings as the device's loop. Raises what Python raises."""
     if exponent < 0:
         return 1.0 / squaring(base, -exponent)
     result = squaring(base, exponent)
     if math.isinf(result) and not math.isinf(base):
-        if isinstance(base, float):
+        if not isinstance(base, int):
             raise OverflowError(f"{base!r} ** {exponent} is larger than any float64")
-        return base**exponent  # a whole number of Python has no end, and something may be divided by it
+        exact: int = base**exponent
+        return exact  # a whole number of Python has no end, and something may be divided by it
     return result
 
 

@@ -9,7 +9,7 @@ import copyreg
 import inspect
 import sys
 from abc import ABCMeta
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from gpuopt.errors import ArgumentError
@@ -32,7 +32,7 @@ def given(title: str, params: Any) -> Any:
     return params
 
 
-def bound(title: str, names: Sequence[str], args: Sequence[Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def bound(title: str, names: Sequence[str], args: Sequence[Any], given: dict[str, Any]) -> dict[str, Any]:
     """The arguments behind params by name. Raises ArgumentError for too many of them, or for one that is given twice."""
     if len(args) > len(names):
         raise ArgumentError(f"{title} takes params and {list(names)} by position, {len(args)} values were given")
