@@ -18,6 +18,9 @@ WORD = np.dtype(np.int64)
 DATA = object.__basicsize__  # bytes of Python's header
 FLAGS = DATA + 6 * WORD.itemsize  # behind data, number of axes, shape, strides, base and dtype
 NUMBER = np.dtype(np.int32)
+# Where a list object keeps the address of its items: in front of its last word, which counts those it has room for.
+ITEMS = list.__basicsize__ - 2 * WORD.itemsize
+MANY = 32  # items of a list that are read together
 
 
 def memory(address: int, dtype: np.dtype[Any], count: int = 1) -> NDArray[Any]:
@@ -29,6 +32,16 @@ def memory(address: int, dtype: np.dtype[Any], count: int = 1) -> NDArray[Any]:
     buffer: Any = (ctypes.c_char * (dtype.itemsize * count)).from_address(address)
     result: NDArray[Any] = np.frombuffer(buffer, dtype, count)
     return result
+
+
+def contents(items: Any) -> bytes | list[int]:
+    """What tells a list of objects from any other, as long as those objects live: their addresses; of many, read from the list
+    itself, which takes a microsecond for a thousand where asking each would take thirty.
+    """
+    if type(items) is not list or len(items) < MANY:
+        return list(map(id, items))
+    address = ctypes.c_size_t.from_address(id(items) + ITEMS).value
+    return ctypes.string_at(address, WORD.itemsize * len(items))
 
 
 class Words:

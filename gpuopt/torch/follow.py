@@ -7,7 +7,6 @@ compiled code does (`native`). Knows no rule and no state dict.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -17,14 +16,13 @@ import torch
 
 from gpuopt.errors import LayoutError
 from gpuopt.optim.engine import Engine
+from gpuopt.peek import contents
 from gpuopt.torch import native
 from gpuopt.torch.look import Look, look_at, places, where
 from gpuopt.torch.shown import Counts
 from gpuopt.torch.tensors import assign, resolved
 
 WORD = np.dtype(np.int64)
-# Where a list object keeps the address of its items: in front of its last word, which counts those it has room for.
-ITEMS = list.__basicsize__ - 2 * WORD.itemsize
 
 
 class Follower:
@@ -173,13 +171,3 @@ class Follower:
         if made.usable:
             self._versions.compile()
         return made if made.usable else None
-
-
-def contents(params: Any) -> bytes | list[int]:
-    """What tells a list of objects from any other, as long as those objects live: their addresses; of many, read from the list
-    itself, which takes a microsecond for a thousand where asking each would take thirty.
-    """
-    if type(params) is not list or len(params) < native.FROM:
-        return list(map(id, params))
-    items = ctypes.c_size_t.from_address(id(params) + ITEMS).value
-    return ctypes.string_at(items, WORD.itemsize * len(params))
