@@ -323,7 +323,13 @@ def test_what_is_no_sequence_of_betas_is_refused(betas: Any) -> None:
         gpuopt.torch.AdamW(parameters(), betas=betas)
 
 
-FLAGS = [("sgd", "nesterov"), ("rmsprop", "centered"), ("adam", "amsgrad"), ("adagrad", "maximize"), ("adamw", "maximize")]
+FLAGS = [
+    ("sgd", "nesterov"),
+    ("rmsprop", "centered"),
+    ("adam", "amsgrad"),
+    ("adagrad", "maximize"),
+    ("adamw", "maximize"),
+]
 
 
 @pytest.mark.parametrize("name, flag", FLAGS)

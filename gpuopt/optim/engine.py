@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from operator import is_not
 from typing import Any
 
@@ -58,7 +59,7 @@ class Engine:
 
     def clock(self, group: int, step: int) -> Clock:
         """A new step count for tensors of a group."""
-        return Clock(group, step, lambda t: self.groups.environment(group, t))
+        return Clock(group, step, partial(self.groups.environment, group))  # nothing that refers to this engine
 
     def add(self, slots: Sequence[Slot]) -> None:
         """Take more tensors. Raises InputError if two share memory."""
