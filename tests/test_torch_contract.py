@@ -9,11 +9,13 @@ import inspect
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+import gpuopt
 import gpuopt.torch
 from gpuopt.errors import InputError
 from gpuopt.torch import hooks
@@ -308,3 +310,30 @@ def test_compiled_models_and_compiled_steps() -> None:
         return bits(list(model.parameters()))
 
     assert run(True) == run(False)
+
+
+FLAGS = [
+    ("sgd", "nesterov"),
+    ("rmsprop", "centered"),
+    ("adam", "amsgrad"),
+    ("adagrad", "maximize"),
+    ("adamw", "maximize"),
+]
+
+
+@pytest.mark.parametrize("name, flag", FLAGS)
+def test_flags_may_be_numpys(name: str, flag: str) -> None:
+    """As they come out of a table of settings."""
+    momentum = {"momentum": 0.9} if name == "sgd" else {}
+    results = []
+    for made in (bool, np.bool_):
+        params, arrays = parameters(), [np.ones(3)]
+        opt = create(name, params, lr=0.1, **momentum, **{flag: made(True)})
+        train(opt, params, range(2))
+        opt.param_groups[0][flag] = made(False)
+        train(opt, params, range(2, 4))
+        own = gpuopt.create(name, arrays, lr=0.1, backend="numpy", **momentum, **{flag: made(True)})
+        own.step([np.ones(3)])
+        results.append((params, arrays))
+    (params, arrays), (others, twins) = results
+    assert furthest(params, others) == 0 and np.array_equal(arrays, twins)

@@ -323,33 +323,6 @@ def test_what_is_no_sequence_of_betas_is_refused(betas: Any) -> None:
         gpuopt.torch.AdamW(parameters(), betas=betas)
 
 
-FLAGS = [
-    ("sgd", "nesterov"),
-    ("rmsprop", "centered"),
-    ("adam", "amsgrad"),
-    ("adagrad", "maximize"),
-    ("adamw", "maximize"),
-]
-
-
-@pytest.mark.parametrize("name, flag", FLAGS)
-def test_flags_may_be_numpys(name: str, flag: str) -> None:
-    """As they come out of a table of settings."""
-    momentum = {"momentum": 0.9} if name == "sgd" else {}
-    results = []
-    for made in (bool, np.bool_):
-        params, arrays = parameters(), [np.ones(3)]
-        opt = create(name, params, lr=0.1, **momentum, **{flag: made(True)})
-        train(opt, params, range(2))
-        opt.param_groups[0][flag] = made(False)
-        train(opt, params, range(2, 4))
-        own = gpuopt.create(name, arrays, lr=0.1, backend="numpy", **momentum, **{flag: made(True)})
-        own.step([np.ones(3)])
-        results.append((params, arrays))
-    (params, arrays), (others, twins) = results
-    assert furthest(params, others) == 0 and np.array_equal(arrays, twins)
-
-
 def test_foreign_values_in_state_are_left_alone() -> None:
     params = parameters([(3,), (3,)])
     opt = gpuopt.torch.AdamW(params)

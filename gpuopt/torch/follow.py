@@ -43,7 +43,8 @@ class Follower:
     ) -> None:
         self.engine, self.params = engine, list(params)
         # The optimizer refers to this: with a reference back its memory would be there until garbage is collected.
-        self._publish, self._dense = WeakMethod(publish), WeakMethod(dense)
+        self._publish: Callable[[], Any] = WeakMethod(publish)
+        self._dense: Callable[[], Any] = WeakMethod(dense)
         self._every = list(every)
         self._lists = [contents(group["params"]) for group in groups]
         self._present = [k for k, p in enumerate(self._every) if p.grad is not None]
