@@ -10,11 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+import gpuopt
 import gpuopt.torch
 from gpuopt.errors import InputError
 from gpuopt.launch.stream import override
@@ -320,3 +322,30 @@ def test_the_stream_is_asked_for_by_the_number_of_its_device(monkeypatch: pytest
         current = override.get()
         assert current is not None and [current(0), current(3)] == [100, 103]
     assert override.get() is None
+
+
+FLAGS = [
+    ("sgd", "nesterov"),
+    ("rmsprop", "centered"),
+    ("adam", "amsgrad"),
+    ("adagrad", "maximize"),
+    ("adamw", "maximize"),
+]
+
+
+@pytest.mark.parametrize("name, flag", FLAGS)
+def test_flags_may_be_numpys(name: str, flag: str) -> None:
+    """As they come out of a table of settings."""
+    momentum = {"momentum": 0.9} if name == "sgd" else {}
+    results = []
+    for made in (bool, np.bool_):
+        params, arrays = parameters(), [np.ones(3)]
+        opt = create(name, params, lr=0.1, **momentum, **{flag: made(True)})
+        train(opt, params, range(2))
+        opt.param_groups[0][flag] = made(False)
+        train(opt, params, range(2, 4))
+        own = gpuopt.create(name, arrays, lr=0.1, backend="numpy", **momentum, **{flag: made(True)})
+        own.step([np.ones(3)])
+        results.append((params, arrays))
+    (params, arrays), (others, twins) = results
+    assert furthest(params, others) == 0 and np.array_equal(arrays, twins)

@@ -5,16 +5,19 @@ Every step may find tensors elsewhere than the step before; what is wrong must b
 
 from __future__ import annotations
 
+import gc
 import warnings
 import weakref
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+import gpuopt
 import gpuopt.torch
 from gpuopt.errors import DtypeError, InputError
 from torch_samples import bits, copied, everything, furthest, gradients, parameters, train
@@ -188,6 +191,25 @@ def test_gradients_go_on_after_one_was_refused() -> None:
                 params[1].grad = early[1]
             opt.step()
     assert furthest(ours[1], theirs[1]) <= ULPS
+
+
+@pytest.mark.parametrize("shapes", [[(3,)], [(3,)] * 40], ids=["few", "many"])
+@pytest.mark.parametrize("own_dense", [True, False])
+def test_an_optimizer_and_its_states_go_at_once(shapes: Any, own_dense: bool) -> None:
+    """They may be most of a GPU's memory, which cannot wait for a garbage collection."""
+    params = parameters(shapes) if own_dense else [torch.nn.Parameter(torch.zeros(3, 2)[:, 0]) for _ in shapes]
+    opt = gpuopt.torch.AdamW(params)
+    train(opt, params, range(6))
+    array = np.ones(3)
+    of_arrays = gpuopt.AdamW([array], lr=0.1)
+    of_arrays.step([np.ones(3)])
+    gc.disable()
+    try:
+        left = [weakref.ref(x) for x in (opt, opt.state[params[0]]["exp_avg"], of_arrays, array)]
+        del opt, of_arrays, array
+        assert [x() for x in left] == [None] * 4
+    finally:
+        gc.enable()
 
 
 def test_the_graph_of_a_gradient_is_not_kept_alive() -> None:

@@ -308,3 +308,20 @@ def test_a_parameter_list_changed_from_outside_is_used(change: Any) -> None:
         return [*params, *others]
 
     assert furthest(run(gpuopt.torch.SGD), run(torch.optim.SGD)) <= ULPS
+
+
+@pytest.mark.parametrize("steps", [0, 4])
+def test_a_parameter_list_that_no_longer_fits_its_names(steps: int) -> None:
+    """As after a parameter was added to a group made from `named_parameters()`."""
+
+    def run(cls: type[torch.optim.Optimizer]) -> Any:
+        params, more = parameters(), parameters()[:1]
+        opt = cls([(str(k), p) for k, p in enumerate(params)], lr=0.1, momentum=0.9)
+        train(opt, params, range(steps))
+        opt.param_groups[0]["params"].extend(more)
+        train(opt, [*params, *more], range(steps, steps + 4))
+        del opt.param_groups[0]["params"][:3]
+        train(opt, [*params, *more], range(steps + 4, steps + 8))
+        return [*params, *more]
+
+    assert furthest(run(gpuopt.torch.SGD), run(torch.optim.SGD)) <= ULPS

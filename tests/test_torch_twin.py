@@ -115,6 +115,80 @@ def test_going_back_to_a_state_dict_that_was_kept(name: str) -> None:
     assert [float(s["step"]) for s in made[0][0].state.values()] == [8.0, 8.0]
 
 
+def put(entry: dict[str, Any]) -> None:
+    for key, value in entry.items():
+        if key != "step":
+            entry[key] = torch.full_like(value, 0.5)
+
+
+def of_a_state_dict(opt: Any, params: Any) -> Any:
+    return opt.state_dict()["state"].values()
+
+
+def of_a_state_dict_that_hooks_saw(opt: Any, params: Any) -> Any:
+    seen: list[Any] = []
+    opt.register_state_dict_post_hook(lambda _, made: seen.append(made))
+    opt.state_dict()
+    return seen[0]["state"].values()
+
+
+def of_the_optimizer(opt: Any, params: Any) -> Any:
+    return [opt.state[p] for p in params]
+
+
+def of_ones_own(opt: Any, params: Any) -> Any:
+    for p in params:
+        opt.state[p] = dict(opt.state[p])
+    return opt.state.values()
+
+
+def of_a_dict_in_its_place(opt: Any, params: Any) -> Any:
+    opt.state = {p: dict(state) for p, state in opt.state.items()}
+    return opt.state.values()
+
+
+@pytest.mark.parametrize("shapes", [[(4, 3), (5,)], MANY], ids=["few", "many"])
+@pytest.mark.parametrize(
+    "entries", [of_a_state_dict, of_a_state_dict_that_hooks_saw, of_the_optimizer, of_ones_own, of_a_dict_in_its_place]
+)
+@pytest.mark.parametrize("name", BOTH)
+def test_entries_are_the_optimizers_own_and_live(name: str, entries: Any, shapes: Any) -> None:
+    """Whatever is put into one, at once or after steps, is used."""
+    made = pair(name, shapes, torch.float64, **({"momentum": 0.9} if name == "sgd" else {}))
+    for opt, params in made:
+        train(opt, params, range(5))
+        held = [*entries(opt, params)]
+        for number in range(5, 8):
+            assert all(opt.state[p] is entry and type(entry) is dict for p, entry in zip(params, held, strict=True))
+            put(held[number % len(held)])
+            train(opt, params, range(number, number + 2))
+    assert furthest(made[0][1], made[1][1]) <= 1e-12
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_two_optimizers_with_the_same_states(whole: bool) -> None:
+    """Each uses what the other has put there."""
+    made = []
+    for module in (gpuopt.torch, torch.optim):
+        params = parameters([(4, 3), (5,)], torch.float64)
+        first, second = module.AdamW(params, lr=0.1), module.AdamW(params, lr=0.01, amsgrad=True)
+        for opt in (first, second):
+            train(opt, params, range(2))
+        if whole:
+            first.state = second.state
+        else:
+            for p in params:
+                first.state[p] = second.state[p]
+        for opt in (second, first, second):
+            train(opt, params, range(4))
+        put(first.state[params[0]])
+        for opt in (first, second):
+            train(opt, params, range(3))
+        assert all(first.state[p] is second.state[p] for p in params)
+        made.append((params, [float(second.state[p]["step"]) for p in params]))
+    assert furthest(made[0][0], made[1][0]) <= 1e-12 and made[0][1] == made[1][1]
+
+
 # ---------------------------------------------------------------------------------------------------- loading
 
 

@@ -10,6 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ class Engine:
 
     def clock(self, group: int, step: int) -> Clock:
         """A new step count for tensors of a group."""
-        return Clock(group, step, lambda t: self.groups.environment(group, t))
+        return Clock(group, step, partial(self.groups.environment, group))  # nothing that refers to this engine
 
     def add(self, slots: Sequence[Slot]) -> None:
         """Take more tensors. Raises InputError if two share memory."""

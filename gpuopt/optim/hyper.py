@@ -14,7 +14,7 @@ from gpuopt import arrays
 from gpuopt.compiler.names import GIVEN
 from gpuopt.errors import DtypeError, InputError, KindError
 from gpuopt.messages import shown, suggestion
-from gpuopt.rules.language import Rule
+from gpuopt.rules.language import Rule, plain_flag
 
 # name -> the allowed range; one that is not here takes any finite number
 RANGES = {
@@ -80,7 +80,7 @@ def check_value(name: str, value: Any, rule: Rule, default: Any, label: str) -> 
     """Raise InputError unless this hyperparameter can take this value."""
     choices = rule.tree.flags.get(name, (False, True) if isinstance(default, bool) else ())
     if choices:
-        if not any(type(value) is type(c) and value == c for c in choices):
+        if not any(type(plain_flag(value)) is type(c) and value == c for c in choices):
             raise InputError(f"{label}: {name} = {value!r}: expected one of {choices}")
     elif callable(value):
         if name in {state.init for state in rule.states}:

@@ -263,7 +263,7 @@ class Rule:
     def flags(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
         """The compile-time constants for these hyperparameters; a flag `has_x` is true where the hyperparameter x is not 0."""
         known = self.hyperparameters
-        return {n: hyper[n] if n in known else bool(self.value(hyper, n[4:])) for n in self.tree.flags}
+        return {n: plain_flag(hyper[n]) if n in known else bool(self.value(hyper, n[4:])) for n in self.tree.flags}
 
     def first(self, state: State, hyper: Mapping[str, Any]) -> Any:
         """What a state is before the first step; of a schedule, its first value."""
@@ -273,6 +273,11 @@ class Rule:
     def active_states(self, flags: Mapping[str, Any]) -> tuple[State, ...]:
         """The states that exist under these flags, in the order of the function's arguments."""
         return tuple(s for s in self.states if s.when is None or flags[s.when])
+
+
+def plain_flag(value: Any) -> Any:
+    """The value of a flag: Python's own True or False for NumPy's."""
+    return bool(value) if isinstance(value, np.bool_) else value
 
 
 def checked_rule(found: object) -> Rule:

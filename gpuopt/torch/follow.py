@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
+from weakref import WeakMethod
 
 import numpy as np
 import torch
@@ -40,7 +41,10 @@ class Follower:
         publish: Callable[[Follower], Sequence[torch.Tensor]],
         dense: Callable[[Engine, Sequence[torch.Tensor]], list[torch.Tensor]],
     ) -> None:
-        self.engine, self.params, self._publish, self._dense = engine, list(params), publish, dense
+        self.engine, self.params = engine, list(params)
+        # The optimizer refers to this: with a reference back its memory would be there until garbage is collected.
+        self._publish: Callable[[], Any] = WeakMethod(publish)
+        self._dense: Callable[[], Any] = WeakMethod(dense)
         self._every = list(every)
         self._lists = [contents(group["params"]) for group in groups]
         self._present = [k for k, p in enumerate(self._every) if p.grad is not None]
@@ -104,7 +108,7 @@ class Follower:
         try:
             look = look_at(self.params, present, self._flat, engine.slots)
         except LayoutError:
-            present = self._dense(engine, present)
+            present = self._dense()(engine, present)
             look = look_at(self.params, present, self._flat, engine.slots)._replace(as_stored=False)
         self._looks += 1
         if look.where != self._where or look.states != self._places or self.counts.changed():
@@ -148,7 +152,7 @@ class Follower:
         """Show what a step has done, unless it was skipped."""
         if self.engine.planned != self._planned:
             self._planned, self._flags = self.engine.planned, self.engine.groups.flags(False)
-            steps = self._publish(self)
+            steps = self._publish()(self)
             self.counts = Counts([slot.clock for slot in self.engine.slots] if steps else [], steps)
             self._watch()
         if self.engine.skipped != skipped:

@@ -21,7 +21,7 @@ from gpuopt.rules.language import Rule
 from gpuopt.torch import differentiable, loading
 from gpuopt.torch.follow import Follower
 from gpuopt.torch.replayed import Replayed
-from gpuopt.torch.shown import ShownState, ShownStates, step_tensor, usable
+from gpuopt.torch.shown import ShownStates, step_tensor, usable
 from gpuopt.torch.slots import Member, check_apart, labelled, make_slot, new_states, state_dtypes, walked
 from gpuopt.torch.tensors import DEVICES, TorchStreams
 
@@ -45,7 +45,6 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     def __init__(self, params: Any, defaults: dict[str, Any], options: dict[str, Any], backend: str | None) -> None:
         asked = dict(options)
-        self._edits: list[str] = []  # what was done to self.state since the engine last agreed with it
         mask = asked.pop("mask", None) or {}
         self._given, self._asked = Settings(**asked), backend
         if "betas" in defaults:
@@ -61,7 +60,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         if defaults.get("fused") and defaults.get("foreach"):
             raise OptionError("`fused` and `foreach` cannot be `True` together.")  # as torch
         self._mask = self._masks(mask)
-        self.state = ShownStates(self.state, self._edits)
+        self._watch()
         if self.twin in EAGER:
             self._allocate([p for group in self.param_groups for p in group["params"] if p.layout is torch.strided])
 
@@ -221,7 +220,7 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     def _told(self) -> bool:
         """Whether someone put states into `self.state`, or took some out."""
-        return bool(self._edits) or not isinstance(self.state, ShownStates)
+        return self.state is not self._shown or self._shown.version() != self._agreed
 
     def _publish(self, follower: Follower) -> list[torch.Tensor]:
         """Show states and step counts in `self.state`, in torch's order; returns the step tensors, one for each slot or none."""
@@ -238,7 +237,7 @@ class TorchOptimizer(torch.optim.Optimizer):
                 own.add(step.data_ptr())
                 steps.append(step)
             state.update({keys[name]: tensor for name, tensor in slot.states.items()})
-        self._edits.clear()  # these are its own
+        self._agreed = self._shown.version()  # these are its own
         return steps
 
     def _dense(self, engine: Engine, gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -253,9 +252,10 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     def _watch(self) -> None:
         """Notice from now on what others do to `self.state`."""
-        if not isinstance(self.state, ShownStates):
-            self.state = ShownStates(self.state, self._edits)
-        self.state.watch()
+        if not isinstance(self.state, ShownStates):  # another optimizer of ours may have the same
+            self.state = ShownStates(self.state)
+        self._shown = self.state  # and what it was when the engine last agreed with it
+        self._agreed = self._shown.version()
 
     def init_state(self) -> None:
         """Allocate the state of every parameter that requires gradients now, with step 0, instead of at its first step."""
@@ -296,7 +296,6 @@ class TorchOptimizer(torch.optim.Optimizer):
         """As torch's: it refers to the tensors of the optimizer, whose values go on changing; a deepcopy is a snapshot."""
         self._save_steps()
         made: dict[str, Any] = super().state_dict()
-        made["state"] = {k: dict(v) if isinstance(v, ShownState) else v for k, v in made["state"].items()}
         return made
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -371,8 +370,8 @@ class TorchOptimizer(torch.optim.Optimizer):
                 found = self.state.get(p)
                 if isinstance(found, dict) and isinstance(found.get("step"), (int, float)):
                     found["step"] = step_tensor(found["step"], group)  # as old checkpoints have it
-        self._edits, self._taken, self._replayed = [], {}, Replayed()
-        self.state = ShownStates(self.state, self._edits)
+        self._taken, self._replayed = {}, Replayed()
+        self._watch()
         self._reset()
 
     @property

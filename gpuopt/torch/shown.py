@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import ItemsView, Iterator, Mapping, Sequence, ValuesView
+from itertools import chain
+from sys import getrefcount
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from gpuopt.launch.launcher import Clock
-from gpuopt.peek import Words
+from gpuopt.peek import Words, contents
 
 # The dtypes in which a step count is kept as it is found; another is replaced by one that torch would make.
 DTYPES: dict[torch.dtype, Any] = {
@@ -111,34 +113,18 @@ class Counts:
             self.show()
 
 
-class ShownState(dict[str, Any]):
-    """One parameter's entry of `self.state`; appends to `edits` when someone puts something into it or takes it out.
-
-    Copies and pickles are plain dicts. Made without `edits`, as tools do that rebuild a mapping by its type, it tells nobody
-    until it is put into `self.state`.
-    """
-
-    def __init__(self, state: Mapping[str, Any], edits: list[str] | None = None) -> None:
-        super().__init__(state)
-        self.edits = [] if edits is None else edits
-
-    def __reduce__(self) -> Any:
-        return dict, (dict(self),)
-
-    def __copy__(self) -> dict[str, Any]:
-        return dict(self)
-
-
 class ShownStates(defaultdict[Any, Any]):
-    """`self.state` of an optimizer, which tells of edits as its entries do. Copies and pickles are plain.
+    """`self.state` of an optimizer, which counts what is done to it and to its entries. Copies and pickles are plain.
 
+    Entries are plain dicts, as torch's are, since `state_dict()` hands them out: nothing tells of what is put into them. So they
+    are looked at, but only while someone may have one, which is after one was asked for, until no one refers to any.
     What is under keys that are no tensors is others', and stays as it is.
     """
 
-    def __init__(self, states: Mapping[Any, Any], edits: list[str]) -> None:
-        super().__init__(lambda: ShownState({}, edits), states)
-        self.edits = edits
-        self.watch()
+    def __init__(self, states: Mapping[Any, Any]) -> None:
+        super().__init__(dict, states)
+        self.edits = 0
+        self._note()
 
     def __reduce__(self) -> Any:
         return defaultdict, (dict, dict(self))
@@ -148,26 +134,67 @@ class ShownStates(defaultdict[Any, Any]):
 
     copy = __copy__  # type: ignore[assignment]
 
-    def watch(self) -> None:
-        """Let every entry tell of edits from now on; those until now are forgotten."""
-        for key, state in self.items():
-            told = isinstance(state, ShownState) and state.edits is self.edits
-            if isinstance(key, torch.Tensor) and isinstance(state, dict) and not told:
-                self[key] = ShownState(state, self.edits)
-        self.edits.clear()
+    def __getitem__(self, key: Any) -> Any:
+        self._handed = True
+        return super().__getitem__(key)
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        self._handed = True
+        return super().get(key, default)
+
+    def __iter__(self) -> Iterator[Any]:  # `dict(states)` asks for each entry where this is not dict's own
+        return super().__iter__()
+
+    def values(self) -> Any:
+        return ValuesView(self)
+
+    def items(self) -> Any:
+        return ItemsView(self)
+
+    def version(self) -> int:
+        """A number that is another after anything was put in or taken out, here or in an entry."""
+        if self.edits != self._noted_at:
+            self._note()
+        elif self._handed:
+            if contents(self._flat()) != self._noted:
+                self.edits += 1
+                self._note()
+            elif max(map(getrefcount, self._entries), default=0) <= ALONE:
+                self._handed = False
+        return self.edits
+
+    def _note(self) -> None:
+        """Entries as they are now are what later ones are compared with."""
+        found = dict.items(self)
+        self._entries = [state for key, state in found if isinstance(key, torch.Tensor) and isinstance(state, dict)]
+        self._alive = self._flat()  # or others could take their addresses
+        self._noted, self._noted_at = contents(self._alive), self.edits
+        self._handed = True
+
+    def _flat(self) -> list[Any]:
+        return [*chain.from_iterable(self._entries), *chain.from_iterable(map(dict.values, self._entries))]
 
 
-def _telling(cls: type, name: str) -> None:
-    change = getattr(cls, name)
+def _alone() -> int:
+    """The references to an entry that only ShownStates refers to, as they are counted there."""
+    entries: list[dict[str, Any]] = [{}]
+    states = dict(enumerate(entries))
+    return max(map(getrefcount, entries)) if states else 0
+
+
+ALONE = _alone()
+
+
+def _counted(name: str) -> None:
+    change = getattr(ShownStates, name)
 
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        self.edits.append(name)
+        self.edits += 1
         return change(self, *args, **kwargs)
 
     method.__name__ = name
-    setattr(cls, name, method)
+    setattr(ShownStates, name, method)
 
 
 for _name in ("__setitem__", "__delitem__", "__ior__", "clear", "pop", "popitem", "setdefault", "update"):
-    for _cls in (ShownState, ShownStates):
-        _telling(_cls, _name)
+    _counted(_name)

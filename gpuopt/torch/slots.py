@@ -32,7 +32,9 @@ def labelled(groups: Sequence[Mapping[str, Any]]) -> Iterator[Member]:
     number = 0
     for index, group in enumerate(groups):
         params = group["params"]
-        names = group.get("param_names") or [f"param_groups[{index}]['params'][{k}]" for k in range(len(params))]
+        names = group.get("param_names") or ()
+        if len(names) != len(params):  # there are none, or someone changed one of the lists
+            names = [f"param_groups[{index}]['params'][{k}]" for k in range(len(params))]
         for label, p in zip(names, params, strict=True):
             yield label, p, index, number
             number += 1
