@@ -126,7 +126,7 @@ bench() { # DEVICE SECONDS: the suites stop by themselves; the limit is for a ca
 [ -n "$gpu" ] && bench cuda "$(share 75)"
 bench cpu "$(share 85)"
 if [ -s "$OUT/measurements.csv" ]; then
-    limited 60 "$OUT/bench.log" "$PYTHON" -m gpuopt.bench --plot --out "$OUT"
+    limited 30 "$OUT/bench.log" "$PYTHON" -m gpuopt.bench --plot --out "$OUT"
     outcome "plots" $?
 fi
 
