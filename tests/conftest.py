@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import os
 import re
 from collections import Counter
 from functools import cache
@@ -38,6 +39,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="also the tests marked long, which take hours")
     parser.addoption("--without-torch", action="store_true", help="leave out the test files that name torch")
     parser.addoption("--proof", action="store_true", help="run nothing; print what the tests prove of each GPU backend")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """The whole suite on all cores, unless `-n` says otherwise; named files and tests in this process, as usual."""
+    whole = config.args_source is not pytest.Config.ArgsSource.ARGS and not config.option.collectonly
+    reading = config.getoption("--proof") or config.option.usepdb or "PYTEST_XDIST_WORKER" in os.environ
+    if whole and not reading and config.getoption("numprocesses", None) is None:
+        config.option.numprocesses, config.option.dist = len(os.sched_getaffinity(0)), "worksteal"
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
