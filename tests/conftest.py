@@ -62,6 +62,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if long:
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if not item.get_closest_marker("long")]
+    items.sort(
+        key=lambda item: item.get_closest_marker("slow") is None
+    )  # a slow one last would leave the other cores idle
 
 
 @pytest.hookimpl(tryfirst=True)
