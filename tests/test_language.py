@@ -151,7 +151,7 @@ def test_a_rule_without_source_says_so() -> None:
     with pytest.raises(
         SyntaxError, match=r"the source of rule `hidden` cannot be found.*define it in a file or a notebook"
     ):
-        exec(text, {"gpuopt": gpuopt})
+        exec(compile(text, "<nowhere>", "exec"), {"gpuopt": gpuopt})
 
 
 @pytest.mark.parametrize("backend", HOST_BACKENDS)
