@@ -94,6 +94,11 @@ def _share(step: int, steps: int) -> float:
     return min(max(step, 0), steps) / steps
 
 
+def _half_cosine(done: float) -> float:
+    """From 1 to 0."""
+    return (1 + math.cos(math.pi * done)) / 2
+
+
 @_schedule
 def constant(step: int, value: float) -> float:
     """Always `value`."""
@@ -115,7 +120,7 @@ def polynomial(step: int, value: float, steps: int, power: float = 2.0, end: flo
 @_schedule
 def cosine(step: int, value: float, steps: int, end: float = 0.0) -> float:
     """Half a cosine from `value` to `end` in `steps` steps: SGDR, Loshchilov & Hutter 2017, without restarts."""
-    return end + (value - end) * (1 + math.cos(math.pi * _share(step, steps))) / 2
+    return end + (value - end) * _half_cosine(_share(step, steps))
 
 
 @_schedule
@@ -142,7 +147,7 @@ def warm_restarts(step: int, value: float, steps: int, factor: int = 1, end: flo
     """Half a cosine from `value` to `end` again and again, each `factor` times as long as the one before: SGDR."""
     while step >= steps and factor > 1:
         step, steps = step - steps, steps * factor
-    return end + (value - end) * (1 + math.cos(math.pi * (step % steps) / steps)) / 2
+    return end + (value - end) * _half_cosine(step % steps / steps)
 
 
 @_schedule
@@ -157,15 +162,15 @@ def one_cycle(
                          "expected a share from 0 to 1 and divisors above 0")  # fmt: skip
     start, turn, last = value / divisor, warm * steps - 1, steps - 1
     if step <= turn and turn > 0:
-        return value + (start - value) * (1 + math.cos(math.pi * step / turn)) / 2
+        return value + (start - value) * _half_cosine(step / turn)
     done = min((step - turn) / (last - turn), 1.0) if last > turn else 1.0
-    return start / final_divisor + (value - start / final_divisor) * (1 + math.cos(math.pi * done)) / 2
+    return start / final_divisor + (value - start / final_divisor) * _half_cosine(done)
 
 
 # What is left of a decay when a share of it is done.
 SHAPES: dict[str, Callable[[float], float]] = {
     "linear": lambda done: 1 - done,
-    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
+    "cosine": _half_cosine,
     "sqrt": lambda done: 1 - math.sqrt(done),
 }
 

@@ -203,12 +203,18 @@ class Twins:
         assert [p.get().tobytes() for p in self.params] == [h.tobytes() for h in self.host]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_replays_count_the_steps_of_each_tensor_whatever_gradients_came_between(backend: str) -> None:
+def replayed_twins(backend: str) -> tuple[Twins, Callable[[], None]]:
+    """After an eager step and a replay of the graph that steps all tensors, which comes with them."""
     twins = Twins(backend)
     twins.eager(0, 1, 2)
     every = twins.graph(0, 1, 2)
     every()
+    return twins, every
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_replays_count_the_steps_of_each_tensor_whatever_gradients_came_between(backend: str) -> None:
+    twins, every = replayed_twins(backend)
     twins.eager(0, 2)  # another plan: the second tensor has no gradient
     every()
     twins.check()
@@ -263,10 +269,7 @@ def test_a_group_that_is_added_leaves_the_counts_on_the_gpu(backend: str, option
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_group_that_is_added_leaves_the_counts_of_graphs(backend: str) -> None:
-    twins = Twins(backend)
-    twins.eager(0, 1, 2)
-    every = twins.graph(0, 1, 2)
-    every()
+    twins, _alive = replayed_twins(backend)
     more = device_array(20)
     for opt, p in ((twins.opt, more), (twins.usual, more.get())):
         opt.add_param_group({"params": [p], "lr": 0.5})

@@ -65,11 +65,7 @@ def check_number(name: str, value: Any, label: str = "") -> float:
         number = arrays.number(value)
     except TypeError:
         number, error = math.nan, KindError
-    except (
-        ValueError,
-        RuntimeError,
-        OverflowError,
-    ):  # torch's, of a tensor that holds more than one; Python's of a huge one
+    except (ValueError, RuntimeError, OverflowError):  # of an array that holds more than one number, of a huge one
         number = math.nan
     if not within(number, interval):
         raise error(f"{where}{name} = {shown(value)}: expected a number in {interval}")
@@ -83,7 +79,7 @@ def check_value(name: str, value: Any, rule: Rule, default: Any, label: str) -> 
         if not any(type(plain_flag(value)) is type(c) and value == c for c in choices):
             raise InputError(f"{label}: {name} = {value!r}: expected one of {choices}")
     elif callable(value):
-        pass  # what it returns is looked at when it is asked
+        return  # what it returns is looked at when it is asked
     elif name == "betas":
         for beta in checked_betas(value, rule, label):
             if not callable(beta):

@@ -166,8 +166,7 @@ def test_each_call_fails_at_each_of_its_allocations_and_then_works(backend: str,
                     with full(number):
                         action()
                 except Exception as error:
-                    place = f"allocation {number} of {action.__name__}: {type(error).__name__}: {error}"
-                    assert training.found() == expected[k], place
+                    unchanged(training, expected[k], number, action, error)
                     failed += 1
                 else:
                     break
@@ -189,6 +188,13 @@ def test_one_allocation_fails_and_all_goes_on(backend: str, mode: str) -> None:
         assert failed == count
 
 
+def unchanged(training: Training, expected: Any, number: int, action: Any, error: Exception) -> str:
+    """Says where memory was full, once nothing is seen to have changed."""
+    place = f"allocation {number} of {action.__name__}: {type(error).__name__}: {error}"
+    assert training.found() == expected, place
+    return place
+
+
 def fails(training: Training, expected: list[Any], number: int) -> bool:
     """Whether an action fails where memory is full from this allocation on; then nothing is lost."""
     for k, action in enumerate(training.actions):
@@ -197,8 +203,7 @@ def fails(training: Training, expected: list[Any], number: int) -> bool:
             with full(number):
                 action()
         except Exception as error:
-            place = f"allocation {number} of {action.__name__}: {type(error).__name__}: {error}"
-            assert training.found() == expected[k], place
+            place = unchanged(training, expected[k], number, action, error)
             for again in training.actions[k : k + 2]:
                 again()
             assert training.found() == expected[min(k + 2, len(training.actions))], place
