@@ -237,8 +237,11 @@ def test_every_hyperparameter_may_follow_a_schedule(name: str, options: dict[str
     again.load_state_dict(ours.state_dict())
     assert again.param_groups[0] | {"params": 0} == ours.param_groups[0] | {"params": 0}
     plain = getattr(gpuopt, name)(parameters(), backend=backend, **values_at(options, 1))
-    plain.load_state_dict(ours.state_dict())
-    assert plain.param_groups[0]["lr"] in (values_at(options, 1).get("lr"), ours.param_groups[0]["lr"])
+    saved, own = ours.state_dict(), dict(plain.param_groups[0])
+    plain.load_state_dict(saved)
+    following = {name for name in options if values_at(options, 0)[name] is not options[name]}
+    assert {name for name in following if saved["param_groups"][0][name] is not None} == set()
+    assert {name: plain.param_groups[0][name] for name in following} == {name: own[name] for name in following}
 
 
 @pytest.mark.parametrize(("name", "options"), CASES, ids=lambda v: v if isinstance(v, str) else "-".join(v))
