@@ -25,33 +25,53 @@ _HOMES = {
         "DeviceError",
         "LayoutError",
     ),
-    "gpuopt.rules.language": ("rule", "Rule", "State", "sqrt", "sign", "minimum", "maximum", "where"),
+    "gpuopt.rules.language": ("rule", "Rule", "State"),
+    "gpuopt.rules.primitives": (
+        "sqrt",
+        "sign",
+        "minimum",
+        "maximum",
+        "where",
+        "tensor_sum",
+        "tensor_max",
+        "global_sum",
+        "row_sum",
+        "column_sum",
+        "numel",
+        "rows",
+        "columns",
+        "epsilon",
+    ),
     "gpuopt.source": ("kernel_source",),
     "gpuopt.streams": ("stream",),
     "gpuopt.optim.optimizer": ("Optimizer",),
     "gpuopt.optim.factory": ("create", "optimizer", "optimizers", "make_optimizer"),
 }
-_CLASSES = ("GD", "SGD", "DGD", "Adagrad", "RMSprop", "Adam", "AdamW", "Lion")
 _MODULES = ("backends", "schedules")  # the module itself is callable: gpuopt.backends()
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = ["__version__", *_CLASSES, *_HOME, *_MODULES]
-
 
 def __getattr__(name: str) -> Any:
-    if name in _CLASSES:
-        value = import_module("gpuopt.optim.factory").named(name)
-    elif name in _MODULES:
+    value: Any
+    if name in _MODULES:
         value = import_module(f"gpuopt.{name}")
     elif name in _HOME:
         value = getattr(import_module(_HOME[name]), name)
+    elif name == "__all__":
+        value = ["__version__", *import_module("gpuopt.rules").titles(), *_HOME, *_MODULES]
+    elif not name.startswith("_") and import_module("gpuopt.rules").titled(name) is not None:
+        value = import_module("gpuopt.optim.factory").named(name)
     else:
+        from pkgutil import iter_modules
+
         from gpuopt.messages import no_attribute
 
-        raise AttributeError(no_attribute("gpuopt", name, __all__))
+        modules = {module.name for module in iter_modules(__path__)}  # `from gpuopt import arrays` asks here first
+        known = () if name in modules else __getattr__("__all__")
+        raise AttributeError(no_attribute("gpuopt", name, known))
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted(__getattr__("__all__"))

@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuopt import dlpack, driver, peek
+from gpuopt import dlpack, driver
 from gpuopt.errors import DtypeError, InputError
+from gpuopt.formats.dtypes import numpy_dtype
+from gpuopt.native.ndarrays import first_addresses
 from gpuopt.pairs import as_pairs, is_complex, paired, state_like
 
 DEVICE_ORDINAL = 9  # CUpointer_attribute, cuda.h
@@ -55,8 +57,9 @@ class View:
 
 @dataclass(frozen=True)
 class Kind:
-    """An array library. matches(array); describe(array) -> View; zeros(array, dtype) -> array like it, filled with 0;
-    relayout(array, like, out) -> copy of `array` in the memory order of `like`; clone(array) -> copy; assign(array, values).
+    """An array library. matches(array); describe(array) -> View; zeros(array, dtype, shape) -> array like it, or of that
+    shape, filled with 0; relayout(array, like, out) -> copy of `array` in the memory order of `like`; clone(array) -> copy;
+    assign(array, values).
     fixed: whether an array keeps its memory as long as it lives, so that seeing it again means that nothing moved.
     pooled: whether the library keeps memory that is allocated while a CUDA graph is captured as long as the graph.
     looks(array), firsts(arrays): all that `describe` tells apart but the address, and the addresses of the first elements, where
@@ -66,7 +69,7 @@ class Kind:
     name: str
     matches: Callable[[Any], bool]
     describe: Callable[[Any], View]
-    zeros: Callable[[Any, str], Any]
+    zeros: Callable[..., Any]
     relayout: Callable[[Any, Any, Any], Any]
     clone: Callable[[Any], Any]
     assign: Callable[[Any, Any], None]
@@ -151,7 +154,9 @@ def _in_order_of(xp: Any, like: Any, dtype: Any) -> Any:
 
 
 def _array_zeros(xp: Any) -> Callable[[Any, str], Any]:
-    def zeros(like: Any, dtype: str) -> Any:
+    def zeros(like: Any, dtype: str, shape: tuple[int, ...] | None = None) -> Any:
+        if shape is not None:
+            return xp().zeros(shape, numpy_dtype(dtype))
         result = _in_order_of(xp(), *state_like(like, dtype))
         result[...] = 0
         return result
@@ -261,7 +266,7 @@ KINDS: tuple[Kind, ...] = (
         _assign,
         fixed=True,
         looks=attrgetter(*LOOKS),
-        firsts=peek.firsts,
+        firsts=first_addresses,
     ),
     Kind(
         "cupy",

@@ -9,14 +9,15 @@ from __future__ import annotations
 import argparse
 import ast
 import os
-import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any
 
 import gpuopt
-from gpuopt.messages import one_line, suggestion
+from gpuopt.line import INTERRUPTED, Parser
+from gpuopt.messages import one_line
 
 BACKENDS = "auto, numpy, numba, cuda, cupy or numba-cuda"
 EXAMPLES = """examples:
@@ -31,32 +32,16 @@ gpuopt COMMAND --help says more of each.
 SHOW_HELP = """Prints the code that a backend compiles for an optimizer; without a name, lists the optimizers.
 
   gpuopt show adam --backend numba --set amsgrad=True --set max_grad_norm=1
+  gpuopt show adam --backend cuda --set part=prepare    another kernel than the update: sums, prepare, all_tensors, and of rules
+                                                        that sum reduce_1, per_tensor_1 ...
   gpuopt show my_rules:my_rule             a rule of your own, in my_rules.py of this folder
+  gpuopt show --table                      papers, states and bytes of every optimizer, as Markdown
 """
 OF_THE_LINE = {
     "rule": "it comes first, gpuopt show RULE",
     "backend": "write --backend NAME",
     "param_dtype": "write --param-dtype NAME",
 }
-INTERRUPTED = 130  # as shells have it
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser that, for a misspelt word, adds the one that was probably meant."""
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """As argparse has it; what is not known is an error here already, where the options of the command are known."""
-        found, unknown = super().parse_known_args(args, namespace)
-        if unknown:
-            options = re.findall(r"--[\w-]+", self.format_help())
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{suggestion(unknown[0], options)}")
-        return found, unknown
-
-    def error(self, message: str) -> NoReturn:
-        """Exit code 2 with a line of usage and the message."""
-        if choice := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
-            message += suggestion(choice[1], re.findall(r"[\w-]+", choice[2]))
-        super().error(message)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,8 +81,14 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", metavar="COMMAND")
 
     demo = commands.add_parser("demo", help="train on two real data sets and save a plot", allow_abbrev=False)
-    demo.add_argument(
+    which = demo.add_mutually_exclusive_group()
+    which.add_argument(
         "--optimizer", default="adamw", help="trains the digits classifier (adamw); `gpuopt show` lists them"
+    )
+    which.add_argument(
+        "--all",
+        action="store_true",
+        help="every optimizer on three problems, a table and gpuopt-demo-all.png, in minutes",
     )
     demo.add_argument("--backend", help=f"{BACKENDS} (GPUOPT_BACKEND if that is set, else auto)")
     demo.add_argument("--dtype", default="float32", help="of the parameters: float64, float32, float16 or bfloat16")
@@ -117,6 +108,7 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument(
         "rule", nargs="?", help="an optimizer's name, or module:rule; lists the names where it is left out"
     )
+    show.add_argument("--table", action="store_true", help="the optimizers as the table of README.md")
     show.add_argument("--backend", default="cuda", help="cuda, cupy, numba-cuda, numba or numpy (cuda)")
     show.add_argument("--param-dtype", default="float32", help="float64, float32, float16 or bfloat16 (float32)")
     show.add_argument(
@@ -140,7 +132,7 @@ def natural(text: str) -> int:
 
 
 def option(text: str) -> tuple[str, Any]:
-    """`name=value` as a pair; the value a Python literal (`0.9`, `True`, `(0.9, 0.99)`), else the text itself."""
+    """`name=value` as a pair; the value a Python literal (`0.9`, `True`, `(0.9, 0.99)`) or `inf`, else the text itself."""
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
@@ -148,16 +140,24 @@ def option(text: str) -> tuple[str, Any]:
         raise argparse.ArgumentTypeError(f"{name} is no option of an optimizer: {OF_THE_LINE[name]}")
     if value.lower() in ("true", "false", "none"):
         value = value.capitalize()
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
+    for read in (ast.literal_eval, float):
+        with suppress(ValueError, SyntaxError):
+            return name, read(value)
+    return name, value
 
 
 def run_demo(arguments: argparse.Namespace) -> int:
-    """`gpuopt demo`: see `gpuopt.demos.run`."""
+    """`gpuopt demo`: see `gpuopt.demos.run` and `run_all`."""
     from gpuopt import demos
 
+    if arguments.all:
+        if arguments.lr is not None:
+            raise gpuopt.InputError(
+                "--lr with --all: expected one of them, since every optimizer has a rate of its own"
+            )
+        common = {k: getattr(arguments, k) for k in ("backend", "dtype", "out", "quick", "seed")}
+        demos.run_all(**common)
+        return 0
     demos.run(
         arguments.optimizer,
         backend=arguments.backend,
@@ -180,9 +180,16 @@ def run_info(arguments: argparse.Namespace) -> int:
 
 
 def run_show(arguments: argparse.Namespace) -> int:
-    """`gpuopt show`: the names (`gpuopt.lookup.listing`), or the code of one rule (`gpuopt.kernel_source`)."""
+    """`gpuopt show`: the names (`gpuopt.lookup.listing`), their table (`gpuopt.rule_table.lines`), or the code of one rule
+    (`gpuopt.kernel_source`).
+    """
     from gpuopt import lookup
 
+    if arguments.table:
+        from gpuopt.rule_table import lines
+
+        print("\n".join(lines()))
+        return 0
     if arguments.rule is None:
         print("\n".join(lookup.listing()))
         print("\ngpuopt show NAME prints the code of one; gpuopt show MODULE:RULE that of a rule of your own.")

@@ -15,6 +15,7 @@ from typing import Any
 
 import gpuopt
 from gpuopt import driver
+from gpuopt.native import switch
 
 PACKAGES = (
     *("numpy", "numba", "cupy-cuda12x", "cupy-cuda13x", "numba-cuda", "cuda-core"),
@@ -29,6 +30,9 @@ def lines() -> Iterator[str]:
     yield f"gpuopt {gpuopt.__version__}"
     yield f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores"
     yield "packages: " + ", ".join(f"{name} {package_version(name)}" for name in PACKAGES)
+    installed = [name for name in switch.TRIED if name == "python" or package_version(name) != "-"]
+    against = switch.objection(*installed)
+    yield f"native code: {'in use' if against is None else f'not in use: {against}'}"
     yield "backends:"
     for name, why_not in gpuopt.backends().items():
         yield f"  {name:<12}{'usable' if why_not is None else 'not usable: ' + ' '.join(why_not.split())}"

@@ -22,9 +22,10 @@ WIDTH = 100
 
 def listing() -> Iterator[str]:
     """A line for each optimizer: its name and what its rule says first."""
+    column = 2 + max(map(len, rules.NAMES))
     for name in rules.NAMES:
-        text = str(rules.get(name).__doc__).splitlines()[0]
-        yield f"{name:<10}{text if len(text) <= WIDTH else text[: WIDTH - 4].rsplit(' ', 1)[0] + ' ...'}"
+        text, width = str(rules.get(name).__doc__).splitlines()[0], WIDTH - column
+        yield f"{name:<{column}}{text if len(text) <= width else text[: width - 4].rsplit(' ', 1)[0] + ' ...'}"
 
 
 def find(text: str) -> Rule:

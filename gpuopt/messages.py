@@ -35,7 +35,7 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def shown(value: object) -> str:
+def abbreviated(value: object) -> str:
     """A value in a message; Python has whole numbers that it does not write out, and arrays that fill a page."""
     if isinstance(value, int) and not -(10**30) < value < 10**30:
         return f"a whole number of {value.bit_length()} bits"

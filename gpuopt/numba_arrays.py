@@ -101,9 +101,16 @@ def _empty(like: Any, dtype: Any) -> Any:
     return made(view.shape, tuple(s * dtype.itemsize for s in strides), dtype, gpu_data=data)
 
 
-def zeros(like: Any, dtype: str) -> Any:
+def _one(like: Any, dtype: Any, shape: tuple[int, ...]) -> Any:
+    """An array of that shape on the same GPU."""
+    cuda = _cuda()
+    with cuda.gpus[int(arrays.describe(like, "array").device.partition(":")[2])]:
+        return cuda.device_array(shape, dtype)
+
+
+def zeros(like: Any, dtype: str, shape: tuple[int, ...] | None = None) -> Any:
     """As Kind.zeros."""
-    made = _empty(like, numpy_dtype(dtype))
+    made = _empty(like, numpy_dtype(dtype)) if shape is None else _one(like, numpy_dtype(dtype), shape)
     _write(made, 0)
     return made
 

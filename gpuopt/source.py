@@ -3,42 +3,64 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 from gpuopt import rules
-from gpuopt.compiler import to_cuda, to_numba, to_numba_cuda
+from gpuopt.compiler import to_cuda, to_cuda_sums, to_numba, to_numba_cuda, to_numba_sums
 from gpuopt.compiler.host import row_inputs
-from gpuopt.compiler.lower import Program, Role, Signature, program_for
+from gpuopt.compiler.lower import gradient_sums, program_for
+from gpuopt.compiler.program import Pass, PerTensor, Program, Role, Signature
 from gpuopt.errors import InputError, entry
 from gpuopt.formats.dtypes import PARAMETER_DTYPES, STORAGES, state_dtype, state_storage
 from gpuopt.messages import suggestion
-from gpuopt.optim.hyper import check_group, defaults_of
+from gpuopt.optim.decay import peak_of
+from gpuopt.optim.hyper import check_group, defaults_of, switches
 from gpuopt.optim.settings import Settings
 from gpuopt.rules.language import Rule, checked_rule
 
-CUDA = {
-    "update": to_cuda.update_source,
-    "sums": lambda made: to_cuda.sums_source(made.roles[1].storage, made.compute),
-    "prepare": lambda made: to_cuda.prepare_source(made, row_inputs(made)),
-}
-NUMBA_CUDA = {
-    "update": to_numba_cuda.cuda_source,
-    "sums": lambda made: to_numba_cuda.sums_source(made.roles[1].storage, made.compute),
-    "prepare": lambda made: to_numba_cuda.prepare_source(made, row_inputs(made)),
-}
-TEXTS: dict[str, dict[str, Callable[[Program], str]]] = {
-    "numpy": {"update": lambda made: made.signature.definition.tree.source},
-    "numba": {"update": to_numba.cpu_source},
-    "cuda": CUDA,
-    "cupy": CUDA,
-    "numba-cuda": NUMBA_CUDA,
-}
+BACKENDS = ("numpy", "numba", "cuda", "cupy", "numba-cuda")
+Texts = dict[str, Callable[[], str]]
+
+
+def parts(made: Program, backend: str) -> Texts:
+    """The texts of a program on a backend, by the names of its parts, in the order in which a step runs them."""
+    if backend == "numpy":
+        return {"update": lambda: made.signature.definition.tree.source}
+    if backend == "numba":
+        return {**_passes(made, to_numba_sums), "update": lambda: to_numba.cpu_source(made)}
+    by_numba = backend == "numba-cuda"
+    sums: Any = to_numba_cuda if by_numba else to_cuda_sums
+    layout, cut = gradient_sums(made.roles[1].storage, made.compute)
+    return {
+        "sums": lambda: sums.reduce_source(layout, cut),
+        "prepare": lambda: (to_numba_cuda if by_numba else to_cuda).prepare_source(made, row_inputs(made)),
+        **_passes(made, sums),
+        "all_tensors": sums.all_tensors_source,
+        "update": lambda: to_numba_cuda.cuda_source(made) if by_numba else to_cuda.update_source(made),
+    }
+
+
+def _passes(made: Program, printer: Any) -> Texts:
+    """What comes before the update: reduce_1, per_tensor_1 ..."""
+    found: Texts = {}
+    for step in made.schedule:
+        if isinstance(step, Pass):
+            name = "reduce_along" if step.along and printer is not to_cuda_sums else "reduce"
+            text = partial(getattr(printer, f"{name}_source"), made.layout_of(step), step)
+        else:
+            name = "per_tensor" if isinstance(step, PerTensor) else "per_matrix"
+            text = partial(getattr(printer, f"{name}_source"), step)
+        kind = name.removesuffix("_along")
+        found[f"{kind}_{1 + sum(known.startswith(kind) for known in found)}"] = text
+    return found
 
 
 # Options of a whole optimizer that change its kernels or are accepted; `found_inf` is how gpuopt.torch passes a GradScaler's.
 WIDE = tuple(field.name for field in fields(Settings) if field.name != "found_inf")
+OF_ARRAYS = ("mask", "weight_decay_mask")  # of the first, a kernel knows that there is one; of the second, nothing
 
 
 def program(
@@ -53,18 +75,24 @@ def program(
     check_choice("grad_dtype", grad_dtype, allowed, f" for {param_dtype}")
     check_choice("mask", mask, (False, True))
     group, settings = checked(rule, options)
-    flags = rule.flags(group) | {
-        "@scaled": bool(group["maximize"]) or (settings.max_grad_norm, settings.grad_scale) != (None, None),
-        "@clipped": group["clip_value"] is not None,
-        "@sparse": bool(group["l1"]),
-        "@masked": mask,
-    }
-    formats = settings.formats(rule)
+    scaled = (settings.max_grad_norm, settings.grad_scale) != (None, None)
+    flags = rule.flags(group) | switches([group], scaled) | {"@masked": mask}
+    return of_flags(rule, flags, param_dtype, grad_dtype, settings.formats(rule))
+
+
+def of_flags(
+    rule: Rule, flags: dict[str, Any], param_dtype: str, grad_dtype: str, formats: Mapping[str, str]
+) -> Program:
+    """The program of a rule under these flags, those of the options included; formats: of each state."""
+    compute = STORAGES[param_dtype].compute
     roles = [Role("p", param_dtype, True), Role("g", grad_dtype, False)]
     stored = {name: state_storage(state_dtype(chosen, compute)) for name, chosen in formats.items()}
-    roles += [Role(s.name, stored[s.name], not s.readonly) for s in rule.active_states(flags)]
-    roles += [Role("@mask", "bool", False)] if mask else []
-    return program_for(Signature(rule, tuple(sorted(flags.items())), tuple(roles), compute))
+    active = rule.active_states(flags)
+    roles += [Role(s.name, stored[s.name], not s.readonly) for s in active if s.walked]
+    others = [Role(s.name, compute, not s.readonly, s.shape) for s in active if not s.walked]
+    cells, vectors = (tuple(r for r in others if (r.shape in ("scalar", "global")) is one) for one in (True, False))
+    roles += [Role("@mask", "bool", False)] if flags["@masked"] else []
+    return program_for(Signature(rule, tuple(sorted(flags.items())), tuple(roles), compute, cells, vectors))
 
 
 def checked(rule: Rule, options: dict[str, Any]) -> tuple[dict[str, Any], Settings]:
@@ -74,17 +102,18 @@ def checked(rule: Rule, options: dict[str, Any]) -> tuple[dict[str, Any], Settin
     """
     known = defaults_of(rule)
     for name in options:
-        if name not in known and name not in WIDE:
-            all_of_it = [*known, *WIDE, "mask"]
+        if name not in known and name not in WIDE and name not in OF_ARRAYS:
+            all_of_it = [*known, *WIDE, *OF_ARRAYS]
             hint = suggestion(name, all_of_it)
             raise InputError(f"unknown option {name!r} of {rule.title}; it takes {', '.join(all_of_it)}{hint}")
     group = {k: (1.0 if v is inspect.Parameter.empty else v) for k, v in known.items()}
     group |= {k: v for k, v in options.items() if k in known}
+    group |= peak_of(group)
     check_group(group, rule, rule.title)
     for field in fields(Settings):
         if field.name in options and isinstance(field.default, bool):
             check_choice(field.name, options[field.name], (False, True))
-    settings = Settings(**{k: v for k, v in options.items() if k in WIDE})
+    settings = Settings(**{k: v for k, v in options.items() if k in WIDE and k not in known})
     settings.check(rule)
     return group, settings
 
@@ -102,10 +131,13 @@ def kernel_source(rule: str | Rule, *, backend: str = "cuda", part: str = "updat
     """The complete translation unit of a kernel.
 
     rule: a name or a rule of your own. backend: "cuda" (or "cupy"): CUDA C++ that NVRTC and nvcc compile as it is;
-    "numba", "numba-cuda": typed Python; "numpy": the rule's own source. part: "update", or on GPUs "sums" (the global
-    norm) and "prepare" (decisions on the device). options: `param_dtype`, `grad_dtype`, `mask=True`, and those of the optimizer.
+    "numba", "numba-cuda": typed Python; "numpy": the rule's own source. part: "update"; of a rule that sums "reduce_1",
+    "per_tensor_1" ... in the order in which a step runs them; on GPUs "sums" (of the gradients, for their norm), "prepare"
+    (decisions on the device) and "all_tensors" (sums over all tensors). options: `param_dtype`, `grad_dtype`, `mask=True`, and
+    those of the optimizer.
     Raises InputError for a name or option that does not exist, and for a value that the optimizer would refuse.
     """
-    check_choice("backend", backend, TEXTS)
-    check_choice("part", part, TEXTS[backend], f" for {backend}")
-    return TEXTS[backend][part](program(rule, **options))
+    check_choice("backend", backend, BACKENDS)
+    found = parts(program(rule, **options), backend)
+    check_choice("part", part, found, f" for {backend}")
+    return found[part]()

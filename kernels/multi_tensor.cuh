@@ -3,8 +3,11 @@
 //   U::C                      compute type
 //   U::LANES                  elements per thread and iteration (16 bytes of the narrowest floating type)
 //   U::ROLES, U::SCALARS      arrays per tensor, scalars per row
+//   U::ADDRESSES, U::VALUES   addresses in a record of the table, numbers per tensor that are known by now
 //   U::Storage<r>::T          element type of role r;  U::size(r): its bytes;  U::written(r): whether it is stored
-//   U::update(C* x, const C* s)   one element: x[role] in and out, s the row of scalars
+//   U::update(C* x, const C* s)   one element: x[role] in and out, s the row of scalars and the numbers of the tensor
+//   U::store_cells(record, s)     states of one number, once a tensor
+//   U::VECTORS, U::vectors(shape, slots, i, out)   numbers of the row, column and matrix of element i, behind those of x
 //   U::STREAMS                    words of random bits an element takes; where there are any, the last two scalars are the
 //                                 lower and the upper 16 bits of the step count
 //   U::stream(r), U::shift(r)     which of them role r takes, from which bit on
@@ -22,40 +25,40 @@ template <class U, int R, int N> __device__ constexpr int per_access() { return 
 
 // Elements updated together: one access of the widest role, but at most 4, and 2 where more than four roles hold eight
 // elements each. All at once, eight divisions in flight, would spill.
-template <class U, int N, int R = 0> __device__ constexpr int per_turn() {
+template <class U, int N, int R = 0> __device__ constexpr int unroll() {
   if constexpr (R + 1 == U::ROLES)
     return least(per_access<U, R, N>(), U::ROLES > 4 && N > 4 ? 2 : 4);
   else
-    return least(per_access<U, R, N>(), per_turn<U, N, R + 1>());
+    return least(per_access<U, R, N>(), unroll<U, N, R + 1>());
 }
 
 // One access of each role from R on, still encoded. Role by role at compile time, because each has its own element type;
 // a turn at element OFFSET loads the roles that begin an access there and stores those that end one.
-template <class U, int N, int R> struct Held {
+template <class U, int N, int R> struct Packs {
   typedef typename U::template Storage<R>::T T;
   typedef typename U::C C;
-  static constexpr int W = per_access<U, R, N>(), TURN = per_turn<U, N>();
+  static constexpr int W = per_access<U, R, N>(), UNROLL = unroll<U, N>();
   T raw[W];
-  Held<U, N, R + 1> rest;
+  Packs<U, N, R + 1> rest;
 
-  template <int OFFSET> __device__ __forceinline__ void load(const int64* at, int64 i, C (&x)[TURN][U::ROLES]) {
+  template <int OFFSET> __device__ __forceinline__ void load(const int64* at, int64 i, C (&x)[UNROLL][U::ROLES + U::VECTORS]) {
     if (OFFSET % W == 0) Pack<T, W>::load(reinterpret_cast<const T*>(at[R]) + i + OFFSET, raw);
 #pragma unroll
-    for (int k = 0; k < TURN; ++k) x[k][R] = decode<C>(raw[OFFSET % W + k]);
+    for (int k = 0; k < UNROLL; ++k) x[k][R] = decode<C>(raw[OFFSET % W + k]);
     rest.template load<OFFSET>(at, i, x);
   }
   template <int OFFSET, class Bits>
-  __device__ __forceinline__ void store(const int64* at, int64 i, const C (&x)[TURN][U::ROLES], const Bits& random) {
+  __device__ __forceinline__ void store(const int64* at, int64 i, const C (&x)[UNROLL][U::ROLES + U::VECTORS], const Bits& random) {
     if constexpr (U::written(R)) {
 #pragma unroll
-      for (int k = 0; k < TURN; ++k)
+      for (int k = 0; k < UNROLL; ++k)
         raw[OFFSET % W + k] = Encode<T>::from(x[k][R], random(U::stream(R), OFFSET + k) >> U::shift(R));
-      if ((OFFSET + TURN) % W == 0) Pack<T, W>::store(reinterpret_cast<T*>(at[R]) + i + OFFSET + TURN - W, raw);
+      if ((OFFSET + UNROLL) % W == 0) Pack<T, W>::store(reinterpret_cast<T*>(at[R]) + i + OFFSET + UNROLL - W, raw);
     }
     rest.template store<OFFSET>(at, i, x, random);
   }
 };
-template <class U, int N> struct Held<U, N, U::ROLES> {
+template <class U, int N> struct Packs<U, N, U::ROLES> {
   template <int OFFSET, class X> __device__ __forceinline__ void load(const int64*, int64, X&) {}
   template <int OFFSET, class X, class Bits>
   __device__ __forceinline__ void store(const int64*, int64, const X&, const Bits&) {}
@@ -74,28 +77,31 @@ template <class U> __device__ __forceinline__ Source source(const int64* at, con
 
 // N elements from `i` on; `at` holds the addresses of the roles.
 template <class U, int N, int OFFSET = 0>
-__device__ __forceinline__ void update_at(const int64* at, int64 i, const typename U::C* s,
-                                          Held<U, N, 0>& held, Random<U::STREAMS, N>& random) {
-  constexpr int TURN = per_turn<U, N>();
-  typename U::C x[TURN][U::ROLES];
+__device__ __forceinline__ void update_at(const int64* at, const int64* slots, int64 i, const typename U::C* s,
+                                          Packs<U, N, 0>& packs, Random<U::STREAMS, N>& random) {
+  constexpr int UNROLL = unroll<U, N>();
+  typename U::C x[UNROLL][U::ROLES + U::VECTORS];
   random.draw(source<U>(at, s), i, OFFSET);  // before the arrays take their registers
-  held.template load<OFFSET>(at, i, x);
+  packs.template load<OFFSET>(at, i, x);
 #pragma unroll
-  for (int k = 0; k < TURN; ++k) U::update(x[k], s);
-  held.template store<OFFSET>(at, i, x, random);
-  if constexpr (OFFSET + TURN < N) update_at<U, N, OFFSET + TURN>(at, i, s, held, random);
+  for (int k = 0; k < UNROLL; ++k) {
+    U::vectors(at + U::ADDRESSES, slots, i + OFFSET + k, x[k] + U::ROLES);
+    U::update(x[k], s);
+  }
+  packs.template store<OFFSET>(at, i, x, random);
+  if constexpr (OFFSET + UNROLL < N) update_at<U, N, OFFSET + UNROLL>(at, slots, i, s, packs, random);
 }
 
 template <class U, int N>
-__device__ __forceinline__ void update_at(const int64* at, int64 i, const typename U::C* s) {
-  Held<U, N, 0> held;
+__device__ __forceinline__ void update_at(const int64* at, const int64* slots, int64 i, const typename U::C* s) {
+  Packs<U, N, 0> packs;
   Random<U::STREAMS, N> random;
-  update_at<U, N>(at, i, s, held, random);
+  update_at<U, N>(at, slots, i, s, packs, random);
 }
 
 template <class U, int CAPACITY>
 __device__ __forceinline__ void walk(const int64* table, const int64* tiles, int64 tile_count, int64 tile_size, int unit,
-                                     const typename U::C* device_rows, const int64* skip,
+                                     const typename U::C* device_rows, const int64* skip, const typename U::C* values, const int64* slots,
                                      const Rows<typename U::C, CAPACITY>& rows) {
   constexpr int N = U::LANES;
   if (skip && *skip) return;
@@ -104,22 +110,25 @@ __device__ __forceinline__ void walk(const int64* table, const int64* tiles, int
   for (int64 tile = int64(blockIdx.x) * (blockDim.x / unit) + threadIdx.x / unit; tile < tile_count; tile += units) {
     const int64 word = tiles[tile];
     const int64 index = word & 0xffffffff;
-    const int64* record = table + (word >> 32) * (COL_ADDRESS + U::ROLES);
+    const int64* record = table + (word >> 32) * (COL_ADDRESS + U::ADDRESSES);
     const int64 numel = record[COL_NUMEL];
     const int head = int(record[COL_HEAD]);
     const int64 first = head + index * tile_size;
     const int count = int(first + tile_size < numel ? tile_size : numel - first);  // negative where numel < head
     const int64* at = record + COL_ADDRESS;  // read anew for every access: from L1, where registers are scarcer
-    typename U::C s[U::SCALARS > 0 ? U::SCALARS : 1];
+    typename U::C s[U::SCALARS + U::VALUES > 0 ? U::SCALARS + U::VALUES : 1];
 #pragma unroll
     for (int k = 0; k < U::SCALARS; ++k) {
       const int64 entry = record[COL_ROW] * U::SCALARS + k;
       s[k] = device_rows ? device_rows[entry] : rows.values[entry];
     }
+#pragma unroll
+    for (int k = 0; k < U::VALUES; ++k) s[U::SCALARS + k] = values[(word >> 32) * U::VALUES + k];
+    if (index == 0 && lane == 0) U::store_cells(record, s);
     // Packs where every role is 16-byte aligned behind the head; one by one the head, the tail, and what is not aligned.
     const int body = record[COL_ALIGNED] & 1 ? count / N * N : 0;
-    for (int i = lane * N; i < body; i += unit * N) update_at<U, N>(at, first + i, s);
-    if (index == 0 && lane < head && lane < numel) update_at<U, 1>(at, lane, s);
-    for (int i = body + lane; i < count; i += unit) update_at<U, 1>(at, first + i, s);
+    for (int i = lane * N; i < body; i += unit * N) update_at<U, N>(at, slots, first + i, s);
+    if (index == 0 && lane < head && lane < numel) update_at<U, 1>(at, slots, lane, s);
+    for (int i = body + lane; i < count; i += unit) update_at<U, 1>(at, slots, first + i, s);
   }
 }

@@ -1,13 +1,14 @@
-// One block, launched only where a step may be skipped or captured: it joins the partial sums, decides clip and skip,
+// One block, launched only where a step may be skipped or captured: it decides clip and skip,
 // advances the step counts that live on the device, and computes every row of scalars in float64. The host never waits.
 //
 //   P::C                                                        compute type of the rows
 //   P::SCALARS, P::INPUTS                                       scalars per row, hyperparameters per row
-//   P::row(int64 step, const Hyper& hyper, double multiplier, C* out)
+//   P::WIDES                                                    scalars per row that stay float64
+//   P::row(int64 step, const Hyper& hyper, double multiplier, C* out, double* wide)
 #pragma once
 
 struct Decision {
-  int64 chunk_count;        // partial sums to join; 0: neither norm nor non-finite check
+  const double* sums;       // of all gradients: squares, and how many are not finite; null: neither is asked for
   double max_norm;          // infinity: no clipping by norm
   double grad_scale_value;  // gradients are divided by this,
   const float* grad_scale;  // or by what this points at
@@ -17,7 +18,7 @@ struct Decision {
 };
 
 // Where a row finds its step count, and which of the records in `hyper` are its hyperparameters.
-struct Clock {
+struct StepCounter {
   int64* step;
   int64 record;
 };
@@ -34,42 +35,27 @@ struct Hyper {
   }
 };
 
-// hyper: of each record INPUTS numbers, then as many sources. clocks: one for each row; no two share a step count.
+// hyper: of each record INPUTS numbers, then as many sources. counters: one for each row; no two share a step count.
 template <class P>
-__device__ __forceinline__ void prepare(const Decision& d, const double* partials, const double* hyper,
-                                        const Clock* clocks, typename P::C* rows, int64* skip, int64* skipped) {
-  __shared__ double squares[THREADS], broken[THREADS];
+__device__ __forceinline__ void prepare(const Decision& d, const double* hyper, const StepCounter* counters,
+                                        typename P::C* rows, double* wide, int64* skip, int64* skipped) {
   const int lane = threadIdx.x;
-  double s = 0, b = 0;
-  for (int64 c = lane; c < d.chunk_count; c += THREADS) {
-    s += partials[2 * c];
-    b += partials[2 * c + 1];
-  }
-  squares[lane] = s;
-  broken[lane] = b;
-  for (int half = THREADS / 2; half > 0; half /= 2) {
-    __syncthreads();
-    if (lane < half) {
-      squares[lane] += squares[lane + half];
-      broken[lane] += broken[lane + half];
-    }
-  }
-  __syncthreads();
+  const double squares = d.sums ? d.sums[0] : 0, broken = d.sums ? d.sums[1] : 0;
   const double inverse = 1.0 / (d.grad_scale ? double(*d.grad_scale) : d.grad_scale_value);
-  const double norm = square_root(squares[0]) * inverse;
+  const double norm = square_root(squares) * inverse;
   const bool bounded = d.max_norm - d.max_norm == 0;  // without a bound, squares that overflow do not matter
   const double multiplier = bounded ? minimum(d.max_norm / (norm + 1e-6), 1.0) * inverse : inverse;
-  const bool skipping = (d.found_inf && *d.found_inf != 0) || (d.check_finite && !(broken[0] == 0));
+  const bool skipping = (d.found_inf && *d.found_inf != 0) || (d.check_finite && !(broken == 0));
   if (lane == 0) {
     *skip = skipping;
     if (skipped) *skipped += skipping;
   }
   for (int r = lane; r < d.row_count; r += THREADS) {
-    const Clock clock = clocks[r];
-    const int64 step = *clock.step + (skipping ? 0 : 1);
-    *clock.step = step;
-    const double* numbers = hyper + clock.record * (2 * P::INPUTS);
+    const StepCounter counter = counters[r];
+    const int64 step = *counter.step + (skipping ? 0 : 1);
+    *counter.step = step;
+    const double* numbers = hyper + counter.record * (2 * P::INPUTS);
     const Hyper given = {numbers, reinterpret_cast<const int64*>(numbers + P::INPUTS)};
-    if (!skipping) P::row(step, given, multiplier, rows + int64(r) * P::SCALARS);
+    if (!skipping) P::row(step, given, multiplier, rows + int64(r) * P::SCALARS, wide + int64(r) * P::WIDES);
   }
 }

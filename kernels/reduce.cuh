@@ -1,40 +1,69 @@
-// Sums over every element of every tensor, in an order that no launch shape changes: a chunk is CHUNK consecutive
-// elements of one tensor, THREADS lanes accumulate its packs in turn, and a fixed tree joins the lanes. The partial of
-// each chunk is stored; prepare.cuh (or the host, by the same order) joins the partials. No float atomics anywhere.
+// Sums over every element of every tensor, in an order that no launch shape changes: a chunk is CHUNK consecutive elements of one
+// tensor; element i of it goes to accumulator i mod (THREADS * N), N of them to each lane; a fixed tree joins the lanes. The partial of
+// each chunk is stored; per_tensor.cuh (or the host, by the same order) joins the partials. No float atomics anywhere.
 //
-//   M::C, M::T, M::SUMS              compute type, element type of the gradient, number of sums
-//   M::measure(C g, C* out)          what one element adds to each sum
+//   M::C, M::N, M::SUMS              compute type, elements of a pack, number of sums
+//   M::ROLES, M::Storage<r>::T       arrays that are read, and their element types;  M::place(r): their places in the table
+//   M::SCALARS, M::VALUES            scalars per row, numbers per tensor: together the second argument of
+//   M::measure(x, s, sums)           what one element, x[role], adds to each sum
+//   M::begin(k), M::join(k, a, b)    sum k of nothing, and of two parts
+//   M::VECTORS, M::vectors(shape, slots, i, out)   numbers of the row, column and matrix of element i, behind those of x
+//   M::AHEAD                         packs on their way before the first is measured
 #pragma once
 
+// One pack of each role from R on, still encoded: role by role at compile time, because each has its own element type.
+template <class M, int N, int R> struct Loaded {
+  typedef typename M::template Storage<R>::T T;
+  T raw[N];
+  Loaded<M, N, R + 1> rest;
+
+  __device__ __forceinline__ void load(const int64* at, int64 i) {
+    Pack<T, N>::load(reinterpret_cast<const T*>(at[M::place(R)]) + i, raw);
+    rest.load(at, i);
+  }
+  __device__ __forceinline__ void element(int k, typename M::C* x) const {
+    x[R] = decode<typename M::C>(raw[k]);
+    rest.element(k, x);
+  }
+};
+template <class M, int N> struct Loaded<M, N, M::ROLES> {
+  __device__ __forceinline__ void load(const int64*, int64) {}
+  __device__ __forceinline__ void element(int, typename M::C*) const {}
+};
+
 template <class M, int N>
-__device__ __forceinline__ void measure_at(const typename M::T* at, typename M::C* sums) {
-  typename M::T raw[N];
-  Pack<typename M::T, N>::load(at, raw);
+__device__ __forceinline__ void measure(const Loaded<M, N, 0>& loaded, const int64* shape, const int64* slots, int64 i,
+                                        const typename M::C* s, typename M::C (*sums)[M::SUMS]) {
 #pragma unroll
-  for (int k = 0; k < N; ++k) M::measure(decode<typename M::C>(raw[k]), sums);
+  for (int k = 0; k < N; ++k) {
+    typename M::C x[M::ROLES + M::VECTORS];
+    loaded.element(k, x);
+    M::vectors(shape, slots, i + k, x + M::ROLES);
+    M::measure(x, s, sums[k]);
+  }
 }
 
-// All packs of one lane of a whole chunk, in the same order: up to AHEAD loads are on their way before the first is measured,
-// since one at a time would not keep the memory of a large GPU busy.
-template <class M, int N>
-__device__ __forceinline__ void measure_whole(const typename M::T* base, typename M::C* sums) {
-  constexpr int STEPS = CHUNK / (THREADS * N), AHEAD = STEPS < 8 ? STEPS : 8;
-#pragma unroll
+// All packs of one lane of a whole chunk: up to AHEAD loads are on their way before the first is measured, since one at a time would
+// not keep the memory of a large GPU busy.
+template <class M>
+__device__ __forceinline__ void measure_whole(const int64* at, const int64* shape, const int64* slots, int64 first,
+                                              const typename M::C* s, typename M::C (&sums)[M::N][M::SUMS]) {
+  constexpr int N = M::N, STEPS = CHUNK / (THREADS * N), AHEAD = STEPS < M::AHEAD ? STEPS : M::AHEAD;
   for (int j = 0; j < STEPS; j += AHEAD) {
-    typename M::T raw[AHEAD][N];
+    Loaded<M, N, 0> loaded[AHEAD];
 #pragma unroll
-    for (int a = 0; a < AHEAD; ++a) Pack<typename M::T, N>::load(base + (j + a) * THREADS * N, raw[a]);
+    for (int a = 0; a < AHEAD; ++a) loaded[a].load(at, first + int64(j + a) * THREADS * N);
 #pragma unroll
     for (int a = 0; a < AHEAD; ++a)
-#pragma unroll
-      for (int k = 0; k < N; ++k) M::measure(decode<typename M::C>(raw[a][k]), sums);
+      measure<M, N>(loaded[a], shape, slots, first + int64(j + a) * THREADS * N, s, sums);
   }
 }
 
 template <class M>
-__device__ __forceinline__ void reduce(const int64* table, int64 columns, int role, const int64* chunks,
-                                       int64 chunk_count, double* partials) {
-  constexpr int N = 16 / sizeof(typename M::T);
+__device__ __forceinline__ void reduce(const int64* table, int64 columns, const int64* chunks, int64 chunk_count,
+                                       const typename M::C* rows, const typename M::C* values, const int64* slots,
+                                       double* partials) {
+  constexpr int N = M::N;
   __shared__ typename M::C shared[M::SUMS][THREADS];
   const int lane = threadIdx.x;
   for (int64 chunk = blockIdx.x; chunk < chunk_count; chunk += gridDim.x) {
@@ -43,28 +72,51 @@ __device__ __forceinline__ void reduce(const int64* table, int64 columns, int ro
     const int64 first = (word & 0xffffffff) * CHUNK;
     const int64 left = record[COL_NUMEL] - first;
     const int count = left < CHUNK ? int(left) : CHUNK;
-    const bool aligned = record[COL_ALIGNED] >> (1 + role) & 1;
-    const typename M::T* at = reinterpret_cast<const typename M::T*>(record[COL_ADDRESS + role]) + first;
-    typename M::C sums[M::SUMS] = {};
+    const bool aligned = (record[COL_ALIGNED] & M::ALIGNED) == M::ALIGNED;
+    const int64* at = record + COL_ADDRESS;
+    const int64* shape = record + columns;  // the end of the record
+    typename M::C s[M::SCALARS + M::VALUES > 0 ? M::SCALARS + M::VALUES : 1];
+#pragma unroll
+    for (int k = 0; k < M::SCALARS; ++k) s[k] = rows[record[COL_ROW] * M::SCALARS + k];
+#pragma unroll
+    for (int k = 0; k < M::VALUES; ++k) s[M::SCALARS + k] = values[(word >> 32) * M::VALUES + k];
+    typename M::C sums[N][M::SUMS];
+#pragma unroll
+    for (int k = 0; k < N; ++k)
+#pragma unroll
+      for (int j = 0; j < M::SUMS; ++j) sums[k][j] = M::begin(j);
     if (aligned && count == CHUNK)
-      measure_whole<M, N>(at + lane * N, sums);
+      measure_whole<M>(at, shape, slots, first + lane * N, s, sums);
     else
       for (int i = lane * N; i < count; i += THREADS * N)
-        if (aligned && i + N <= count)
-          measure_at<M, N>(at + i, sums);
-        else
-          for (int k = i; k < count && k < i + N; ++k) measure_at<M, 1>(at + k, sums);
+        if (aligned && i + N <= count) {
+          Loaded<M, N, 0> loaded;
+          loaded.load(at, first + i);
+          measure<M, N>(loaded, shape, slots, first + i, s, sums);
+        } else {
 #pragma unroll
-    for (int k = 0; k < M::SUMS; ++k) shared[k][lane] = sums[k];
+          for (int k = 0; k < N; ++k)
+            if (i + k < count) {
+              Loaded<M, 1, 0> loaded;
+              loaded.load(at, first + i + k);
+              measure<M, 1>(loaded, shape, slots, first + i + k, s, sums + k);
+            }
+        }
+#pragma unroll
+    for (int j = 0; j < M::SUMS; ++j) {
+#pragma unroll
+      for (int k = 1; k < N; ++k) sums[0][j] = M::join(j, sums[0][j], sums[k][j]);
+      shared[j][lane] = sums[0][j];
+    }
     for (int half = THREADS / 2; half > 0; half /= 2) {
       __syncthreads();
       if (lane < half)
 #pragma unroll
-        for (int k = 0; k < M::SUMS; ++k) shared[k][lane] = shared[k][lane] + shared[k][lane + half];
+        for (int j = 0; j < M::SUMS; ++j) shared[j][lane] = M::join(j, shared[j][lane], shared[j][lane + half]);
     }
     if (lane == 0)
 #pragma unroll
-      for (int k = 0; k < M::SUMS; ++k) partials[chunk * M::SUMS + k] = double(shared[k][0]);
-    __syncthreads();  // lane 1 may not start the next chunk while lane 0 still reads shared[k][1]
+      for (int j = 0; j < M::SUMS; ++j) partials[chunk * M::SUMS + j] = double(shared[j][0]);
+    __syncthreads();  // lane 1 may not start the next chunk while lane 0 still reads shared[j][1]
   }
 }

@@ -79,3 +79,6 @@ __device__ __forceinline__ double integer_power(double base, int64 exponent) {
     if (n & 1) result *= base;
   return exponent < 0 ? 1.0 / result : result;
 }
+
+// Of numbers from 0 on, in 32 bits where both have no more, which is several times as fast.
+__device__ __forceinline__ int64 quotient(int64 a, int64 b) { return (a | b) >> 32 ? a / b : int64(unsigned(a) / unsigned(b)); }

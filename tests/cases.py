@@ -6,12 +6,15 @@ where torch has the optimizer, else the author's formula in NumPy float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from formulas import FORMULAS
+from formulas_sums import OF_SUMS, TOGETHER
 
 Array = NDArray[Any]
 Gradients = Sequence[Array | None]
@@ -29,9 +32,12 @@ class TorchOracle:
     def step(self, grads: Gradients) -> None:
         import torch
 
+        from torch_samples import default_dtype
+
         for tensor, grad in zip(self.tensors, grads, strict=True):
             tensor.grad = None if grad is None else torch.from_numpy(np.array(grad, order="C"))
-        self.optimizer.step()
+        with default_dtype(self.tensors[0].dtype):
+            self.optimizer.step()
 
     @property
     def params(self) -> list[Array]:
@@ -53,7 +59,7 @@ class FormulaOracle:
         self.formula, self.options = formula, options
         self.maximize = self.options.pop("maximize", False)
         self.params = [p.copy() for p in params]
-        self.states: list[dict[str, Array]] = [{k: np.zeros_like(p) for k in keys} for p in params]
+        self.states: list[dict[str, Array]] = [dict(state_of(k, p) for k in keys if exists(k, p)) for p in params]
         self.steps = [0] * len(self.params)
 
     def step(self, grads: Gradients) -> None:
@@ -63,41 +69,29 @@ class FormulaOracle:
                 self.formula(self.steps[k], self.params[k], -g if self.maximize else g, self.states[k], **self.options)
 
 
-def gd(t: int, p: Array, g: Array, s: Mapping[str, Array], *, lr: float, weight_decay: float = 0.0) -> None:
-    """Gradient descent: p <- p - lr g, the decay in the gradient as in torch's SGD."""
-    p -= lr * decayed(p, g, weight_decay)
+class JointOracle(FormulaOracle):
+    """An author's formula of all tensors that have a gradient at once: `update(steps, params, grads, states, **options)`."""
+
+    def step(self, grads: Gradients) -> None:
+        there = [k for k, g in enumerate(grads) if g is not None]
+        for k in there:
+            self.steps[k] += 1
+        given = [-g if self.maximize else g for g in grads if g is not None]
+        steps, params, states = ([known[k] for k in there] for known in (self.steps, self.params, self.states))
+        self.formula(steps, params, given, states, **self.options)
 
 
-def decayed(p: Array, g: Array, weight_decay: float) -> Array:
-    """The gradient with the decay that is coupled to it."""
-    return np.asarray(g + weight_decay * p if weight_decay else g)
+def state_of(key: str, p: Array) -> tuple[str, Array]:
+    """A state before the first step, by its name."""
+    name, _, shape = key.replace("()", " number").partition(" ")
+    shapes = {"number": (), "row": (*p.shape[:-1], 1), "column": (*p.shape[:-2], 1, *p.shape[-1:])}
+    return name, np.zeros(shapes.get(shape, p.shape), p.dtype)
 
 
-def dgd(
-    t: int, p: Array, g: Array, s: Mapping[str, Array], *, lr: float, lr_decay: float = 0.9, weight_decay: float = 0.0
-) -> None:
-    """v <- v + g;  p <- p - a v;  a <- a lr_decay, a = lr at the first step; the decay in the gradient."""
-    s["velocity"][...] += decayed(p, g, weight_decay)
-    p -= lr * lr_decay ** (t - 1) * s["velocity"]
-
-
-def lion(
-    t: int, p: Array, g: Array, s: Mapping[str, Array], *, lr: float = 1e-4,
-    betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0,
-) -> None:  # fmt: skip
-    """Chen et al. 2023, algorithm 2, with the decay before the step."""
-    m = s["exp_avg"]
-    update = np.sign(betas[0] * m + (1 - betas[0]) * g)
-    p *= 1 - lr * weight_decay
-    p -= lr * update
-    m[...] = betas[1] * m + (1 - betas[1]) * g
-
-
-FORMULAS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
-    "GD": (gd, ()),
-    "DGD": (dgd, ("velocity",)),
-    "Lion": (lion, ("exp_avg",)),
-}
+def exists(key: str, p: Array) -> bool:
+    """Whether a tensor has this state: one a row or column if it has two axes, "flat" if it has fewer."""
+    shape = key.partition(" ")[2]
+    return not shape or (shape == "flat") == (p.ndim < 2)
 
 
 @dataclass(frozen=True)
@@ -111,8 +105,9 @@ class Case:
         return "-".join([self.optimizer, *(f"{k}={v}" for k, v in self.options.items())]).replace(" ", "")
 
     def oracle(self, params: Sequence[Array], **more: Any) -> Any:
-        if self.optimizer in FORMULAS:
-            return FormulaOracle(*FORMULAS[self.optimizer], params, **self.options, **more)
+        for table, made in ((FORMULAS | OF_SUMS, FormulaOracle), (TOGETHER, JointOracle)):
+            if self.optimizer in table:
+                return made(*table[self.optimizer], params, **self.options, **more)
         return TorchOracle(self.optimizer, params, **self.options, **more)
 
 
@@ -124,6 +119,13 @@ MOMENTUM = {"lr": 0.02, "momentum": 0.9}
 NESTEROV = MOMENTUM | {"nesterov": True}
 CENTERED = {"lr": 3e-3, "centered": True}
 AMSGRAD = {"lr": 2e-3, "amsgrad": True}
+# An optimizer's defaults, others, and ascent with decay.
+ADAMS = (
+    {},
+    {"lr": 0.1, "betas": (0.5, 0.75), "weight_decay": 0.1},
+    {"lr": 0.01, "betas": (0.8, 0.6), "maximize": True},
+)
+SIGNS = ({}, {"lr": 0.01, "weight_decay": 0.1}, {"lr": 0.01, "weight_decay": 0.1, "maximize": True})
 
 CASES = [
     *_rows(
@@ -201,5 +203,166 @@ CASES = [
         {"lr": 0.01, "weight_decay": 0.1},
         {"lr": 0.01, "betas": (0.5, 0.75), "weight_decay": 0.1, "maximize": True},
         {"lr": 0.01, "betas": (0.0, 0.0)},
+    ),
+    *_rows(
+        "Adadelta",
+        {},
+        {"lr": 0.5, "rho": 0.5, "eps": 1e-3, "weight_decay": 0.1},
+        {"rho": 0.0, "eps": 1e-2, "maximize": True, "weight_decay": 0.1},
+    ),
+    *_rows("Adamax", *ADAMS, {"lr": 0.01, "weight_decay": 0.3, "eps": 1e-3}),
+    *_rows(
+        "RAdam",
+        *ADAMS,
+        {"lr": 0.01, "betas": (0.9, 0.99), "weight_decay": 0.3, "decoupled_weight_decay": True},
+        {"lr": 0.01, "betas": (0.9, 0.9), "weight_decay": 0.3, "eps": 1e-3},
+    ),
+    *_rows("SignSGD", *SIGNS),
+    *_rows("Signum", *SIGNS, {"lr": 0.01, "momentum": 0.5}),
+    *_rows("Tiger", *SIGNS, {"lr": 0.01, "beta": 0.5}),
+    *_rows(
+        "AdEMAMix",
+        {},
+        {"lr": 0.1, "betas": (0.5, 0.75, 0.99), "alpha": 5.0, "eps": 1e-3, "weight_decay": 0.1},
+        {"lr": 0.01, "alpha_warmup": 30, "beta3_warmup": 40, "weight_decay": 0.1, "maximize": True},
+        {"lr": 0.01, "betas": (0.0, 0.99, 0.999)},
+    ),
+    *_rows(
+        "Adan",
+        {},
+        {"lr": 0.1, "betas": (0.5, 0.75, 0.9), "weight_decay": 0.1},
+        {"lr": 0.01, "weight_decay": 0.1, "no_prox": True, "maximize": True},
+    ),
+    *_rows("AdaBelief", {}, {"lr": 0.1, "betas": (0.8, 0.99), "eps": 1e-8, "weight_decay": 0.1}, {"maximize": True}),
+    *_rows(
+        "ADOPT",
+        {},
+        {"lr": 0.1, "betas": (0.5, 0.75), "weight_decay": 0.1},
+        {"lr": 0.01, "betas": (0.8, 0.99), "weight_decay": 0.1, "decouple": True, "maximize": True},
+    ),
+    *_rows("LaProp", *ADAMS),
+    *_rows("Grams", *ADAMS),
+    *_rows(
+        "LAMB",
+        {},
+        {"lr": 0.01, "betas": (0.5, 0.75), "eps": 1e-3, "max_grad_norm": 100.0, "trust_clip": True},
+        {"lr": 0.01, "weight_decay": 0.0, "max_grad_norm": None, "maximize": True},
+        {"lr": 0.01, "weight_decay": 0.0, "always_adapt": True, "grad_averaging": False, "bias_correction": False},
+    ),
+    *_rows(
+        "LARS",
+        {"lr": 0.1},
+        {"lr": 0.1, "weight_decay": 0.1, "trust_coeff": 0.1},
+        {"lr": 0.01, "weight_decay": 0.1, "trust_clip": True, "momentum": 0.9, "nesterov": True, "maximize": True},
+        {"lr": 0.1, "always_adapt": True, "momentum": 0.9, "dampening": 0.3},
+    ),
+    *_rows(
+        "NovoGrad",
+        {},
+        {"lr": 0.01, "betas": (0.5, 0.75), "weight_decay": 0.1, "grad_averaging": True, "maximize": True},
+        {"lr": 0.01, "eps": 1e-3, "amsgrad": True},
+    ),
+    *_rows(
+        "StableAdamW",
+        {"lr": 0.01},
+        {"lr": 0.1, "betas": (0.5, 0.75), "weight_decay": 0.1},
+        {"lr": 0.01, "eps": 1e-2, "weight_decay": 0.1, "maximize": True},
+    ),
+    *_rows("AdamMini", *ADAMS),
+    *_rows(
+        "AdamP",
+        *ADAMS,
+        {"delta": 1.0, "weight_decay": 0.1},
+        {"lr": 0.01, "delta": 3.0, "nesterov": True, "weight_decay": 0.1, "wd_ratio": 0.5, "maximize": True},
+    ),
+    *_rows(
+        "MARS",
+        *ADAMS,
+        AMSGRAD | {"gamma": 0.1, "weight_decay": 0.1},
+        {"lr": 0.01, "mars_type": "mars-lion", "weight_decay": 0.1},
+    ),
+    *_rows(
+        "Prodigy",
+        {},
+        {"betas": (0.5, 0.75), "weight_decay": 0.1, "d0": 1e-3, "d_coef": 0.5},
+        {"lr": 0.1, "weight_decay": 0.1, "decouple": False, "use_bias_correction": True, "maximize": True},
+        {"growth_rate": 1.02, "safeguard_warmup": True, "lr": 0.5, "d0": 1e-2},
+    ),
+    *_rows(
+        "Adafactor",
+        {},
+        {"lr": 0.1, "weight_decay": 0.1, "beta2_decay": -1.0, "d": 1.5},
+        {"eps": (1e-3, 0.1), "weight_decay": 0.1, "maximize": True},
+        {"eps": (1e-30, 1e-3), "beta2_decay": -0.5},
+    ),
+    *_rows(
+        "AdafactorT5",
+        {},
+        {"lr": 0.01, "relative_step": False, "scale_parameter": False, "weight_decay": 0.1},
+        {"warmup_init": True, "lr": 100.0, "clip_threshold": 0.5, "maximize": True},
+        {"momentum": 0.9, "eps": (1e-6, 0.1), "decay_rate": -0.5, "weight_decay": 0.1},
+    ),
+    *_rows(
+        "CAME",
+        {},
+        {"lr": 0.01, "betas": (0.5, 0.75, 0.9), "eps": (1e-6, 1e-3), "weight_decay": 0.1},
+        {"lr": 0.01, "clip_threshold": 0.5, "weight_decay": 0.1, "maximize": True},
+    ),
+    *_rows("Yogi", *ADAMS, {"lr": 0.01, "initial_accumulator_value": 0.1, "eps": 1e-8, "weight_decay": 0.1}),
+    *_rows(
+        "NAdam",
+        *ADAMS,
+        {"lr": 0.01, "momentum_decay": 0.1, "weight_decay": 0.3, "decoupled_weight_decay": True},
+        {"lr": 0.01, "betas": (0.0, 0.9), "momentum_decay": 0.0, "eps": 1e-3},
+    ),
+    *_rows(
+        "ASGD",
+        {},
+        {"lr": 0.1, "t0": 10, "weight_decay": 0.1},
+        {"lr": 0.1, "lambd": 0.1, "alpha": 1.5, "t0": 20, "weight_decay": 0.1, "maximize": True},
+        {"lr": 0.1, "lambd": 0.5, "alpha": 0.0, "t0": 0},
+    ),
+    *_rows(
+        "Rprop",
+        {},
+        {"lr": 0.1, "etas": (0.3, 2.0), "step_sizes": (0.01, 0.5)},
+        {"lr": 1e-3, "step_sizes": (1e-4, 0.1), "maximize": True},
+    ),
+    *_rows(
+        "QHAdam",
+        *ADAMS,
+        {"nus": (0.7, 1.0), "betas": (0.995, 0.999)},
+        {"lr": 0.01, "nus": (0.5, 0.9), "weight_decay": 0.3, "decouple_weight_decay": True, "maximize": True},
+    ),
+    *_rows(
+        "FOCUS",
+        {},
+        {"lr": 0.01, "betas": (0.8, 0.95), "gamma": 0.4, "weight_decay": 0.1},
+        {"lr": 0.01, "betas": (0.5, 0.9), "weight_decay": 0.1, "maximize": True},
+        {"gamma": 0.0},
+    ),
+    *_rows(
+        "MADGRAD",
+        {},
+        {"lr": 0.1, "momentum": 0.0, "weight_decay": 0.1},
+        {"lr": 0.1, "momentum": 0.5, "weight_decay": 0.1, "eps": 1e-3, "decouple_decay": True, "maximize": True},
+        {"lr": 0.1, "eps": 0.0},
+    ),
+    *_rows(
+        "ScheduleFreeSGD",
+        {},
+        {"lr": 0.1, "warmup_steps": 10, "r": 0.5, "weight_decay": 0.1},
+        {"lr": 0.1, "momentum": 0.5, "weight_lr_power": 0.0, "maximize": True},
+    ),
+    *_rows("ScheduleFreeAdamW", *ADAMS, {"lr": 0.01, "warmup_steps": 10, "r": 1.0, "weight_decay": 0.1}),
+    *_rows("ScheduleFreeRAdam", {"lr": 0.01, "r": 0.5, "weight_decay": 0.1, "silent_sgd_phase": False}, *ADAMS),
+    *_rows(
+        "SophiaG", {}, {"lr": 0.01, "betas": (0.5, 0.9), "rho": 0.1, "bs": 8}, {"weight_decay": 0.3, "maximize": True}
+    ),
+    *_rows(
+        "AdamAtan2",
+        {},
+        {"lr": 0.01, "betas": (0.5, 0.75), "weight_decay": 0.1, "b": 0.1},
+        {"lr": 0.01, "a": 1.0, "b": 10.0, "weight_decay": 0.1, "maximize": True},
     ),
 ]

@@ -1,5 +1,5 @@
 """What every test shares: the option `--require-gpu`, the one reason for which a test may be skipped, and what
-several files ask for: `rng`, `looks`.
+several files ask for: `rng`, `native`, `looks`.
 
 Loaded by pytest. Imports nothing of gpuopt at its top, so that a broken package still gives readable failures.
 """
@@ -117,11 +117,27 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
+def switch_native(monkeypatch: pytest.MonkeyPatch, on: bool) -> None:
+    """What GPUOPT_NATIVE would have decided for gpuopt.torch, had it been so when the process began."""
+    monkeypatch.setenv("GPUOPT_NATIVE", str(int(on)))
+    objects, library = (importlib.import_module(f"gpuopt.native.{name}") for name in ("objects", "torch.library"))
+    monkeypatch.setattr(objects, "unshared", objects.counted_unshared if on else objects.never_unshared)
+    monkeypatch.setattr(library, "trouble", cache(library.trouble.__wrapped__))
+    monkeypatch.setattr(library, "listening", library.listener())
+
+
+@pytest.fixture
+def native(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gpuopt.torch uses native code in this test, whatever GPUOPT_NATIVE says."""
+    switch_native(monkeypatch, True)
+
+
 @pytest.fixture(params=["getters", "compiled"])
 def looks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways in which `gpuopt.torch` looks at tensors, each used from the first step on and for any number of them."""
-    native = importlib.import_module("gpuopt.torch.native")
-    monkeypatch.setattr(native, "AFTER", 1)
-    monkeypatch.setattr(native, "FROM", 1 if request.param == "compiled" else 1 << 60)
+    """Both ways in which `gpuopt.torch` looks at tensors, compiled code from the first step on and for any number of them."""
+    watch = importlib.import_module("gpuopt.native.torch.watch")
+    switch_native(monkeypatch, request.param == "compiled")
+    monkeypatch.setattr(watch, "AFTER", 1)
+    monkeypatch.setattr(watch, "FROM", 1)
     way: str = request.param
     return way

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from gpuopt import arrays
+from gpuopt import arrays, rules
 from gpuopt.arrays import View
-from gpuopt.compiler.lower import Program
+from gpuopt.compiler import to_cuda
+from gpuopt.compiler.host import row_inputs
+from gpuopt.compiler.program import Program
 from gpuopt.formats.dtypes import numpy_dtype
-from gpuopt.launch.launcher import Clock, Launch
+from gpuopt.launch.launcher import Launch, StepCounter
 from gpuopt.launch.plan import Plan
+from gpuopt.optim.decay import NONE
 from gpuopt.source import program
 
 HYPER = {
     "lr": 1e-2,
     "beta1": 0.9,
     "beta2": 0.999,
+    "beta3": 0.9999,
+    "beta": 0.965,
+    "rho": 0.9,
+    "alpha_warmup": 5.0,
+    "beta3_warmup": 10.0,
     "eps": 1e-8,
     "weight_decay": 0.01,
     "momentum": 0.9,
@@ -28,11 +38,21 @@ HYPER = {
     "l1": 0.01,
     "clip_value": 0.5,
     "direction": -1.0,
+    **NONE,
 }
 OPTIONS: dict[str, Any] = {"maximize": True, "clip_value": 0.5, "l1": 0.01, "max_grad_norm": 1.0, "mask": True}
 # Flags that give a rule all of its states.
 FULL = {"sgd": {"momentum": 0.9, "nesterov": True}, "rmsprop": {"momentum": 0.9, "centered": True}}
 FULL |= {name: {"amsgrad": True} for name in ("adam", "adamw")}
+
+
+def exact_on_device(name: str) -> bool:
+    """Whether a GPU makes the rows of this rule to the bit: exp, log and real powers differ by an ulp there, and the stand-in
+    refuses them.
+    """
+    made = program(name)
+    rows = to_cuda.prepare_source(made, row_inputs(made)).removeprefix(to_cuda.headers())
+    return not re.search(r"\b(exp|log|pow)\(", rows)
 
 
 class OnGpu:
@@ -57,8 +77,10 @@ def one_of_its_kind() -> arrays.Kind:
     return arrays.Kind("on gpu", lambda value: isinstance(value, OnGpu), OnGpu.describe, *unused)
 
 
-def make(made: Program, sizes: list[int], seed: int = 0, step: int = 3) -> tuple[Launch, Clock, list[dict[str, Any]]]:
-    """A launch of this program over random tensors of these sizes, its clock, and the arrays by role."""
+def make(
+    made: Program, sizes: list[int], seed: int = 0, step: int = 3
+) -> tuple[Launch, StepCounter, list[dict[str, Any]]]:
+    """A launch of this program over random tensors of these sizes, its counter, and the arrays by role."""
     rng = np.random.default_rng(seed)
     tensors: list[dict[str, Any]] = []
     for size in sizes:
@@ -69,10 +91,10 @@ def make(made: Program, sizes: list[int], seed: int = 0, step: int = 3) -> tuple
                 values = np.abs(values) + 0.5  # second moments
             tensor[role.name] = values > 0 if role.storage == "bool" else values.astype(numpy_dtype(role.storage))
         tensors.append(tensor)
-    clock = Clock(0, step, lambda _step: HYPER)
+    counter = StepCounter(0, step, lambda _step: HYPER)
     addresses = np.array([[a[r.name].ctypes.data for r in made.roles] for a in tensors], np.int64)
     plan = Plan(made, sizes, [0] * len(sizes), addresses.reshape(len(sizes), len(made.roles)))
-    return Launch(plan, [clock], tensors), clock, tensors
+    return Launch(plan, [counter], tensors), counter, tensors
 
 
 def same_bits(left: list[dict[str, Any]], right: list[dict[str, Any]]) -> bool:
@@ -91,3 +113,11 @@ def variants(name: str, dtype: str, options: bool, state_format: str = "float32"
     """The program of a rule with all of its states, plain or with every option."""
     given = FULL.get(name, {}) | (OPTIONS if options else {})
     return program(name, param_dtype=dtype, state_format=state_format, **given)
+
+
+def simulated(names: Iterable[str]) -> list[str]:
+    """The rules whose steps `make` can set up: those with no state of another shape than the parameter's, and none that looks at
+    rows and columns.
+    """
+    found = {name: rules.get(name) for name in names}
+    return [n for n, r in found.items() if all(s.walked for s in r.states) and not r.definition().along]

@@ -76,6 +76,22 @@ def options() -> None:
         close(p, expected)
 
 
+def decays() -> None:
+    """Every mode of weight decay, where the update moves towards zero and away from it, at a quarter of the largest rate."""
+    for mode, towards, away in (
+        ("coupled", 3 - 0.5 * (2 + 0.25 * 3), 3 - 0.5 * (-2 + 0.25 * 3)),
+        ("decoupled", 3 * (1 - 0.5 * 0.25) - 1, 3 * (1 - 0.5 * 0.25) + 1),
+        ("lr_ratio", 3 * (1 - 0.5 * 0.25 / 2.0) - 1, 3 * (1 - 0.5 * 0.25 / 2.0) + 1),
+        ("corrected", 3 * (1 - 0.25 * 0.25 / 2.0) - 1, 3 * (1 - 0.25 * 0.25 / 2.0) + 1),
+        ("proximal", (3 - 1) / (1 + 0.5 * 0.25), (3 + 1) / (1 + 0.5 * 0.25)),
+        ("cautious", 3 - 1 - 0.5 * 0.25 * 3, 3 + 1),
+    ):
+        p = np.full(2, 3.0)
+        options = {"weight_decay": 0.25, "weight_decay_mode": mode, "lr_max": 2.0, "backend": "numpy"}
+        gpuopt.GD(p, lr=0.5, **options).step(np.array([2.0, -2.0]))
+        close(p, [towards, away])
+
+
 def skipping() -> None:
     """A step with a NaN has not happened."""
     p = np.ones(3)

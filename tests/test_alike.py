@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 import gpuopt
-from gpuopt import peek
 from gpuopt.errors import DtypeError, GpuoptError, InputError
 from samples import HOST_BACKENDS, everything, refused
 
@@ -160,39 +159,3 @@ def test_a_gradient_may_be_resized_between_steps() -> None:
     opt.step([g])
     opt.step([g])
     assert w.tolist() == [-7.0] * 4
-
-
-def test_addresses_are_read_from_memory_only_where_that_was_seen_to_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    some = [np.zeros(3), np.zeros((4, 4), np.float16)[::-1, 1:], np.array(1.0), np.zeros(0)]
-    some[0].flags.writeable = False
-    assert np.array_equal(peek.read(some), peek.asked(some)) and peek._holds()
-    assert peek.ReadFlags(some).read() == peek.AskedFlags(some).read()
-    with monkeypatch.context() as patched:
-        patched.setattr(peek, "DATA", peek.DATA - 8)  # Python's type pointer
-        assert not peek._holds()
-    monkeypatch.setattr(peek, "FLAGS", peek.FLAGS - 8)  # the dtype's address
-    assert not peek._holds()
-
-
-def test_lists_are_read_from_memory_only_where_that_was_seen_to_hold() -> None:
-    """Long and short, of both kinds; a subclass may keep its items elsewhere."""
-
-    class Odd(list[Any]):
-        pass
-
-    objects = [object() for _ in range(3 * peek.MANY)]
-    for kind in (list, tuple, Odd):
-        for count in (0, 1, peek.MANY - 1, peek.MANY, len(objects)):
-            some = kind(objects[:count])
-            assert peek.same(some, objects[:count]) and peek.same(tuple(some), some)
-            assert not peek.same(some, objects[: count + 1]) or count == len(objects)
-            for changed in {0, count // 2, count - 1} if count else ():
-                other = list(some)
-                other[changed] = object()
-                assert not peek.same(some, other) and not peek.same(tuple(other), some)
-    grown = objects[:100]
-    grown.pop()
-    grown.append(objects[99])
-    assert peek.contents(grown) == peek.contents(objects[:100]) != peek.contents(objects[1:101])
-    assert set(peek.ITEMS) == {list, tuple}
-    assert not peek._items_hold_at(list, lambda at: at + 8)

@@ -17,7 +17,6 @@ import gpuopt
 from gpuopt import bench, rules
 from gpuopt.bench import compare, measure, meters, oracle, plot, providers, report, rows, shapes, suites
 from gpuopt.bench.adapters import own
-from gpuopt.optim import factory
 from repository import ROOT
 
 RUN = ("20260101T000000-test", "2026-01-01")
@@ -52,7 +51,6 @@ def new_rule(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     module.novel = novel  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "gpuopt.rules.novel", module)
     monkeypatch.setattr(rules, "NAMES", (*rules.NAMES, "novel"))
-    monkeypatch.setitem(factory.CLASSES, "Novel", "novel")
     yield "novel"
 
 
@@ -94,14 +92,10 @@ def test_cases_that_do_not_fit_are_left_out() -> None:
     assert found and max(2.5 * c.bytes_held for c in found) <= 1 << 30
 
 
-@pytest.mark.parametrize(("optimizer", "floor"), [("gd", 12), ("sgd", 20), ("lion", 20), ("adamw", 28)])
-def test_bytes_are_the_traffic_floor(optimizer: str, floor: int) -> None:
-    case = suites.Case("large", "1 x 1000", ((1000,),), optimizer)
-    assert case.bytes_moved == 1000 * floor
-    assert suites.Case("large", "", ((1000,),), optimizer, "bfloat16").bytes_moved == 1000 * (floor - 6)
-
-
-def test_a_registered_rule_appears_in_suite_csv_and_plot(new_rule: str, only_own: None, tmp_path: Path) -> None:
+def test_a_registered_rule_appears_in_suite_csv_and_plot(
+    new_rule: str, only_own: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rules, "NAMES", ("adamw", "lamb", new_rule))  # all of them would take minutes
     assert bench.main(["--quick", "--suite", "optimizers", "--device", "cpu", "--out", str(tmp_path), "--plot"]) == 0
     found = rows.read(tmp_path / rows.NAME)
     assert {r.optimizer for r in found} == set(gpuopt.optimizers()) and new_rule in gpuopt.optimizers()
@@ -109,6 +103,12 @@ def test_a_registered_rule_appears_in_suite_csv_and_plot(new_rule: str, only_own
     assert {r.provider for r in novel} == {"gpuopt numpy", "gpuopt numba"}
     assert all(r.status == "ok" and r.p50_us and r.bytes == 20 * r.parameters for r in novel)
     assert (tmp_path / "optimizers.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("optimizer", "share"), [("prodigy", 1.0), ("adamw", 0.02)])
+def test_what_is_compared_is_a_part_unless_every_tensor_counts(optimizer: str, share: float) -> None:
+    case = suites.Case("", "", ((1 << 10, 300),) * 20, optimizer)
+    assert sum(stop - start for _, start, stop in oracle.picks(case)) == pytest.approx(share * case.parameters, rel=0.3)
 
 
 # ---------------------------------------------------------------------------------------------------- providers
@@ -165,9 +165,11 @@ def test_the_check_sees_every_hyperparameter(change: dict[str, Any], monkeypatch
 @pytest.mark.parametrize("optimizer", gpuopt.optimizers())
 def test_parts_of_a_large_tensor_are_compared(optimizer: str) -> None:
     case = suites.Case("large", "", ((700, 900),), optimizer)
-    assert sum(stop - start for _, start, stop in oracle.picks(case)) < case.parameters
+    compared = sum(stop - start for _, start, stop in oracle.picks(case))
+    alone = oracle.elementwise(optimizer) and not gpuopt.rules.get(optimizer).joint
+    assert compared < case.parameters or not alone
     session = own.ArraySession(case, "numba", "cpu")
-    assert oracle.relative_error(session, case) < 1e-4
+    assert oracle.relative_error(session, case) < oracle.tolerance(case)
 
 
 def test_absent_providers_are_skipped_with_a_reason(

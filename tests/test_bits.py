@@ -15,13 +15,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from covering import REPRESENTATIVES, marked, some
 from gpuopt import rules
-from gpuopt.compiler import to_cuda
 from gpuopt.launch import table as t
-from shim.arena import Case, assert_same, launches_of, slots_of
+from shim.arena import Case, assert_same, launches_of, parameters_of
 from shim.backend import Backend, installed
-from shim.build import prefetch
-from shim.variants import EVERYTHING, VARIANT_LABELS, VARIANTS, richest
+from shim.build import cuda_sources, name_in_c, prefetch
+from shim.variants import DECAYS, EVERYTHING, VARIANT_LABELS, VARIANTS, richest
+from summing_rules import HYPER, RULES
 
 pytestmark = pytest.mark.once
 DTYPES = {"float64": None, "float32": None, "float16": None, "bfloat16": None, "float32-bfloat16": "bfloat16"}
@@ -72,19 +73,56 @@ OPTION_CASES = {
     for bits in product((0, 1), repeat=4)
     if (chosen := tuple(s for s, bit in zip(SWITCHES, bits, strict=True) if bit))
 }
-OPTION_CASES |= {f"{name}-all": with_options(name, "float32", tuple(SWITCHES)) for name in rules.NAMES}
-OPTION_CASES |= {f"adamw-{dtype}-all": with_options("adamw", dtype, tuple(SWITCHES)) for dtype in DTYPES}
+OPTION_CASES |= {f"adamw-{d}-decays": with_options("adamw", d, (), groups=DECAYS) for d in ("float32", "bfloat16")}
+OPTION_CASES["sgd-decays-all"] = with_options("sgd", "float32", tuple(SWITCHES), groups=DECAYS)
+OPTION_CASES |= {f"{n}-{dtype}-all": with_options(n, dtype, tuple(SWITCHES)) for n in rules.NAMES for dtype in DTYPES}
 FORMAT_CASES = {
     f"{name}-{dtype}": with_options(name, dtype, (), state_format="bfloat16")
     for name in rules.NAMES
     for dtype in ("float32", "bfloat16")
     if rules.get(name).states
 }
+# Rules that sum: of a tensor of several chunks and of more tensors than blocks, in groups with step counts of their own.
+SUMMED = [*FEW, t.CHUNK, 2 * t.CHUNK + 333]
+SUM_CASES = {
+    f"{name}-{dtype}{label}": Case(
+        rule, HYPER[name], sizes=SUMMED, offsets=offsets(len(SUMMED), 3), odd=odd, **more, **split(dtype)
+    )
+    for (name, rule), dtype in product(RULES.items(), DTYPES)
+    for label, odd, more in (
+        ("", 0.0, {"groups": ({}, {"lr": 0.25}), "seen": [range(21), range(0, 21, 3)]}),
+        *([("-odd", 0.001, {"options": EVERYTHING if name == "trusting" else {}})] if dtype == "float32" else []),
+    )
+}
 CASES = (
     RULE_CASES
     | {f"options-{k}": v for k, v in OPTION_CASES.items()}
     | {f"state16-{k}": v for k, v in FORMAT_CASES.items()}
+    | {f"sums-{k}": v for k, v in SUM_CASES.items()}
 )
+
+
+def ordinary() -> Iterator[str]:
+    """Of each rule: some dtypes, with every option, one of them with rounded states instead; and each variant once, plain, at all
+    sizes and offsets. Of a representative everything, but every option only in float32 (in every dtype for AdamW).
+    """
+    yield from (k for k in CASES if k.startswith("options-") and not k.endswith("-all"))
+    yield from (f"sums-trusting-{dtype}" for dtype in ("float64", "float16", "float32-bfloat16", "float32-odd"))
+    yield from (f"sums-distant-{dtype}" for dtype in ("float32", "bfloat16", "float32-odd"))
+    yield from (f"sums-lined-{dtype}" for dtype in ("float64", "float32-bfloat16", "float16", "float32-odd"))
+    for turn, name in enumerate(rules.NAMES):
+        labels = [k for k, (n, _) in zip(VARIANT_LABELS, VARIANTS, strict=True) if n == name]
+        if name in REPRESENTATIVES:
+            yield from (f"{label}-{dtype}" for label in labels for dtype in DTYPES)
+            yield from (k for k in CASES if k.startswith(f"state16-{name}-"))
+            yield from (f"options-{name}-{dtype}-all" for dtype in (DTYPES if name == "adamw" else ["float32"]))
+            continue
+        rounded = f"state16-{name}-{('float32', 'bfloat16')[turn % 2]}"
+        for dtype in some(name, DTYPES):
+            instead = rounded in CASES and rounded == f"state16-{name}-{dtype}"
+            yield rounded if instead else f"options-{name}-{dtype}-all"
+        for k, label in enumerate(labels):
+            yield f"{label}-{list(DTYPES)[(turn + k) % len(DTYPES)]}"
 
 
 @pytest.fixture(scope="module")
@@ -94,24 +132,26 @@ def shim(request: pytest.FixtureRequest) -> Iterator[Backend]:
         for item in request.session.items:
             case = getattr(item, "callspec", None) and item.callspec.params.get("case")
             if isinstance(case, Case):
-                prefetch(to_cuda.update_source(case.program), "gpuopt_update")
+                for name, source in cuda_sources(case.program).items():
+                    prefetch(source, name_in_c(name))
         yield backend
 
 
 def check(shim: Backend, case: Case, shapes: tuple[tuple[int, int, int], ...] = SHAPES) -> None:
-    """Every backend gives the bits of the reference, and the same step counts."""
+    """Every backend gives the bits of the reference, and the same step counts. Sums, which wait for threads, in one shape."""
+    shapes = shapes if case.program.local else shapes[:1]
     expected, reference = case.run("numpy")
-    counts = [slot.clock.step for slot in slots_of(reference)]
+    counts = [parameter.counter.step for parameter in parameters_of(reference)]
     found, made = case.run("numba")
     assert_same(expected, found, "numba")
     for shape in shapes:
         shim.unit, shim.tile_size, shim.blocks = shape
         found, made = case.run("shim")
         assert_same(expected, found, f"shim {shape}")
-        assert [slot.clock.step for slot in slots_of(made)] == counts
+        assert [parameter.counter.step for parameter in parameters_of(made)] == counts
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("case", marked(CASES, ordinary()))
 def test_same_bits(shim: Backend, case: Case) -> None:
     check(shim, case)
 
@@ -140,7 +180,7 @@ def test_rows_of_groups_and_step_counts(shim: Backend, count: int, device_rows: 
     finally:
         shim.device_rows = False
     launch = launches_of(case.run("shim")[1])[0]
-    assert len(launch.clocks) > count
+    assert len(launch.counters) > count
 
 
 @pytest.mark.parametrize("blocks", [1, 4, 37])

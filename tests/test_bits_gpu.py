@@ -5,17 +5,22 @@ Each case is one launch a step over many tensors, in one buffer whose gaps are p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
 import pytest
 
+from covering import FEW as FEW_DTYPES
+from covering import REPRESENTATIVES, some
 from gpuopt import rules
+from gpuopt.launch.table import CHUNK
 from gpuopt.optim.optimizer import Optimizer
-from shim.arena import Arena, Case, assert_same, slots_of
-from shim.variants import EVERYTHING, label, richest, variants
+from launches import exact_on_device
+from shim.arena import Arena, Case, assert_same, parameters_of
+from shim.variants import DECAYS, EVERYTHING, label, richest, variants
+from summing_rules import HYPER, RULES
 from test_bits import CASES, DTYPES, FEW, SWITCHES, offsets, split, with_options
 
 pytestmark = pytest.mark.gpu
@@ -30,10 +35,10 @@ class OnDevice(Arena):
     def __init__(self, host: Arena) -> None:
         import cupy
 
-        self.dtype, self.spans, self.host = host.dtype, host.spans, host
+        self.dtype, self.shapes, self.spans, self.host = host.dtype, host.shapes, host.spans, host
         raw = cupy.asarray(host.memory)  # 512-byte aligned, as the arena asks for 64
         self.memory = raw
-        self.arrays = [raw[a:b].view(self.dtype) for a, b in self.spans]
+        self.arrays = self.views(raw)
 
     def back(self) -> Arena:
         """The same on the host."""
@@ -58,7 +63,7 @@ class DeviceCase(Case):
         for _ in range(self.steps):
             made.step([arenas["g"].arrays[k::count] for k in range(count)])
         made._engine.synchronize()
-        return {role: arena.back() for role, arena in arenas.items()}, made
+        return {role: arena.back() for role, arena in arenas.items()} | self.beside(made), made
 
 
 def on_device(case: Case) -> DeviceCase:
@@ -71,7 +76,7 @@ def case(name: str, dtype: str, everything: bool, state_format: str = "float32")
     wide = {**split(dtype), "state_format": state_format, "sizes": FEW, "offsets": offsets(len(FEW), 1)}
     if not everything:
         return DeviceCase(name, richest(name), odd=0.2, **wide)
-    options = {"grad_scale": 8.0, **DECIDED}
+    options = {"grad_scale": 8.0, **(DECIDED if exact_on_device(name) else {})}
     return DeviceCase(name, richest(name) | EVERYTHING, mask=True, odd=0, options=options, groups=RATES, **wide)
 
 
@@ -94,18 +99,69 @@ SHORT |= {  # the kernels of other flags
     for hyper in variants(name)
     if hyper != richest(name)
 }
+SHORT["sgd-decays-all"] = on_device(with_options("sgd", "float32", tuple(SWITCHES), groups=DECAYS))
+SHORT["adamw-decays-decided"] = on_device(with_options("adamw", "bfloat16", (), groups=DECAYS))
+SHORT["adamw-decays-decided"].options |= {"skip_nonfinite": True}
 SHORT |= {f"adamw-float32-{switch}": on_device(with_options("adamw", "float32", (switch,))) for switch in SWITCHES}
+
+
+# Rules that ask for sums, by both: launches of two gradient dtypes that wait for each other are in test_gpu_sums.py.
+SUMMED = [*FEW, CHUNK, CHUNK + 700]
+SUMS = {
+    f"{name}-{dtype}-sums{more}": DeviceCase(
+        rule,
+        HYPER[name],
+        odd=0,
+        sizes=SUMMED,
+        offsets=offsets(len(SUMMED), 1),
+        groups=RATES,
+        options=options,
+        **split(dtype),
+    )
+    for (name, rule), dtype in product(RULES.items(), DTYPES)
+    for more, options in (("", {}), ("-decided", {**DECIDED, "capturable": True}))
+}
+SHORT |= SUMS
+# of each rule each dtype once, by one backend or the other, and every second one decided on the device
+SUMMED_BY = {
+    f"{name}-{dtype}-sums{'-decided' if (k + turn) % 2 else ''}": BACKENDS[(k + turn // 2) % 2]
+    for turn, name in enumerate(RULES)
+    for k, dtype in enumerate(DTYPES)
+}
+
+
+def pairs() -> Iterator[Any]:
+    """Every case on both backends. In the ordinary suite of a rule that is no representative: other dtypes than test_bits.py tries,
+    plain, with everything or with rounded states in turn, the backends in turn, and the other variants on one of them.
+    """
+    others = [name for name in rules.NAMES if name not in REPRESENTATIVES]
+    chosen = {(label, b) for label, c in SHORT.items() if c.rule in REPRESENTATIVES for b in BACKENDS}
+    chosen |= set(SUMMED_BY.items())
+    for turn, name in enumerate(others):
+        for k, dtype in enumerate(DTYPES):
+            if dtype not in some(name, DTYPES, FEW_DTYPES):
+                continue
+            kinds = ("everything", "state16-everything", "plain", "everything", "state16-plain")
+            wanted = f"{name}-{dtype}-{kinds[(k + turn) % len(kinds)]}"
+            label_ = wanted if wanted in SHORT else f"{name}-{dtype}-everything"
+            chosen.add((label_, BACKENDS[(k + turn) % 2]))
+        of_flags = [
+            k for k, c in SHORT.items() if c.rule == name and c.hyper in variants(name) and k.endswith("float32")
+        ]
+        chosen |= {(label_, BACKENDS[(k + turn) % 2]) for k, label_ in enumerate(of_flags)}
+    for (label_, case), backend in product(SHORT.items(), BACKENDS):
+        marks = [] if (label_, backend) in chosen else [pytest.mark.long]
+        yield pytest.param(case, backend, id=f"{label_}-{backend}", marks=marks)
 
 
 def check(case: Case, backend: str) -> None:
     expected, reference = case.run("numpy")
     found, made = case.run(backend)
     assert_same(expected, found, backend)
-    assert [s.clock.step for s in slots_of(made)] == [s.clock.step for s in slots_of(reference)]
+    assert [s.counter.step for s in parameters_of(made)] == [s.counter.step for s in parameters_of(reference)]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", SHORT.values(), ids=SHORT.keys())
+@pytest.mark.parametrize(("case", "backend"), list(pairs()))
 def test_same_bits(case: Case, backend: str) -> None:
     check(case, backend)
 

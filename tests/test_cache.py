@@ -169,9 +169,9 @@ def steps(way: str) -> str:
 
 
 def test_a_process_loads_what_another_has_compiled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Walks, sums, random bits and the parallel region, with the same bits; switched off, nothing is read."""
+    """Walks, sums of chunks, of tensors, random bits and the parallel region, with the same bits; switched off, none is read."""
     first = steps("compiled")
-    assert len(list(folder.glob("*.object"))) == 6 and not list(folder.glob("*.cubin"))
+    assert len(list(folder.glob("*.object"))) == 7 and not list(folder.glob("*.cubin"))
     assert steps("loaded") == first
     monkeypatch.setenv("GPUOPT_CACHE", "0")
     with pytest.raises(AssertionError, match="compiled again"):

@@ -15,6 +15,7 @@ import pytest
 import gpuopt
 from gpuopt import cli, rules
 from gpuopt.optim.hyper import defaults_of
+from gpuopt.source import parts, program
 from repository import ROOT
 
 # ---------------------------------------------------------------------------------------------------- help
@@ -22,7 +23,7 @@ from repository import ROOT
 
 def test_the_examples_of_the_help_are_commands() -> None:
     lines = [line.strip() for line in (cli.EXAMPLES + cli.SHOW_HELP).splitlines() if line.startswith("  gpuopt")]
-    assert len(lines) == 7
+    assert len(lines) == 9
     for line in lines:
         cli.parser().parse_args(re.split(r"\s{2,}", line)[0].split()[1:])
 
@@ -41,7 +42,7 @@ def test_show_without_a_name_lists_the_optimizers(capsys: pytest.CaptureFixture[
     ("arguments", "meant"),
     [
         (["shwo"], "show"),
-        (["show", "adma"], "adam"),
+        (["show", "admw"], "adamw"),
         (["show", "adam", "--bakend", "numba"], "--backend"),
         (["show", "adam", "--backend", "nunba"], "numba"),
         (["show", "adam", "--param-dtype", "float23"], "float32"),
@@ -87,7 +88,7 @@ def exit_code(arguments: list[str]) -> int:
         ("capturable=2", "capturable = 2: expected one of False, True"),
         ("mask=3", "mask = 3: expected one of False, True"),
         ("param_format=int8", "param_format = 'int8': expected one of native"),
-        ("part=all", "part = 'all': expected one of update, sums, prepare"),
+        ("part=all", "part = 'all': expected one of sums, prepare, {}all_tensors, update"),
         ("grad_dtype=float64", "grad_dtype = 'float64': expected one of float32, float16, bfloat16 for float32"),
         ("nothing=1", "unknown option 'nothing'"),
         ("rule=lion", "gpuopt show RULE"),
@@ -98,14 +99,28 @@ def exit_code(arguments: list[str]) -> int:
 def test_set_refuses_what_the_optimizer_would(
     name: str, value: str, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    of_its_own = [
+        part for part in parts(program(name), "cuda") if part[-1].isdigit()
+    ]  # reduce_1 ..., of a rule that sums
     assert exit_code(["show", name, "--set", value]) == 2
     printed = capsys.readouterr()
-    assert words in printed.err and printed.out == ""
+    assert words.format("".join(f"{part}, " for part in of_its_own)) in printed.err and printed.out == ""
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+def test_set_knows_numbers_that_are_no_literals(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["show", "prodigy", "--set", "growth_rate=inf"]) == 0
+    assert capsys.readouterr().out
+    assert exit_code(["show", "adam", "--set", f"lr={value}"]) == 2
+    assert f"lr = {value}: expected a number in [0, inf)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", [n for n in gpuopt.optimizers() if "betas" in defaults_of(rules.get(n))])
-@pytest.mark.parametrize("value", ["0.9", "(0.9,)", "(0.9,0.99,0.999)", "(0.9,1)", "(-0.1,0.9)", "(0.9,None)", "big"])
+@pytest.mark.parametrize("value", ["0.9", "(0.9,)", "(0.9,...,0.999)", "(...,1)", "(-0.1,...)", "(...,None)", "big"])
 def test_set_checks_betas(name: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three dots stand for as many betas as the optimizer has, less the one beside them."""
+    betas = defaults_of(rules.get(name))["betas"]
+    value = value.replace("...", ",".join(["0.9"] * (len(betas) - 1)))
     assert exit_code(["show", name, "--set", f"betas={value}"]) == 2
     assert "betas = " in capsys.readouterr().err
 

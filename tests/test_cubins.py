@@ -14,17 +14,20 @@ from pathlib import Path
 import pytest
 
 import gpuopt
+from covering import chosen, marked, one
 from gpuopt import rules
-from gpuopt.compiler import nvrtc, to_cuda
+from gpuopt.compiler import nvrtc, to_cuda, to_cuda_sums
 from gpuopt.compiler.host import row_inputs
-from gpuopt.compiler.lower import Program
+from gpuopt.compiler.lower import gradient_sums
 from gpuopt.compiler.names import safe
+from gpuopt.compiler.program import Layout, Pass, PerMatrix, PerTensor, Program
 from gpuopt.errors import CompileError
 from gpuopt.formats.dtypes import PARAMETER_DTYPES, STORAGES
-from gpuopt.launch.table import CHUNK, THREADS
+from gpuopt.launch.table import BLOCK_COLUMNS, BLOCK_ROWS, CHUNK, SHARED_BYTES, THREADS, WARP
 from gpuopt.source import program
 from shim.sass import DOUBLE, LOCAL, disassemble, machine, prefetch, tool
 from shim.variants import EVERYTHING, VARIANT_LABELS, VARIANTS, lively, richest
+from summing_rules import HYPER, RULES
 
 pytestmark = pytest.mark.once
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100", "sm_120")
@@ -48,6 +51,34 @@ for name in rules.NAMES:
             VARIED[f"{name}-state16-{dtype}{label}"] = made
 for dtype in PARAMETER_DTYPES:
     VARIED[f"adamw-mask-{dtype}"] = program("adamw", param_dtype=dtype, mask=True)
+DECAYING = {"mask": True, "weight_decay_mode": "cautious", **EVERYTHING}
+VARIED |= {
+    f"adamw-cautious-{d}": program("adamw", param_dtype=d, **DECAYING) for d in ("float32", "bfloat16", "float64")
+}
+ORDINARY = {f"{name}-{d}-{a}" for name in rules.NAMES for d, a in chosen(name, PARAMETER_DTYPES, ARCHITECTURES)}
+ORDINARY |= {f"{label}-float32-sm_90" for label in VARIANT_LABELS} | {f"adamw-mask-{d}-sm_90" for d in PARAMETER_DTYPES}
+for name in rules.NAMES:  # besides: one set of options, and one kind of rounded states
+    for begin in ((f"{name}-all-", f"{name}-mixed"), f"{name}-state16-"):
+        ORDINARY |= {f"{label}-sm_90" for label in one(name, [k for k in VARIED if k.startswith(begin)])}
+# Rules that sum: those of the library in one dtype on one architecture each, and those that have every kind of sum between them.
+SUMMING = {
+    f"{name}-{dtype}-{arch}": (made, arch)
+    for name, dtype, arch in product(rules.NAMES, PARAMETER_DTYPES, ARCHITECTURES)
+    if (made := EVERYWHERE[f"{name}-{dtype}-{arch}"][0]).cuts
+}
+OF_SUMS = [
+    label
+    for name in rules.NAMES
+    for dtype, arch in one(name, list(product(PARAMETER_DTYPES, ARCHITECTURES)))
+    if (label := f"{name}-{dtype}-{arch}") in SUMMING
+]
+for name, rule in RULES.items():
+    for (dtype, grad), arch in product([*((d, d) for d in PARAMETER_DTYPES), ("float32", "bfloat16")], ARCHITECTURES):
+        made = program(rule, param_dtype=dtype, grad_dtype=grad, **HYPER[name])
+        SUMMING[f"{name}-{dtype}{'' if grad == dtype else '-' + grad}-{arch}"] = made, arch
+OF_SUMS += [f"trusting-{d}" for d in ("float32-sm_90", "bfloat16-sm_80", "float64-sm_75")]
+OF_SUMS += [f"lined-{d}" for d in ("float32-sm_90", "float16-sm_80", "float32-bfloat16-sm_120", "float64-sm_75")]
+OF_SUMS += [f"distant-{d}" for d in ("float32-sm_120", "float32-bfloat16-sm_90", "float64-sm_100")]
 SUMS = sorted({*product(PARAMETER_DTYPES, ["sm_90"]), *product(["float32"], ARCHITECTURES)})
 KERNELS = EVERYWHERE | {f"{label}-sm_90": (made, "sm_90") for label, made in VARIED.items()}
 
@@ -58,10 +89,22 @@ def compilers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GPUOPT_CACHE", "0")
         for item in request.session.items:
-            kernel = getattr(item, "callspec", None) and item.callspec.params.get("kernel")
-            if kernel:
-                prefetch(to_cuda.update_source(kernel[0]), kernel[1])
+            given = getattr(item, "callspec", None) and item.callspec.params
+            if given and "kernel" in given:
+                prefetch(to_cuda.update_source(given["kernel"][0]), given["kernel"][1])
+            if given and "summing" in given:
+                for source in passes_before(given["summing"][0]):
+                    prefetch(source, given["summing"][1])
         yield
+
+
+def passes_before(made: Program) -> list[str]:
+    """The units of all that comes before the update."""
+    between = {PerTensor: to_cuda_sums.per_tensor_source, PerMatrix: to_cuda_sums.per_matrix_source}
+    return [
+        to_cuda_sums.reduce_source(made.layout_of(step), step) if isinstance(step, Pass) else between[type(step)](step)
+        for step in made.schedule
+    ]
 
 
 def wide_accesses(made: Program, written: bool) -> int:
@@ -70,7 +113,7 @@ def wide_accesses(made: Program, written: bool) -> int:
     return sum(made.lanes * STORAGES[r.storage].itemsize // 16 for r in roles if r.storage != "bool")
 
 
-@pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS.keys())
+@pytest.mark.parametrize("kernel", marked(KERNELS, ORDINARY))
 def test_budget(kernel: tuple[Program, str]) -> None:
     made, arch = kernel
     found = machine(to_cuda.update_source(made), arch)
@@ -83,27 +126,62 @@ def test_budget(kernel: tuple[Program, str]) -> None:
 
 
 def test_only_float64_and_heavy_kernels_get_more_than_64_registers() -> None:
-    """Heavy: more arrays, scalars and words of random bits than to_cuda.MANY, or such words alone; see blocks_per_sm."""
+    """Heavy: more arrays, scalars and words of random bits than to_cuda.MANY, such words alone, or numbers of rows; see
+    blocks_per_sm.
+    """
     for made, _ in KERNELS.values():
-        heavy = len(made.roles) + len(made.row) + made.streams > to_cuda.MANY[made.lanes]
-        reasons = (made.compute == "float64") + heavy + bool(made.streams)
-        assert 4 - reasons <= to_cuda.blocks_per_sm(made) <= 4 - bool(reasons)
+        numbers = len(made.row) + len(made.update.values)
+        heavy = len(made.roles) + numbers + made.streams > to_cuda.MANY[made.lanes]
+        reasons = (made.compute == "float64") + heavy + bool(made.streams) + bool(made.update.vectors)
+        assert max(2, 4 - reasons) <= to_cuda.blocks_per_sm(made) <= 4 - bool(reasons)
+
+
+def check_reduce(layout: Layout, cut: Pass, arch: str) -> None:
+    """A pass that sums: 128-bit loads of all that it reads, as many on their way as one lane has, and no spill."""
+    found = machine(to_cuda_sums.reduce_source(layout, cut), arch)
+    assert found.count(r"BAR\.") >= 1 and found.stack == found.local == 0 and not found.found(LOCAL)
+    assert found.registers <= 65536 // (THREADS * to_cuda_sums.reduce_blocks(layout, cut))
+    sizes = [STORAGES[layout.roles[k].storage].itemsize for k in cut.reads]
+    pack = sum(layout.lanes * size // 16 or 1 for size in sizes)  # loads of a pack of every array
+    steps = BLOCK_COLUMNS // (WARP * layout.lanes) if cut.along else CHUNK // (THREADS * layout.lanes)
+    assert found.count(r"LDG\..*128") >= sum(layout.lanes * size // 16 for size in sizes)
+    ahead = found.run(r"LDG\..*128", r"[FD](ADD|MUL)\b")  # before anything is measured
+    assert ahead >= pack * min(steps, cut.ahead), ahead
+    if layout.compute == "float32":  # partials are float64: converted once a chunk, never computed with
+        assert found.found(DOUBLE) <= {"F2F.F64.F32"}
+        assert found.count(DOUBLE) <= 2 * len(cut.sums) or cut.along  # whose loop over columns is unrolled
 
 
 @pytest.mark.parametrize(("dtype", "arch"), SUMS)
 def test_sums(dtype: str, arch: str) -> None:
-    found = machine(to_cuda.sums_source(dtype, STORAGES[dtype].compute), arch)
-    assert found.count(r"LDG\..*128") >= 1 and found.count(r"BAR\.") >= 1
-    assert found.stack == found.local == 0 and found.registers <= 64
-    ahead = found.run(r"LDG\..*128", r"[FD](ADD|MUL)\b")  # before anything is measured
-    assert ahead >= min(8, CHUNK * STORAGES[dtype].itemsize // (16 * THREADS)), ahead
+    check_reduce(*gradient_sums(dtype, STORAGES[dtype].compute), arch)
+
+
+@pytest.mark.parametrize("summing", marked(SUMMING, OF_SUMS))
+def test_passes_before_the_update(summing: tuple[Program, str]) -> None:
+    """Of rules that sum. What is done once a tensor is float64 and a block's work: as many registers as there are, but no spill."""
+    made, arch = summing
+    for step, source in zip(made.schedule, passes_before(made), strict=True):
+        if isinstance(step, Pass):
+            check_reduce(made.layout_of(step), step, arch)
+        found = machine(source, arch)
+        # Once a matrix, two addresses may be put aside while the function is called that divides or takes roots in float64.
+        assert found.stack <= (16 if isinstance(step, PerMatrix) else 0) and (found.stack or not found.found(LOCAL))
+        assert found.registers <= 65536 // THREADS
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_sums_over_all_tensors(arch: str) -> None:
+    found = machine(to_cuda_sums.all_tensors_source(), arch)
+    assert found.stack == found.local == 0 and found.registers <= 65536 // THREADS
+    assert found.count("DADD") and found.count(r"BAR\.") >= 4
 
 
 @pytest.mark.parametrize("name", rules.NAMES)
 def test_prepare_computes_in_float64(name: str) -> None:
-    made = program(name, max_grad_norm=1.0, **richest(name))
+    made = program(name, **{"max_grad_norm": 1.0, **richest(name)})
     found = machine(to_cuda.prepare_source(made, row_inputs(made)), "sm_90")
-    assert found.count("DMUL") and found.count("DADD") and found.count(r"BAR\.")
+    assert found.count("DMUL") and found.count("DADD") and not found.count(r"BAR\.")  # no lane waits for another
 
 
 # ------------------------------------------------------------------------------------------------ contraction
@@ -166,7 +244,7 @@ def test_element_by_element_access_would_be_seen(dtype: str) -> None:
     """Without packs just those wide accesses are gone that the arrays need (the table is read by wide ones too)."""
     made = program("adamw", param_dtype=dtype, mask=True)
     source = to_cuda.update_source(made)
-    single = source.replace("update_at<U, N>(at, first + i, s);", ";")
+    single = source.replace("update_at<U, N>(at, slots, first + i, s);", ";")
     assert single != source
     packed, alone = machine(source, "sm_90"), machine(single, "sm_90")
     assert alone.count(r"STG\..*128") == 0 and packed.count(r"STG\..*128") == wide_accesses(made, True)
@@ -179,7 +257,7 @@ def test_a_mistake_names_the_line_of_the_rule() -> None:
         nvrtc.compile_cubin(source, "sm_90")
 
 
-@pytest.mark.parametrize("part", ["update", "sums", "prepare"])
+@pytest.mark.parametrize("part", ["update", "sums", "prepare", "all_tensors"])
 def test_nvcc_takes_the_source_as_it_is(part: str, tmp_path: Path) -> None:
     file = tmp_path / "kernel.cu"
     file.write_text(gpuopt.kernel_source("adamw", part=part, max_grad_norm=1.0))
@@ -187,4 +265,17 @@ def test_nvcc_takes_the_source_as_it_is(part: str, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = disassemble((tmp_path / "k.cubin").read_bytes())
-    assert found.count(r"LDG\..*128") >= (part != "prepare") and found.stack == 0
+    assert found.count(r"LDG\..*128") >= (part in ("update", "sums")) and found.stack == 0
+
+
+def test_sums_of_rows_fit_into_shared_memory() -> None:
+    """Of every rule with every option: that a kernel declares too much is said by the last step of compiling it alone."""
+    batches: dict[str, set[int]] = {"float32": set(), "float64": set()}
+    for label, made in (*VARIED.items(), *((label, made) for label, (made, _) in EVERYWHERE.items())):
+        for cut in (cut for cut in made.cuts if cut.along):
+            size = STORAGES[made.compute].itemsize
+            batch = cut.batch(size)
+            assert cut.sums.count("row_sum") * batch * (WARP + 1) * size <= SHARED_BYTES, label
+            assert batch % (THREADS // WARP) == 0 and BLOCK_ROWS % batch == 0, label
+            batches[made.compute].add(batch)
+    assert batches == {"float32": {64}, "float64": {32, 64}}  # AdamP has four of them

@@ -110,8 +110,9 @@ def test_image_builds_and_runs(tmp_path: Path) -> None:
     assert printed.startswith("gpuopt ")
     assert "backends:" in printed and "test accuracy" in printed
     assert (folder / "gpuopt-demo.png").stat().st_size > 10_000
-    installed = list((image / "venv").rglob("site-packages/gpuopt/kernels/*.cuh"))
-    assert {path.name for path in installed} == {path.name for path in (ROOT / "kernels").glob("*.cuh")} != set()
+    for kind in ("*.cuh", "*.py"):
+        installed = list((image / "venv").rglob(f"site-packages/gpuopt/kernels/{kind}"))
+        assert {path.name for path in installed} == {path.name for path in (ROOT / "kernels").glob(kind)} != set()
 
 
 def copy_repository(target: Path) -> None:

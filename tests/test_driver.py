@@ -48,7 +48,7 @@ def interpret(job: Job) -> Done:
 
 
 # Another architecture is another text, another order of threads shows what is left to chance.
-FEW = ("-m", CHOSEN, "-k", "adamw-float32-everything or rmsprop-bfloat16-state16-everything", "test_bits_gpu.py")
+FEW = ("-m", CHOSEN, "-k", "[adamw-float32-everything or [adamw-bfloat16-state16-everything", "test_bits_gpu.py")
 SHORT = {
     **{f"part {k}": Job(("-m", CHOSEN, "--part", f"{k}/{PARTS}", *FILES), {}) for k in range(1, PARTS + 1)},
     "planted faults": Job(("driver/planted.py", "driver/planted_numba.py"), {}),

@@ -122,7 +122,7 @@ def test_what_a_graph_reads_and_writes_outlives_plans_and_the_sums_of_others(bac
     opt = gpuopt.AdamW(params, backend=backend, capturable=True, **NORMS)
     stepped(stream, opt, grads)
     graph = captured(stream, lambda: opt.step(grads))
-    resident = weakref.ref(opt._engine._launches[0][1][0].private["resident"])
+    resident = weakref.ref(opt._engine._launches[0][1][0].private["device_launch"])
     stepped(stream, opt, [grads[0], None])  # another plan
     large = gpuopt.SGD([device_array(7, 50_000)], lr=0.1, backend=backend, max_grad_norm=1.0)
     stepped(stream, large, [device_array(8, 50_000)])
@@ -155,14 +155,16 @@ def test_two_optimizers_on_two_streams_have_their_own_sums(backend: str) -> None
     for _ in range(3):
         for stream, opt, grad in zip(streams, opts, grads, strict=True):
             stepped(stream, opt, [grad])
-    assert len({backends.get(backend, "cuda:0").runtime.address(partials_of(opt)) for opt in opts}) == 2
+    assert len({backends.get(backend, "cuda:0").runtime.address(b) for opt in opts for b in sums_of(opt)}) == 6
     for stream in streams:
         stream.synchronize()
     assert all(p.get().tobytes() == e.tobytes() for p, e in zip(found, host, strict=True))
 
 
-def partials_of(opt: Any) -> Any:
-    return opt._engine._launches[0][1][0].private["deciding"].partials
+def sums_of(opt: Any) -> list[Any]:
+    """Where an optimizer has the sums of its gradients: of chunks, of tensors and over all."""
+    gradients = opt._engine._launches[0][1][0].private["decision"].gradients
+    return [gradients.passes[0].partials, gradients.passes[0].totals, gradients.over_all[0].result]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -228,9 +230,9 @@ def test_norms_and_plain_steps_in_turn_count_alike(backend: str) -> None:
 
 
 def test_staging_gives_a_slot_to_one_thread_at_a_time() -> None:
-    """Waiting for a slot lets other threads run; none of them may get the same one."""
+    """Waiting for a parameter lets other threads run; none of them may get the same one."""
     from gpuopt.backends.runtime import Staging
-    from gpuopt.backends.simulator import SimulatorRuntime
+    from simulator_runtime import SimulatorRuntime
 
     runtime, inside, twice = SimulatorRuntime(), threading.Event(), []
     staging = Staging(runtime)
@@ -265,7 +267,7 @@ def test_staging_gives_a_slot_to_one_thread_at_a_time() -> None:
 
 def test_scalars_on_another_gpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from gpuopt import arrays
-    from gpuopt.backends.resident import scalar_or_address
+    from gpuopt.backends.device_launch import scalar_or_address
 
     monkeypatch.setattr(arrays, "describe", lambda value, label: arrays.View(8, (), (), "float32", "cuda:1"))
     assert scalar_or_address(np.zeros((1,)), "found_inf", 0.0, "cuda:1") == (0.0, 8)

@@ -56,7 +56,7 @@ KINDS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
     "skip": ({"skip_nonfinite": True}, (100, 90)),
     "capturable": ({"capturable": True}, (95, 90)),
 }
-NEW_RATE = (250, 230)  # more calls where a step has another rate than the last: the group is checked, and one upload
+NEW_RATE = (310, 320)  # what changed is checked: every hyperparameter of the group, the modes of decay among them
 
 
 def stepped(kind: str, backend: str, count: int) -> tuple[Any, list[Any]]:

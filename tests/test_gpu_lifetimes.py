@@ -78,7 +78,7 @@ def test_nothing_is_kept_once_the_graph_is_gone_and_its_work_is_done(backend: st
     opt = gpuopt.AdamW([param], capturable=True, backend=backend, **NORMS)
     stepped(stream, opt, [grad])
     graphs = [captured(stream, lambda step=opt.step: step([grad])) for _ in range(3)]
-    states = [weakref.ref(a) for a in opt._engine.slots[0].states.values()]
+    states = [weakref.ref(a) for a in opt._engine.parameters[0].states.values()]
     assert len(kept(backend)) == before[0] + 3
     del graphs[0]
     stepped(stream, opt, [grad])

@@ -14,8 +14,8 @@ import scipy.sparse
 
 import gpuopt
 from gpuopt import arrays
-from gpuopt.launch.launcher import Clock
-from gpuopt.optim.slots import Slot, check_overlap
+from gpuopt.launch.launcher import StepCounter
+from gpuopt.optim.parameters import Parameter, check_overlap
 from samples import HOST_BACKENDS, Array, bits, gradients, parameters, refused
 
 BACKENDS = pytest.mark.parametrize("backend", HOST_BACKENDS)
@@ -109,14 +109,14 @@ def test_parameters_that_share_memory(what: str) -> None:
 def test_an_overlap_is_found_beside_arrays_of_another_device() -> None:
     """Addresses of two devices may interleave; a stranger between two tensors must not hide that they share memory."""
     views = [(0, 100, "cpu"), (8, 1, "cuda:0"), (16, 2, "cpu")]
-    clock = Clock(0, 0, lambda step: {})
-    slots = [
-        Slot(f"tensor {k}", None, arrays.View(address, (size,), (1,), "float32", device), 0, clock)
+    counter = StepCounter(0, 0, lambda step: {})
+    parameters = [
+        Parameter(f"tensor {k}", None, arrays.View(address, (size,), (1,), "float32", device), 0, counter)
         for k, (address, size, device) in enumerate(views)
     ]
     with pytest.raises(gpuopt.InputError, match="tensor 2 overlaps tensor 0"):
-        check_overlap(slots)
-    check_overlap(slots[1:])
+        check_overlap(parameters)
+    check_overlap(parameters[1:])
 
 
 def test_neighbours_in_memory_do_not_overlap() -> None:

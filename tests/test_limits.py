@@ -139,7 +139,10 @@ def test_lr_zero_moves_nothing(backend: str) -> None:
     """Decoupled decay and the soft threshold are multiplied by lr, so a step with lr = 0 changes no bit of a parameter."""
     for name in gpuopt.optimizers():
         params = parameters(dtype=np.float32)
-        options = {"weight_decay": 0.1} if name in ("adamw", "lion") else {}
+        options: dict[str, Any] = {"weight_decay": 0.1} if name in ("adamw", "lion") else {}
+        options |= (
+            {"step_sizes": (0.0, 0.0)} if name == "rprop" else {}
+        )  # whose lr is the first step alone, within these
         before = bits(params)
         gpuopt.create(name, params, lr=0.0, l1=0.1, backend=backend, **options).step(gradients(0, dtype=np.float32))
         assert bits(params) == before, name

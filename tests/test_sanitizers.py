@@ -1,6 +1,6 @@
 """The kernels' text under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, each proved able to see.
 
-Each test runs tests/shim/scenarios.py in a process of its own, with the sanitizer's runtime preloaded.
+Each test runs in a process of its own: tests/shim/scenarios.py with the sanitizer's runtime preloaded, or the shim without one.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from gpuopt.compiler import to_cuda
 from gpuopt.formats.dtypes import PARAMETER_DTYPES
 from shim import build
-from shim.scenarios import BARRIER
+from shim.scenarios import BARRIERS, EDITS
 
 pytestmark = pytest.mark.once
 SCRIPT = Path(build.__file__).with_name("scenarios.py")
@@ -26,7 +25,6 @@ OPTIONS = {
     "UBSAN_OPTIONS": "print_stacktrace=1",
     "TSAN_OPTIONS": "halt_on_error=1",
 }
-BARRIERS = ("the tree of the sums", "before the next chunk", "the tree of the decision", "before the decision is read")
 
 
 @cache
@@ -48,7 +46,7 @@ def run(sanitizer: str, scenario: str, edit: str = "") -> subprocess.CompletedPr
     )
     environment = {**os.environ, **OPTIONS, "LD_PRELOAD": found.stdout.strip(), build.FOLDER: str(build.folder())}
     command = [*fixed_addresses(), sys.executable, str(SCRIPT), scenario, sanitizer, *([edit] if edit else [])]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
 
 
 def assert_clean(done: subprocess.CompletedProcess[str]) -> None:
@@ -70,27 +68,56 @@ def test_sums_and_decisions(sanitizer: str, dtype: str) -> None:
     assert_clean(run(sanitizer, f"decisions-{dtype}"))
 
 
-@pytest.mark.parametrize(
-    ("edit", "scenario", "report"),
-    [
-        ("tail-one-too-far", "updates-float32", "AddressSanitizer: use-after-poison"),
-        ("head-of-short-tensors", "updates-float32", "AddressSanitizer: use-after-poison"),
-        ("packs-unaligned", "updates-float32", "misaligned address"),
-        ("next-row", "updates-float32", "AddressSanitizer: heap-buffer-overflow"),
-        ("tile-too-many", "updates-float32", "AddressSanitizer: heap-buffer-overflow"),
-        ("sums-over-the-end", "decisions-float32", "AddressSanitizer: use-after-poison"),
-        ("sums-unaligned", "decisions-float32", "misaligned address"),
-        ("partials-too-many", "decisions-float32", "AddressSanitizer: heap-buffer-overflow"),
-        ("row-too-many", "decisions-float32", "AddressSanitizer: heap-buffer-overflow"),
-    ],
-)
-def test_a_mistake_is_reported(edit: str, scenario: str, report: str) -> None:
-    done = run("address", scenario, edit)
+@pytest.mark.parametrize(("sanitizer", "dtype"), [("address", "bfloat16"), ("thread", "float32")])
+def test_rules_that_sum(sanitizer: str, dtype: str) -> None:
+    """The same of passes over several arrays, and of what is computed between them."""
+    assert_clean(run(sanitizer, f"sums-{dtype}"))
+
+
+REPORTS = {
+    "tail-one-too-far": "AddressSanitizer: use-after-poison",
+    "head-of-short-tensors": "AddressSanitizer: use-after-poison",
+    "packs-unaligned": "misaligned address",
+    "sums-over-the-end": "AddressSanitizer: use-after-poison",
+    "sums-unaligned": "misaligned address",
+    "lines-unaligned": "misaligned address",
+    "width-no-whole-pack": "misaligned address",
+    "lines-over-the-end": "AddressSanitizer: use-after-poison",
+}  # of all others, an array of the heap is left
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_mistake_is_reported(edit: str) -> None:
+    done = run("address", f"{EDITS[edit][2]}-float32", edit)
+    report = REPORTS.get(edit, "AddressSanitizer: heap-buffer-overflow")
     assert done.returncode != 0 and report in done.stderr, done.stderr[-6000:]
 
 
-@pytest.mark.parametrize("barrier", range(len(BARRIERS)), ids=BARRIERS)
-def test_a_missing_barrier_is_reported(barrier: int) -> None:
-    assert to_cuda.headers().count(BARRIER) == len(BARRIERS)
-    done = run("thread", "decisions-float32", f"barrier-{barrier}")
+@pytest.mark.parametrize("barrier", BARRIERS)
+def test_a_missing_barrier_is_reported(barrier: str) -> None:
+    done = run("thread", f"{BARRIERS[barrier]}-float32", barrier)
     assert done.returncode != 0 and "WARNING: ThreadSanitizer: data race" in done.stderr, done.stderr[-6000:]
+
+
+TURNS = """
+import ctypes
+from shim import build
+text = 'extern "C" __global__ void kernel(int stop) {{ if (int(threadIdx.x) < stop) return; __syncthreads(); }}'
+kernel = build.build(text, "kernel")
+kernel(2, 8, ctypes.c_int(0), parallel=True)
+print("finished", flush=True)
+kernel(2, 8, ctypes.c_int({stop}), parallel={parallel})
+"""
+
+
+@pytest.mark.parametrize(
+    ("stop", "parallel", "why"),
+    [(3, True, "that not every thread of a block reaches"), (0, False, "in a kernel launched without threads")],
+)
+def test_a_barrier_that_cannot_be_met_is_reported(stop: int, parallel: bool, why: str) -> None:
+    """Without a sanitizer, where the threads of a block take turns."""
+    script = TURNS.format(stop=stop, parallel=parallel)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(SCRIPT.parents[2]), str(SCRIPT.parents[1])])}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "finished" and done.returncode != 0, done.stderr[-3000:]
+    assert f"shim: __syncthreads() {why}" in done.stderr

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 import gpuopt
 import gpuopt.torch
 from gpuopt import rules
-from gpuopt.compiler.lower import Role, drawn
+from gpuopt.compiler.program import Role, drawn
 from gpuopt.errors import InputError
 from gpuopt.formats import philox
 from gpuopt.formats.dtypes import numpy_dtype
@@ -130,7 +130,10 @@ def run(name: str, state_format: str, steps: list[float], backend: str, **option
 @pytest.mark.parametrize("backend", HOST_BACKENDS)
 @pytest.mark.parametrize("name", WITH_STATES)
 def test_states_follow_float32_over_thousands_of_small_steps(name: str, backend: str) -> None:
-    """Each step changes a moment by less than half of what 16 bits resolve; up for a while and down again."""
+    """Each step changes a moment by less than half of what 16 bits resolve; up for a while and down again. States of fewer
+    elements than the parameter's and exact ones stay float32.
+    """
+    rounded = {state.key for state in rules.get(name).states if state.walked and not state.exact}
     slow = {"betas": (0.9, 0.999)} if name in ("adam", "adamw") else {"betas": (0.9, 0.995)} if name == "lion" else {}
     slow |= {"alpha": 0.999} if name == "rmsprop" else {}
     slow |= {"dampening": 0.999, "momentum": 0.999} if name == "sgd" else {}
@@ -140,9 +143,10 @@ def test_states_follow_float32_over_thousands_of_small_steps(name: str, backend:
         if key == "step":
             continue
         found = narrow[1][key]
-        assert found.dtype == numpy_dtype("bfloat16")
-        mean, true = found.astype(np.float64).mean(), float(expected[0])
-        assert abs(mean / true - 1) < 0.02, (key, mean, true)
+        assert found.dtype == numpy_dtype("bfloat16" if key in rounded else "float32")
+        mean, true = found.astype(np.float64).mean(), float(expected.flat[0])
+        size = abs(true) if abs(true) > 1e-30 else 1e-3  # 0: Adan's difference to a gradient that is itself rounded
+        assert abs(mean - true) < 0.02 * size, (key, mean, true)
     assert abs(narrow[0].mean() / wide[0][0] - 1) < 0.02
 
 

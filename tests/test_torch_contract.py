@@ -18,9 +18,10 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 import gpuopt
 import gpuopt.torch
+from gpuopt import rules
 from gpuopt.errors import InputError
 from gpuopt.launch.stream import override
-from gpuopt.torch import hooks
+from gpuopt.native.torch import library
 from gpuopt.torch.tensors import TorchStreams
 from torch_samples import bits, copied, create, everything, furthest, gradients, parameters, title, train
 
@@ -132,6 +133,7 @@ def test_zero_gradients_with_lr_zero_change_no_parameter(name: str, option: str)
     """Tools for distributed checkpoints make such a step to have the states allocated."""
     known = inspect.signature(getattr(gpuopt.torch, title(name))).parameters
     given = {k: v for k, v in NO_OPS[option].items() if k in known}
+    given = {k: v for k, v in given.items() if k != "weight_decay" or k in rules.get(name).hyperparameters}
     params = parameters()
     opt = create(name, params, **{"backend": "numpy", **given})
     before = bits(params)
@@ -142,7 +144,10 @@ def test_zero_gradients_with_lr_zero_change_no_parameter(name: str, option: str)
     opt.step()
     assert bits(params) == before
     train(opt, params, range(1, 2))
-    assert bits(params) == before, "lr = 0 moves nothing whatever the gradient"
+    once = any(
+        s.init == "lr" and not s.cell for s in opt.rule.states
+    )  # Rprop's lr is only what its step sizes begin with
+    assert once or bits(params) == before, "lr = 0 moves nothing whatever the gradient"
 
 
 def test_closure_runs_once_with_gradients_enabled() -> None:
@@ -233,6 +238,7 @@ def test_profilers_see_a_step_under_torchs_name() -> None:
     assert [e.name for e in profile.events()].count("Optimizer.step#AdamW.step") == 2
 
 
+@pytest.mark.usefixtures("native")
 def test_nothing_is_recorded_where_nothing_listens(monkeypatch: pytest.MonkeyPatch) -> None:
     params, recorded = parameters(), []
     opt = gpuopt.torch.AdamW(params)
@@ -240,8 +246,8 @@ def test_nothing_is_recorded_where_nothing_listens(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("torch.autograd.profiler.record_function", lambda name: (recorded.append(name), usual(name))[1])
     train(opt, params, range(2))
     assert not recorded
-    monkeypatch.setattr("ctypes.PyDLL", lambda path: None)
-    assert hooks.listener.__wrapped__()(), "a torch that does not tell"
+    monkeypatch.setattr(library, "trouble", lambda: "a torch that does not tell")
+    assert library.listener()()
 
 
 @pytest.mark.parametrize("to_none", [True, False])

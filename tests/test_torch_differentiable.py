@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -19,13 +20,13 @@ import gpuopt
 import gpuopt.torch
 from gpuopt import maximum, sign, sqrt, where
 from gpuopt.errors import DtypeError, InputError
-from torch_samples import create, everything, furthest, gradients, parameters, title, train
+from torch_samples import create, default_dtype, everything, furthest, gradients, parameters, title, train
 
 NAMES = gpuopt.torch.optimizers()
 CONFIGURATIONS = [
     pytest.param(info.optim_cls.__name__, given.kwargs, id=f"{info.optim_cls.__name__}-{k}")
     for info in optim_db
-    if info.optim_cls.__name__.lower() in NAMES
+    if info.optim_cls.__name__.lower() in NAMES and "differentiable" in signature(info.optim_cls).parameters
     for k, given in enumerate(info.optim_inputs_func(device="cpu"))
 ]
 Tensors = Sequence[torch.Tensor]
@@ -71,9 +72,14 @@ def states_of(cls: Any, options: dict[str, Any]) -> dict[str, torch.Tensor]:
     p = torch.nn.Parameter(double(seed=1).detach())
     opt = cls([p], **options)
     train(opt, [p], range(3))
-    made = {k: v.detach().double().abs() for k, v in opt.state.get(p, {}).items() if v is not None}
+    # None so small that its root bends within the 1e-6 of a finite difference, as those of Adadelta and Prodigy are; none 0, as the
+    # share of schedule-free RAdam is while its rate is 0: weights are divided by a share only where it is more, a jump at 0.
+    states = opt.state.get(p, {}).items()
+    made = {k: v.detach().double().abs().clamp(min=1e-3) for k, v in states if v is not None}
     if "grad_avg" in made:
         made["grad_avg"] = made["grad_avg"] / 100  # else the variance of a centered RMSprop is negative
+    for key in {"weight_max", "hessian"} & set(made):  # away from the kinks of maximum and minimum
+        made[key] = made[key] * 2 + 0.01
     return {k: v.requires_grad_(k != "step") for k, v in made.items()}
 
 
@@ -86,7 +92,8 @@ def stepped(
     p.grad = g
     opt = cls([p], **options, differentiable=True)
     opt.state[p].update({name: state.clone() for name, state in zip(names, before, strict=True)})
-    opt.step()
+    with default_dtype(torch.float64):
+        opt.step()
     return p, *(opt.state[p][name] for name in names if name != "step")
 
 
@@ -107,7 +114,7 @@ def test_every_configuration_of_torch(name: str, options: dict[str, Any]) -> Non
     inputs = double(seed=2), double(seed=3), *states.values()
     results = [stepped(cls, options, list(states), *inputs) for cls in (ours, theirs)]
     assert furthest(*results) < 1e-15
-    wanted = [t for t in inputs if t.requires_grad]
+    wanted = [t for t in inputs if t.requires_grad and t.ndim]  # torch's ASGD makes a number of eta and loses its slope
     slopes = [torch.autograd.grad(sum(torch.sin(r).sum() for r in result), wanted) for result in results]
     assert furthest(*slopes) < 1e-12
 
@@ -115,7 +122,8 @@ def test_every_configuration_of_torch(name: str, options: dict[str, Any]) -> Non
 @pytest.mark.parametrize("name", NAMES)
 def test_second_derivatives(name: str) -> None:
     cls = getattr(gpuopt.torch, title(name))
-    check_derivatives(cls, {"lr": 0.1, **({"momentum": 0.5} if name == "sgd" else {})}, gradgradcheck)
+    needed: dict[str, Any] = {"sgd": {"momentum": 0.5}, "prodigy": {"d0": 0.1}}  # finite differences are of order 1e-6
+    check_derivatives(cls, {"lr": 0.1, **needed.get(name, {})}, gradgradcheck)
 
 
 OPTIONS: list[dict[str, Any]] = [
@@ -124,6 +132,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"clip_value": 0.4},
     {"l1": 0.3},
     {"maximize": True, "skip_nonfinite": True},
+    {"weight_decay_mode": "corrected", "lr_max": 0.2},
+    {"weight_decay_mode": "proximal"},
 ]
 
 
@@ -244,6 +254,7 @@ VALUES: list[dict[str, Any]] = [
     {"max_grad_norm": 0.5, "skip_nonfinite": True},
     {"clip_value": 0.3, "maximize": True},
     {"grad_scale": 8.0, "l1": 0.01},
+    {"weight_decay": 0.1, "weight_decay_mode": "cautious"},
     {"mask": True},
 ]
 
@@ -267,7 +278,8 @@ def test_as_ordinary_steps(name: str, options: dict[str, Any], dtype: torch.dtyp
     assert [list(s) for s in made[1].values()] == [list(s) for s in made[0].values()]
     for state, other in zip(made[1].values(), made[0].values(), strict=True):
         assert [v.dtype for v in state.values()] == [v.dtype for v in other.values()]
-        assert furthest(state.values(), other.values()) <= 16 * torch.finfo(torch.float32).eps * 8
+        largest = max(float(v.abs().max()) if v.numel() else 0.0 for v in other.values())  # Prodigy's are of order 1e4
+        assert furthest(state.values(), other.values()) <= 16 * torch.finfo(torch.float32).eps * 8 * max(1.0, largest)
 
 
 @pytest.mark.parametrize("name", NAMES)

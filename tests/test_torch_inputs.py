@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from torch_inputs import CLASSES, FLAGS, HALVES, Case, cases, check, closure_of, layer, model_of, snapshot
+from torch_inputs import CLASSES, FLAGS, HALVES, Case, cases, check, closure_of, eps_of, layer, model_of, snapshot
 
 FLOATS = (torch.float64, torch.float32, *HALVES)
 
@@ -135,7 +135,7 @@ def test_missing_gradients_frozen_layers_and_scalars(info: Any, dtype: Any, defa
         model, scalar = model_of(dtype).to(kept), torch.tensor(0.7, dtype=kept, requires_grad=True)
         scalar.grad, seen = torch.rand_like(scalar), []
         params = [*model.parameters(), scalar]
-        opt = case.make(cls, params)
+        opt = case.make(cls, params, **eps_of(cls, dtype))
         for step in range(7):
             opt.zero_grad()
             if step in (3, 5):

@@ -135,6 +135,8 @@ def test_torchs_error_inputs(info: Any) -> None:
                 opt.step()
 
         wrong = error.optimizer_error_input
+        if any(isinstance(p, torch.Tensor) and p.is_complex() for p in wrong.params or ()):
+            continue  # torch's Adafactor takes no complex numbers
         made = [Case(info, wrong.kwargs, wrong.desc, {"right"})] if wrong.params is None else []
         made += [Case(info, wrong.kwargs, wrong.desc)] if not made or not mixed(made[0]) else []
         check(scenario, made, fails=True)

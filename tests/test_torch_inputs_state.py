@@ -106,14 +106,16 @@ def test_checkpoints_of_a_class_with_the_same_states(info: Any) -> None:
 
 @pytest.mark.parametrize("name", gpuopt.torch.optimizers())
 def test_options_that_a_checkpoint_does_not_have(name: str) -> None:
-    """Those that torch's class has are as it says, ours as they are given here; a rule that torch has not keeps its own."""
+    """Those that torch's class has are as it says, ours as they are given here; a rule that torch has not keeps its own, and so
+    does Adafactor, of which torch has no older checkpoints.
+    """
     options: dict[str, Any] = {"maximize": True, "clip_value": 0.5}
     opt = create(name, [torch.nn.Parameter(torch.ones(2, 2))], **options)
     saved = opt.state_dict()
     for key in options:
         del saved["param_groups"][0][key]
     opt.load_state_dict(saved)
-    assert opt.param_groups[0]["maximize"] is (not opt.twin)
+    assert opt.param_groups[0]["maximize"] is (opt.twin in ("", "adafactor"))
     assert opt.param_groups[0]["clip_value"] == 0.5
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 import gpuopt.torch
 from gpuopt.errors import InputError
-from gpuopt.torch import follow, optimizer, release
+from gpuopt.torch import change_tracker, optimizer, release
 from torch_samples import bits, everything
 
 # ---------------------------------------------------------------------------------------------------- memory and launches
@@ -69,7 +69,10 @@ def test_what_arrives_together_is_stepped_together(
     params, other = wide(numbers), nn.Parameter(torch.ones(3))
     opt = gpuopt.torch.SGD([*params, other])
     gpuopt.torch.release_gradients(params, opt)
-    engines, stepped = counted(monkeypatch, optimizer, "Engine"), counted(monkeypatch, follow.Follower, "step")
+    engines, stepped = (
+        counted(monkeypatch, optimizer, "Engine"),
+        counted(monkeypatch, change_tracker.ChangeTracker, "step"),
+    )
     for _ in range(5):
         backward(params)
         other.grad = torch.ones(3)

@@ -26,8 +26,8 @@ class Graph:
     """Of a step of these parameters, captured now: the places of their counts."""
 
     def __init__(self, opt: Any) -> None:
-        (follower,) = opt._followers.values()
-        self.words = [slot.clock.word for slot in follower.engine.slots]
+        (tracker,) = opt._trackers.values()
+        self.words = [parameter.counter.word for parameter in tracker.engine.parameters]
 
     def replay(self) -> None:
         for word in self.words:
@@ -93,12 +93,12 @@ def test_counts_are_told_again_after_further_replays(shim: Backend) -> None:
     params = [torch.ones(3), torch.ones(5)]
     opt = gpuopt.torch.AdamW(params, capturable=True, backend="shim-device")
     step(opt, params, 0, 1)
-    graph, (follower,) = Graph(opt), opt._followers.values()
+    graph, (tracker,) = Graph(opt), opt._trackers.values()
     for expected in (2, 3, 4):
         graph.replay()
         assert counted(opt) == [expected] * 2
     step(opt, params, 0, 1)
-    assert counted(opt) == [5, 5] and [*opt._followers.values()] == [follower], "nothing was changed by others"
+    assert counted(opt) == [5, 5] and [*opt._trackers.values()] == [tracker], "nothing was changed by others"
     opt.state[params[0]]["step"].fill_(20)
     for expected in (6, 7):
         graph.replay()

@@ -7,6 +7,7 @@ list of what is not as in torch on purpose. Knows no rule by name, but for rows 
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ import torch
 from torch.testing._internal.common_optimizers import _get_optim_inputs_including_global_cliquey_kwargs, optim_db
 
 import gpuopt.torch
+from torch_samples import default_dtype
 
 
 def takes_any_shape(cls: Any) -> bool:
@@ -24,6 +26,17 @@ def takes_any_shape(cls: Any) -> bool:
     try:
         cls([torch.nn.Parameter(torch.zeros(3))])
     except ValueError:
+        return False
+    return True
+
+
+def takes_empty(cls: Any) -> bool:
+    """Torch's Adafactor divides by the number of elements."""
+    p = torch.nn.Parameter(torch.zeros((0,) if takes_any_shape(cls) else (0, 1)))
+    p.grad = torch.zeros_like(p)
+    try:
+        cls([p]).step()
+    except ZeroDivisionError:
         return False
     return True
 
@@ -67,6 +80,13 @@ def cases(info: Any, *tags: str, differentiable: bool = False) -> Iterator[Case]
             yield Case(info, {**given.kwargs, "foreach": True}, f"{given.desc} & foreach", set(tags))
 
 
+def eps_of(cls: Any, dtype: Any) -> dict[str, Any]:
+    """Adafactor's eps in numbers: None stands for that of the parameter's dtype, which a reference's wider parameter has not."""
+    parameter = inspect.signature(cls).parameters.get("eps")
+    given = members(parameter.default) if parameter else ()
+    return {"eps": tuple(torch.finfo(dtype).eps if e is None else e for e in given)} if None in given else {}
+
+
 def with_tensors(kwargs: dict[str, Any]) -> bool:
     return any(isinstance(v, torch.Tensor) for value in kwargs.values() for v in members(value))
 
@@ -88,8 +108,9 @@ def outcome(scenario: Callable[..., Any], cls: Any, case: Case) -> Outcome:
     value, error = None, None
     torch.manual_seed(0)
     torch.set_warn_always(True)  # else some of torch's warnings come once in a process
+    kept = any(state.cell for state in OURS[case.info.name].rule.states)  # numbers, as wide as a parameter of float64
     try:
-        with warnings.catch_warnings(record=True) as caught:
+        with warnings.catch_warnings(record=True) as caught, default_dtype(torch.float64 if kept else torch.float32):
             warnings.simplefilter("always")
             warnings.filterwarnings("ignore", "Sparse invariant checks")  # of how torch makes sparse tensors inside
             value = scenario(cls, case)
@@ -123,6 +144,8 @@ def demanded(case: Case) -> set[str]:
         found.add("fused")
     if kwargs.get("differentiable") and not kwargs.get("fused") and "flags" in case.tags:
         found.add("differentiable")
+    if "differentiable" not in inspect.signature(case.info.optim_cls).parameters:  # of Adafactor
+        found |= {"differentiable"} & set(kwargs)
     return found
 
 
@@ -174,7 +197,7 @@ DIFFERENT = {
         "foreach, fused, capturable and differentiable choose among torch's implementations, each with demands of its own "
         "(fused takes no complex and no sparse tensors and on a CPU reads strided ones as if they were dense, foreach takes no "
         "tensors of one number, differentiable rounds to float32); here there is one, so a flag demands nothing, every class has "
-        "capturable, tensors and numbers may be mixed, and the result is that of torch without the flag",
+        "capturable and differentiable, tensors and numbers may be mixed, and the result is that of torch without the flag",
         lambda case: demanded(case) or case.kwargs.get("capturable") or mixed(case),
         alone,
         lambda found, expected: None if found.error and expected.error else same(found, expected),
@@ -243,6 +266,10 @@ def difference(found: Any, expected: Any, path: str = "", digits: float = 64) ->
         return first(difference(a, b, f"{path}[{k}]", digits) for k, (a, b) in pairs)
     if not isinstance(expected, torch.Tensor) or not isinstance(found, torch.Tensor):
         return None if type(found) is type(expected) and found == expected else f"{path}: {found!r}, torch {expected!r}"
+    if not expected.shape and found.is_floating_point() and expected.is_floating_point() and not path.endswith(".step"):
+        # One number beside a parameter: torch keeps it in the default dtype, we as wide as the parameter.
+        narrow = min(found.dtype, expected.dtype, key=lambda dtype: dtype.itemsize)
+        found, expected = found.to(narrow), expected.to(narrow)
     if (found.dtype, found.shape) != (expected.dtype, expected.shape):
         return f"{path}: {found.dtype} {found.shape}, torch {expected.dtype} {expected.shape}"
     if not expected.numel():

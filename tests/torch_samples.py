@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -79,6 +80,19 @@ def bits(tree: Any) -> Any:
 def everything(opt: Any) -> Any:
     """Bits of all that a step may change: parameters, states, step counts, hyperparameters."""
     return bits([[group["params"] for group in opt.param_groups], opt.state_dict()])
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """torch's default dtype meanwhile: the one in which its optimizers keep states of one number, which ours keep as wide as the
+    parameter.
+    """
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype.to_real())
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(usual)
 
 
 def copied(state_dict: dict[str, Any]) -> dict[str, Any]:

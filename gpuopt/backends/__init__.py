@@ -2,7 +2,7 @@
 
 A backend runs launches on arrays of one device type ("cpu" or "cuda"). Its class has `name`, `device`, a static
 `missing() -> str | None` (None, or what is missing and what mends it: a pip install line, or the driver), and
-`step(launches, demand) -> bool` (False: the step was skipped), where a launch is a `launch.launcher.Launch`.
+`step(launches, request) -> bool` (False: the step was skipped), where a launch is a `launch.launcher.Launch`.
 """
 
 from __future__ import annotations

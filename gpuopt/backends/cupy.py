@@ -11,8 +11,8 @@ import numpy as np
 from gpuopt import driver
 from gpuopt.backends.device import DeviceBackend
 from gpuopt.backends.runtime import DECISION
-from gpuopt.compiler import nvrtc, to_cuda
-from gpuopt.compiler.lower import Program
+from gpuopt.compiler import nvrtc, to_cuda, to_cuda_sums
+from gpuopt.compiler.program import Layout, Pass, PerMatrix, PerTensor, Program
 from gpuopt.launch import table as t
 from gpuopt.launch.stream import override
 from gpuopt.messages import one_line
@@ -117,8 +117,19 @@ class CupyRuntime:
     def update_kernel(self, program: Program) -> Any:
         return self._function(to_cuda.update_source(program), "gpuopt_update")
 
-    def sums_kernel(self, storage: str, compute: str) -> Any:
-        return self._function(to_cuda.sums_source(storage, compute), "gpuopt_sums")
+    def reduce_kernel(self, layout: Layout, cut: Pass) -> Any:
+        return self._function(
+            to_cuda_sums.reduce_source(layout, cut), "gpuopt_reduce_along" if cut.along else "gpuopt_reduce"
+        )
+
+    def per_tensor_kernel(self, made: PerTensor) -> Any:
+        return self._function(to_cuda_sums.per_tensor_source(made), "gpuopt_per_tensor")
+
+    def per_matrix_kernel(self, made: PerMatrix) -> Any:
+        return self._function(to_cuda_sums.per_matrix_source(made), "gpuopt_per_matrix")
+
+    def all_tensors_kernel(self) -> Any:
+        return self._function(to_cuda_sums.all_tensors_source(), "gpuopt_all_tensors")
 
     def prepare_kernel(self, program: Program, inputs: tuple[str, ...]) -> Any:
         return self._function(to_cuda.prepare_source(program, inputs), "gpuopt_prepare")

@@ -14,13 +14,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gpuopt import arrays
+from gpuopt.backends.buffers import Upload
 from gpuopt.backends.captures import Life, Owned, relaxed
-from gpuopt.backends.resident import Deciding, Resident, Upload, recount
+from gpuopt.backends.device_launch import DeviceDecision, DeviceLaunch, recount
+from gpuopt.backends.passes import StepPasses
 from gpuopt.backends.runtime import Runtime, Staging
-from gpuopt.compiler.host import div
 from gpuopt.compiler.names import GIVEN
 from gpuopt.errors import GpuoptError
-from gpuopt.launch.launcher import Clock, Demand, Launch, advance
+from gpuopt.launch.launcher import Launch, StepCounter, StepRequest, advance
+from gpuopt.rules.primitives import divided
 
 FIRST = (
     "the first step of a set of gradients and options compiles and allocates: run one step before capturing it into a CUDA "
@@ -40,7 +42,7 @@ class DeviceBackend:
         self.place = f"cuda:{index}"  # where what it reads has to lie
         self.staging = Staging(runtime)
         self.kernels: dict[tuple[Any, ...], Any] = {}
-        self.buffers: dict[object, list[Any]] = {}  # of each Held, by its key
+        self.buffers: dict[object, list[Any]] = {}  # of each DeviceBuffers, by its key
         self.retired: list[object] = []  # the keys of those that are gone
         self.graphs: list[tuple[Life, Any]] = []  # what captured steps read and write
 
@@ -58,127 +60,174 @@ class DeviceBackend:
             found = self.kernels[(kind, *key)] = getattr(self.runtime, f"{kind}_kernel")(*key)
         return found
 
-    def step(self, launches: Sequence[Launch], demand: Demand, clocks: Sequence[Clock]) -> bool:
+    def step(self, launches: Sequence[Launch], request: StepRequest, counters: Sequence[StepCounter]) -> bool:
         """Enqueue one step on the current stream; everything that can fail comes before the first launch."""
         with self.runtime.on_device(self.index):
-            self._step(launches, demand, clocks)
+            self._step(launches, request, counters)
         return True
 
-    def ready(self, launches: Sequence[Launch], demand: Demand) -> None:
+    def ready(self, launches: Sequence[Launch], request: StepRequest) -> None:
         """Allocate and compile what a step of these launches needs."""
         with self.runtime.on_device(self.index):
             stream = self.runtime.stream(self.index)
             if not self.runtime.capturing(stream):
-                self._made(launches, demand, stream)
+                self._made(launches, request, stream)
                 self.staging.fill()
 
-    def _step(self, launches: Sequence[Launch], demand: Demand, clocks: Sequence[Clock]) -> None:
+    def _step(self, launches: Sequence[Launch], request: StepRequest, counters: Sequence[StepCounter]) -> None:
         stream = self.runtime.stream(self.index)
         if self.runtime.capturing(stream):
             with relaxed():
-                self._capture(launches, demand, stream)
+                self._capture(launches, request, stream)
             return
         if self.graphs and any(life.over for life, _ in self.graphs):
             self.release()
-        residents, deciding = self._made(launches, demand, stream)
-        if deciding is not None:
-            self._decide(launches, residents, deciding, demand, clocks, stream, self.staging.upload)
+        device_launches, decision = self._made(launches, request, stream)
+        if decision is not None:
+            self._decide(launches, device_launches, decision, request, counters, stream, self.staging.upload)
             return
-        rows = advance(clocks, launches, 1.0 if demand.grad_scale is None else div(1.0, float(demand.grad_scale)))
+        rows = advance(
+            counters, launches, 1.0 if request.grad_scale is None else divided(1.0, float(request.grad_scale))
+        )
         try:
-            given = [self._by_value(*one, stream) for one in zip(residents, rows, strict=True)]
+            given = [self._by_value(*one, stream) for one in zip(launches, device_launches, rows, strict=True)]
         except BaseException:
-            for clock in clocks:
-                clock.step -= 1
+            for counter in counters:
+                counter.step -= 1
             raise
-        for launch, resident, by_value in zip(launches, residents, given, strict=True):
-            self._update(launch, resident, by_value, resident.rows, 0, stream)
+        if launches and launches[0].private["passes"].passes:
+            self._sum(launches, device_launches, [(d.rows, d.wide) for d in device_launches], 0, stream)
+        for launch, device_launch, by_value in zip(launches, device_launches, given, strict=True):
+            self._update(launch, device_launch, by_value, device_launch.rows, 0, stream)
 
-    def _made(self, launches: Sequence[Launch], demand: Demand, stream: Any) -> tuple[list[Resident], Deciding | None]:
+    def _made(
+        self, launches: Sequence[Launch], request: StepRequest, stream: Any
+    ) -> tuple[list[DeviceLaunch], DeviceDecision | None]:
         """What the step needs on the device, made at its first one."""
-        residents = [self._resident(launch, stream) for launch in launches]
-        return residents, self._deciding(launches, demand, stream) if demand.on_device or demand.sums else None
+        device_launches = [self._device_launch(launch, stream) for launch in launches]
+        private = launches[0].private if launches else {}
+        if "passes" not in private:
+            private["passes"] = self._step_passes(device_launches, stream, self.staging.upload)
+        return device_launches, self._decision(launches, request, stream) if request.on_device or request.sums else None
 
-    def _capture(self, launches: Sequence[Launch], demand: Demand, stream: Any) -> None:
-        if not demand.capturable:
+    def _capture(self, launches: Sequence[Launch], request: StepRequest, stream: Any) -> None:
+        if not request.capturable:
             raise GpuoptError(
                 "the current stream is captured into a CUDA graph, whose replays would repeat the rate and the step count of "
                 "this step for ever: make the optimizer with capturable=True"
             )
-        residents: list[Resident] = [launch.private["resident"] for launch in launches if "resident" in launch.private]
-        usual: Deciding | None = launches[0].private.get("deciding")
-        if len(residents) < len(launches) or usual is None or (demand.sums and not usual.chunks):
+        device_launches: list[DeviceLaunch] = [
+            launch.private["device_launch"] for launch in launches if "device_launch" in launch.private
+        ]
+        usual: DeviceDecision | None = launches[0].private.get("decision")
+        if len(device_launches) < len(launches) or usual is None or (request.sums and usual.gradients is None):
             raise GpuoptError(FIRST)
-        owned, deciding = Owned(self.runtime), usual.captured()
-        if demand.sums:
-            deciding.measure(launches, stream, owned.upload)
-        mine = [r.captured(launch, stream, owned.upload) for r, launch in zip(residents, launches, strict=True)]
-        read = [demand, *map(needed, launches)]
-        self.graphs.append((Life(self.runtime.handle(stream)), (owned.kept, mine, deciding, read)))
-        self._decide(launches, mine, deciding, demand, (), stream, owned.upload)
-        deciding.records = []  # the clocks know the optimizer, which may go
+        owned, decision = Owned(self.runtime), usual.captured()
+        if request.sums:
+            decision.measure(launches, stream, owned.upload)
+        mine = [r.captured(launch, stream, owned.upload) for r, launch in zip(device_launches, launches, strict=True)]
+        passes = self._step_passes(mine, stream, owned.upload)
+        read = [request, *map(needed, launches)]
+        self.graphs.append((Life(self.runtime.handle(stream)), (owned.kept, mine, decision, passes, read)))
+        self._decide(launches, mine, decision, request, (), stream, owned.upload, passes)
+        decision.records = []  # the counters know the optimizer, which may go
 
     def _decide(
         self,
         launches: Sequence[Launch],
-        residents: Sequence[Resident],
-        deciding: Deciding,
-        demand: Demand,
-        clocks: Sequence[Clock],
+        device_launches: Sequence[DeviceLaunch],
+        decision: DeviceDecision,
+        request: StepRequest,
+        counters: Sequence[StepCounter],
         stream: Any,
         upload: Upload,
+        passes: StepPasses | None = None,
     ) -> None:
-        """The step with rows that are computed on the device."""
-        arguments = deciding.arguments(launches, demand)
-        data, after = deciding.inputs(launches)
-        if data.tobytes() != deciding.there:
-            deciding.there = b""
-            upload(deciding.hyper, data, stream)
-        if not demand.on_device:
-            for clock in clocks:
-                clock.step += 1
-        if demand.sums:
-            for kernel, blocks, given in deciding.summing(launches, residents):
-                self.runtime.launch(kernel, blocks, given, stream)
-        for kernel, given in zip(deciding.prepares, arguments, strict=True):
+        """The step with rows that are computed on the device. passes: those of a captured step."""
+        arguments = decision.arguments(launches, request)
+        data, after = decision.inputs(launches)
+        if data.tobytes() != decision.there:
+            decision.there = b""
+            upload(decision.hyper, data, stream)
+        if not request.on_device:
+            for counter in counters:
+                counter.step += 1
+        if request.sums:
+            assert decision.gradients is not None
+            decision.gradients.run([(d.address(d.table), 0, 0, 0) for d in device_launches], stream)
+        for kernel, given in zip(decision.prepares, arguments, strict=True):
             self.runtime.launch(kernel, 1, given, stream)
-        deciding.there = after
-        for launch, resident, rows in zip(launches, residents, deciding.rows, strict=True):
-            self._update(launch, resident, None, rows, deciding.skip, stream)
+        decision.there = after
+        self._sum(
+            launches,
+            device_launches,
+            list(zip(decision.rows, decision.wides, strict=True)),
+            decision.skip,
+            stream,
+            passes,
+        )
+        for launch, device_launch, rows in zip(launches, device_launches, decision.rows, strict=True):
+            self._update(launch, device_launch, None, rows, decision.skip, stream)
 
-    # ------------------------------------------------------------------------------------------- resident data
+    def _step_passes(self, device_launches: Sequence[DeviceLaunch], stream: Any, upload: Upload) -> StepPasses:
+        return StepPasses(self, [d.passes for d in device_launches if d.passes is not None], stream, upload)
 
-    def _resident(self, launch: Launch, stream: Any) -> Resident:
-        resident: Resident | None = launch.private.get("resident")
-        if resident is None:
-            resident = launch.private["resident"] = Resident(self, launch, stream)
-        if resident.version != launch.plan.version:
-            self.staging.upload(resident.table, launch.plan.table, stream)
-            resident.version = launch.plan.version
-        return resident
+    def _sum(
+        self,
+        launches: Sequence[Launch],
+        device_launches: Sequence[DeviceLaunch],
+        rows: Sequence[tuple[Any, Any]],
+        skip: int,
+        stream: Any,
+        passes: StepPasses | None = None,
+    ) -> None:
+        """The passes before the updates. rows: of each launch the rows of scalars and the wide ones, in device memory."""
+        address = self.runtime.address
+        given = [
+            (address(d.table), address(row), address(wide), skip)
+            for d, (row, wide) in zip(device_launches, rows, strict=True)
+            if d.passes is not None
+        ]
+        if given:
+            (passes or launches[0].private["passes"]).run(given, stream)
 
-    def _deciding(self, launches: Sequence[Launch], demand: Demand, stream: Any) -> Deciding:
+    # ------------------------------------------------------------------------------------------- what lives there
+
+    def _device_launch(self, launch: Launch, stream: Any) -> DeviceLaunch:
+        device_launch: DeviceLaunch | None = launch.private.get("device_launch")
+        if device_launch is None:
+            device_launch = launch.private["device_launch"] = DeviceLaunch(self, launch, stream)
+        if device_launch.version != launch.plan.version:
+            self.staging.upload(device_launch.table, launch.plan.table, stream)
+            device_launch.version = launch.plan.version
+        return device_launch
+
+    def _decision(self, launches: Sequence[Launch], request: StepRequest, stream: Any) -> DeviceDecision:
         private = launches[0].private
-        deciding: Deciding | None = private.get("deciding")
-        if deciding is None:
-            deciding = private["deciding"] = Deciding(self, launches, demand, stream)
-        if demand.sums:
-            deciding.measure(launches, stream, self.staging.upload)
-        return deciding
+        decision: DeviceDecision | None = private.get("decision")
+        if decision is None:
+            decision = private["decision"] = DeviceDecision(self, launches, request, stream)
+        if request.sums:
+            decision.measure(launches, stream, self.staging.upload)
+        return decision
 
-    def _by_value(self, resident: Resident, rows: Any, stream: Any) -> Any:
+    def _by_value(self, launch: Launch, device_launch: DeviceLaunch, rows: Any, stream: Any) -> Any:
         """The rows if they travel by value; None once they have been uploaded."""
-        if resident.rows is None:
+        if device_launch.rows is None:
             return rows
-        self.staging.upload(resident.rows, rows, stream)
+        self.staging.upload(device_launch.rows, rows, stream)
+        if device_launch.wide is not None:
+            self.staging.upload(device_launch.wide, launch.wide, stream)
         return None
 
-    def _update(self, launch: Launch, resident: Resident, by_value: Any, rows: Any, skip: int, stream: Any) -> None:
+    def _update(
+        self, launch: Launch, device_launch: DeviceLaunch, by_value: Any, rows: Any, skip: int, stream: Any
+    ) -> None:
         """by_value: the rows, or None where they are in device memory, at `rows`."""
-        if resident.blocks:
-            resident.argument = self.runtime.rows_argument(launch.plan.program, by_value, resident.argument)
-            arguments = (*resident.arguments(launch.plan, rows, skip), resident.argument)
-            self.runtime.launch(resident.kernel, resident.blocks, arguments, stream)
+        if device_launch.blocks:
+            device_launch.argument = self.runtime.rows_argument(launch.plan.program, by_value, device_launch.argument)
+            arguments = (*device_launch.arguments(launch.plan, rows, skip), device_launch.argument)
+            self.runtime.launch(device_launch.kernel, device_launch.blocks, arguments, stream)
 
     def check_plan(self) -> None:
         """Raise GpuoptError while the current stream is captured: the first step of a plan compiles, allocates and waits."""
@@ -191,25 +240,25 @@ class DeviceBackend:
         with self.runtime.on_device(self.index):
             self.runtime.wait()
 
-    def recount(self, clocks: Sequence[Clock]) -> None:
-        """The counts of these clocks are those of the host: bring them to where CUDA graphs read them. Waits for the device."""
+    def recount(self, counters: Sequence[StepCounter]) -> None:
+        """The counts of these counters are those of the host: bring them to where CUDA graphs read them. Waits for the device."""
         with self.runtime.on_device(self.index):
             recount(
-                [c for c in clocks if c.word is not None and c.word.counts.backend is self],
+                [c for c in counters if c.word is not None and c.word.counts.backend is self],
                 self.runtime.stream(self.index),
             )
 
-    def synchronize(self, clocks: Sequence[Clock], shared: Mapping[str, Any]) -> int:
-        """Wait for the device and bring its step counts into the clocks; returns how many steps it skipped since."""
-        there = [clock for clock in clocks if clock.word is not None and clock.word.counts.backend is self]
+    def synchronize(self, counters: Sequence[StepCounter], shared: Mapping[str, Any]) -> int:
+        """Wait for the device and bring its step counts into the counters; returns how many steps it skipped since."""
+        there = [counter for counter in counters if counter.word is not None and counter.word.counts.backend is self]
         if not there:
             return 0
         with self.runtime.on_device(self.index):
             stream = self.runtime.stream(self.index)
-            for counts in {id(clock.word.counts): clock.word.counts for clock in there}.values():
+            for counts in {id(counter.word.counts): counter.word.counts for counter in there}.values():
                 counts.read(stream)
-            for clock in there:
-                clock.step = int(clock.word.counts.known[clock.word.place])
+            for counter in there:
+                counter.step = int(counter.word.counts.known[counter.word.place])
             return shared["flags"].news(stream) if "flags" in shared else 0
 
 
@@ -218,7 +267,7 @@ def needed(launch: Launch) -> list[Any]:
     as the graph: from the next capture on it may use their memory again.
     """
     held = [a for of in launch.arrays for role, a in of.items() if a is not None and not lent(role, a)]
-    values = [clock.environment(clock.step + 1) for clock in launch.records(True)[0]]
+    values = [counter.environment(counter.step + 1) for counter in launch.records(True)[0]]
     return held + [v for of in values for name, v in of.items() if name != GIVEN and not isinstance(v, float)]
 
 

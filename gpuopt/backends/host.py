@@ -2,20 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuopt.compiler.host import div
-from gpuopt.launch.launcher import Clock, Demand, Launch, advance
-from gpuopt.launch.plan import join
-from gpuopt.rules.language import minimum
+from gpuopt.compiler.lower import gradient_sums
+from gpuopt.compiler.program import Layout, Pass, PerTensor, Step
+from gpuopt.launch.launcher import Launch, StepCounter, StepRequest, advance
+from gpuopt.launch.plan import Plan
+from gpuopt.launch.sums import Doubles, over_all
+from gpuopt.rules.primitives import divided, minimum
+
+
+class Addresses(NamedTuple):
+    """Of what the passes of one launch read and write, as kernels take them: rows of scalars in the compute type and in float64,
+    sums of chunks and of tensors, numbers of the tensors that are known by now, and the addresses of the slots, which hold those of
+    rows, columns and matrices.
+    """
+
+    rows: int
+    wide: int
+    partials: int
+    totals: int
+    values: int
+    slots: int
+
+
+class Passes:
+    """Passes that sum, and what is done once a tensor between them. backend: prepares each of them."""
+
+    def __init__(
+        self, backend: HostBackend, plan: Plan, layout: Layout, schedule: Sequence[Step], slots: bool = False
+    ) -> None:
+        """slots: whether the passes are those of a program, which may have some."""
+        self.schedule = schedule
+        layouts = [plan.program.layout_of(step) if slots and isinstance(step, Pass) else layout for step in schedule]
+        self.runs = [backend.prepared(plan, *each) for each in zip(layouts, schedule, strict=True)]
+        tensors, totals = (
+            len(plan.table),
+            max((step.totals for step in schedule if isinstance(step, PerTensor)), default=0),
+        )
+        values = max(len(step.values) for step in (*schedule, plan.program.update))
+        self.totals: Doubles = np.empty((tensors, totals))
+        self.values = np.empty((tensors, values), layout.compute)
+        self.partials = np.empty((len(plan.chunks), max(len(step.sums) for step in schedule)))
+        self.slots = [np.empty(size, dtype) for size, dtype in (plan.slot_sizes() if slots else ())]
+        self.places = np.array([slot.ctypes.data for slot in self.slots], np.int64)
+        there = (self.partials, self.totals, self.values, self.places)
+        self.at = Addresses(0, 0, *(array.ctypes.data for array in there))
+
+    def run(
+        self, rows: NDArray[Any] | None = None, wide: NDArray[Any] | None = None
+    ) -> Iterator[tuple[Doubles, list[int]]]:
+        """Yields totals [tensors, sums], and which of them have to be joined over all tensors of all launches."""
+        if rows is not None and wide is not None:
+            self.at = self.at._replace(rows=rows.ctypes.data, wide=wide.ctypes.data)
+        for step, run in zip(self.schedule, self.runs, strict=True):
+            run(self.at)
+            if isinstance(step, PerTensor) and step.over_all:
+                yield self.totals, step.over_all
 
 
 class HostBackend:
-    """A backend on host arrays. Subclasses give `sums(launch) -> partials [chunks, 2]` and `update(launch, rows, multiplier)`."""
+    """A backend on host arrays. Subclasses give `update(launch, multiplier)`, and `prepared(plan, layout, step)`: a pass that sums,
+    or what is done once a tensor, as a function of Addresses.
+    """
 
     name = ""
     device = "cpu"
@@ -24,8 +77,27 @@ class HostBackend:
     def __init__(self, index: int = 0) -> None:
         """There is one host."""
 
-    def sums(self, launch: Launch) -> NDArray[Any]:
+    def prepared(self, plan: Plan, layout: Layout, step: Step) -> Callable[[Addresses], None]:
         raise NotImplementedError
+
+    def gradients(self, launch: Launch) -> Doubles:
+        """Squares and counts of what is not finite, of the gradient of every tensor: [tensors, 2]."""
+        private, plan = launch.private, launch.plan
+        if "gradients" not in private:
+            layout, cut = gradient_sums(plan.program.roles[1].storage, plan.program.compute)
+            joins = PerTensor(cut, None, layout.compute, len(cut.sums))
+            private["gradients"] = Passes(self, plan, layout, (cut, joins))
+        next(private["gradients"].run())
+        result: Doubles = private["gradients"].totals
+        return result
+
+    def passes(self, launch: Launch, multiplier: float) -> Iterator[tuple[Doubles, list[int]]]:
+        """Everything before the update; see Passes.run."""
+        private, plan = launch.private, launch.plan
+        if "passes" not in private:
+            private["passes"] = Passes(self, plan, plan.program.layout, plan.program.schedule, slots=True)
+        found: Iterator[tuple[Doubles, list[int]]] = private["passes"].run(private["rows"], launch.wide)
+        return found
 
     def update(self, launch: Launch, multiplier: float) -> None:
         raise NotImplementedError
@@ -33,33 +105,39 @@ class HostBackend:
     def rehearse(self, launch: Launch, multiplier: float) -> None:
         """Whatever `update` could raise, before the first write; nothing where it runs compiled code."""
 
-    def step(self, launches: Sequence[Launch], demand: Demand, clocks: Sequence[Clock]) -> bool:
-        """Decide, advance the clocks, update. Everything that can fail comes before the first write."""
-        multiplier, skip = self.decide(launches, demand)
+    def step(self, launches: Sequence[Launch], request: StepRequest, counters: Sequence[StepCounter]) -> bool:
+        """Decide, advance the counters, update. Everything that can fail comes before the first write."""
+        multiplier, skip = self.decide(launches, request)
         if skip:
             return False
-        for launch, rows in zip(launches, advance(clocks, launches, multiplier, self.rehearse), strict=True):
+        for launch, rows in zip(launches, advance(counters, launches, multiplier, self.rehearse), strict=True):
             launch.private["rows"] = rows
+        running = [self.passes(launch, multiplier) for launch in launches if not launch.plan.program.local]
+        while running:
+            waiting = [(each, found) for each in running if (found := next(each, None)) is not None]
+            over_all([found for _, found in waiting])
+            running = [each for each, _ in waiting]
         for launch in launches:
             self.update(launch, multiplier)
         return True
 
-    def decide(self, launches: Sequence[Launch], demand: Demand) -> tuple[float, bool]:
+    def decide(self, launches: Sequence[Launch], request: StepRequest) -> tuple[float, bool]:
         """The factor every gradient is multiplied by, and whether to skip; the twin of kernels/prepare.cuh."""
-        inverse = 1.0 if demand.grad_scale is None else div(1.0, first(demand.grad_scale))
-        skip = demand.found_inf is not None and first(demand.found_inf) != 0
-        if not demand.sums:
+        inverse = 1.0 if request.grad_scale is None else divided(1.0, first(request.grad_scale))
+        skip = request.found_inf is not None and first(request.found_inf) != 0
+        if not request.sums:
             return inverse, skip
         with np.errstate(all="ignore"):
-            partials = [self.sums(launch) for launch in launches]
-            squares, broken = join(np.concatenate(partials)) if partials else (0.0, 0.0)
+            totals = [self.gradients(launch) for launch in launches]
+            over_all([(each, [0, 1]) for each in totals])
+            squares, broken = next((each[0] for each in totals if len(each)), (0.0, 0.0))
             norm = float(np.sqrt(squares)) * inverse
-        bound = np.inf if demand.max_norm is None else demand.max_norm
+        bound = np.inf if request.max_norm is None else request.max_norm
         # Without a bound the norm plays no part: squares may overflow where the gradients themselves are finite.
-        multiplier = float(minimum(div(bound, norm + 1e-6), 1.0)) * inverse if np.isfinite(bound) else inverse
-        return multiplier, skip or (demand.check_finite and bool(broken != 0))
+        multiplier = float(minimum(divided(bound, norm + 1e-6), 1.0)) * inverse if np.isfinite(bound) else inverse
+        return multiplier, skip or (request.check_finite and bool(broken != 0))
 
-    def ready(self, launches: Sequence[Launch], demand: Demand) -> None:
+    def ready(self, launches: Sequence[Launch], request: StepRequest) -> None:
         """Nothing to do: a step allocates and compiles before it writes."""
 
     def check_plan(self) -> None:
@@ -68,10 +146,10 @@ class HostBackend:
     def wait(self) -> None:
         """What was done is done."""
 
-    def recount(self, clocks: Sequence[Clock]) -> None:
+    def recount(self, counters: Sequence[StepCounter]) -> None:
         """Step counts are on the host."""
 
-    def synchronize(self, clocks: Sequence[Clock], shared: Mapping[str, Any]) -> int:
+    def synchronize(self, counters: Sequence[StepCounter], shared: Mapping[str, Any]) -> int:
         """Nothing to do: step counts are on the host, and skipped steps were counted as they happened."""
         return 0
 

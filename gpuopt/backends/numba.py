@@ -13,13 +13,13 @@ from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuopt.backends.host import HostBackend
+from gpuopt.backends.host import Addresses, HostBackend
 from gpuopt.compiler import numba_cpu
+from gpuopt.compiler.program import Layout, PerMatrix, PerTensor, Step
 from gpuopt.launch import table as t
 from gpuopt.launch.launcher import Launch
 from gpuopt.launch.plan import Plan
@@ -29,6 +29,7 @@ TILE = 16384
 SERIAL = 16384  # elements below which waking a second thread costs more than it saves
 TILE_COST = 64  # elements that the overhead of one tile is worth
 RANGES_PER_THREAD = 8
+TENSORS = 512  # below which waking a second thread for them costs more than it saves
 
 
 def missing() -> str | None:
@@ -144,30 +145,31 @@ class Backend(HostBackend):
         private = launch.private
         if "walk" not in private:
             private["walk"] = self.prepared_walk(launch.plan)
-        private["walk"](private["rows"].ctypes.data)
+        private["walk"](private["rows"].ctypes.data, *(private["passes"].at[-2:] if "passes" in private else (0, 0)))
 
     def prepared_walk(self, plan: Plan) -> Ranges:
-        """The walk of all tensors, to be called with the rows: it holds as long as the plan."""
+        """The walk of all tensors, to be called with the rows and values: it holds as long as the plan."""
         plan.cut_tiles(TILE)
         function, bounds = numba_cpu.walk_address(plan.program), self.bounds(plan, plan.tiles, TILE)
-        return Ranges(function, (plan.table.ctypes.data, plan.tiles.ctypes.data), bounds, (TILE,), 1)
+        return Ranges(function, (plan.table.ctypes.data, plan.tiles.ctypes.data), bounds, (TILE,), 3)
 
-    def sums(self, launch: Launch) -> NDArray[Any]:
-        """Partial sums of every chunk: [chunks, 2]."""
-        private = launch.private
-        if "sums" not in private:
-            private["partials"] = np.empty((len(launch.plan.chunks), 2))
-            private["sums"] = self.prepared_sums(launch.plan, private["partials"])
-        private["sums"]()
-        result: NDArray[Any] = private["partials"]
-        return result
-
-    def prepared_sums(self, plan: Plan, partials: NDArray[Any]) -> Ranges:
-        """The sums of the gradients of all tensors into `partials`."""
-        role = [r.name for r in plan.program.roles].index("g")
-        function = numba_cpu.sums_address(plan.program.roles[role].storage, plan.program.compute)
-        before = plan.table.ctypes.data, plan.table.shape[1], role, plan.chunks.ctypes.data
-        return Ranges(function, before, self.bounds(plan, plan.chunks, t.CHUNK), (partials.ctypes.data,))
+    def prepared(self, plan: Plan, layout: Layout, step: Step) -> Callable[[Addresses], None]:
+        """One pass that sums, or what is done once a tensor or matrix; see HostBackend."""
+        head = plan.table.ctypes.data, plan.table.shape[1]
+        if isinstance(step, PerTensor):
+            bounds = even_ranges(len(plan.table), TENSORS)
+            run = Ranges(numba_cpu.per_tensor_address(step), (*head, plan.begins.ctypes.data), bounds, (), 4)
+            return lambda at: run(at.wide, at.partials, at.totals, at.values)
+        if isinstance(step, PerMatrix):
+            bounds = even_ranges(len(plan.matrices), 1)
+            run = Ranges(numba_cpu.per_matrix_address(step), (*head, plan.matrices.ctypes.data), bounds, (), 3)
+            return lambda at: run(at.rows, at.values, at.slots)
+        function = numba_cpu.reduce_address(layout, step)
+        if step.along:
+            run = Ranges(function, (*head, plan.blocks.ctypes.data), even_ranges(len(plan.blocks), 1), (), 3)
+            return lambda at: run(at.rows, at.values, at.slots)
+        run = Ranges(function, (*head, plan.chunks.ctypes.data), self.bounds(plan, plan.chunks, t.CHUNK), (), 4)
+        return lambda at: run(at.rows, at.values, at.slots, at.partials)
 
     def bounds(self, plan: Plan, words: NDArray[np.int64], size: int) -> NDArray[np.int64]:
         """The ranges for as many threads as Numba uses now."""

@@ -1,7 +1,7 @@
 """The Numba CUDA backend: the same rules compiled by `numba.cuda`, arrays reached by address, 16 bytes an access.
 
-Kernels only; how a step runs on a GPU is in `device`. Under the simulator (NUMBA_ENABLE_CUDASIM=1) the same text runs with
-loads and stores that read memory by address from Python.
+Kernels only; how a step runs on a GPU is in `device`. Tests run the same text in Numba's simulator: a runtime of theirs takes the
+place of `Backend.runtime_class`, and its own loads and stores that of `IntrinsicMemory`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ import numpy as np
 from gpuopt import driver
 from gpuopt.backends.device import DeviceBackend
 from gpuopt.backends.runtime import Runtime
-from gpuopt.backends.simulator import SimulatorRuntime
 from gpuopt.compiler import nvrtc, to_numba_cuda
-from gpuopt.compiler.lower import Draw, Program
+from gpuopt.compiler.program import Draw, Layout, Pass, PerMatrix, PerTensor, Program
 from gpuopt.compiler.to_cuda import blocks_per_sm
-from gpuopt.formats.dtypes import STORAGES
+from gpuopt.compiler.to_cuda_sums import reduce_blocks
 from gpuopt.launch import table as t
 from gpuopt.launch.stream import override
 from gpuopt.messages import one_line
@@ -65,17 +64,8 @@ def numpy_too_new() -> str | None:
     return f"Numba CUDA {version('numba-cuda')} cannot compile with NumPy {np.__version__}; pip install 'numpy<2.5'"
 
 
-def memory(compute: str) -> Any:
-    """Where loads and stores come from: LLVM intrinsics, or Python under the simulator."""
-    if simulated():
-        from gpuopt.backends import simulator
-
-        return simulator.Memory(compute)
-    return IntrinsicMemory(compute)
-
-
 class IntrinsicMemory:
-    """Loads, stores and arithmetic for the real compiler."""
+    """The loads, stores and arithmetic that a generated text calls, as LLVM intrinsics."""
 
     def __init__(self, compute: str) -> None:
         from numba.cuda.extending import intrinsic
@@ -109,36 +99,56 @@ class IntrinsicMemory:
 
         return {"philox": numba_random.philox(self.intrinsic), "chosen": numba_random.chosen(self.intrinsic)}
 
+    def quotient(self) -> Callable[..., Any]:
+        from gpuopt.compiler import numba_ir
+
+        return numba_ir.quotient(self.intrinsic)
+
+    def double_bits(self) -> Callable[..., Any]:
+        from gpuopt.compiler import numba_ir
+
+        return numba_ir.double_bits(self.intrinsic)
+
+    def power_of_two(self) -> Callable[..., Any]:
+        from gpuopt.compiler import numba_ir
+
+        return numba_ir.power_of_two(self.intrinsic)
+
     def arithmetic(self) -> dict[str, Any]:
         from gpuopt.compiler import numba_ir
 
         return numba_ir.arithmetic(self.intrinsic, "cuda") | {"ipow": numba_ir.integer_power(self.intrinsic)}
 
 
+Memory = Callable[[str], Any]  # makes, for a compute type, what has the methods of IntrinsicMemory
+
+
 @cache
-def namespace(compute: str) -> dict[str, Any]:
+def namespace(compute: str, memory: Memory = IntrinsicMemory) -> dict[str, Any]:
     """The names that every generated text calls, for one compute type."""
     import math
-
-    cuda = _cuda()
 
     found = memory(compute)
     names: dict[str, Any] = found.arithmetic()
     return names | {
-        "cuda": cuda,
+        "cuda": _cuda(),
         "C": np.dtype(compute).type,
         "D": np.float64,
-        "dtype": np.dtype(compute).type,
         "int64": np.int64,
         **{n: getattr(math, n) for n in ("exp", "log", "pow")},
+        "np": np,
+        "quotient": found.quotient(),
         "load_word": found.load("int64"),
         "store_word": found.store("int64"),
         "load_flag": found.load("int64"),
         "load_scalar": found.load(compute),
-        "load_sum": found.load("float64", compute="float64"),
+        "store_scalar": found.store(compute),
         "store_sum": found.store("float64", compute="float64"),
         "store_row": found.store(compute),
         "load_double": found.load("float64", compute="float64"),
+        "store_double": found.store("float64", compute="float64"),
+        "double_bits": found.double_bits(),
+        "power_of_two": found.power_of_two(),
         "load_float": found.load("float32", compute="float32"),
     }
 
@@ -153,10 +163,10 @@ def function(source: str, name: str, values: dict[str, Any]) -> Callable[..., An
     return made
 
 
-def walk_function(program: Program) -> Callable[..., Any]:
+def walk_function(program: Program, memory: Memory = IntrinsicMemory) -> Callable[..., Any]:
     """`walk` of a program, not yet compiled."""
     found = memory(program.compute)
-    values = namespace(program.compute) | found.random()
+    values = namespace(program.compute, memory) | found.random()
     for k, role in enumerate(program.roles):
         width = to_numba_cuda.per_access(role, program.lanes)
         values[f"load_{k}"] = found.load(role.storage, k, len(program.roles))
@@ -168,26 +178,49 @@ def walk_function(program: Program) -> Callable[..., Any]:
     return function(to_numba_cuda.cuda_source(program), "walk", values)
 
 
-def sums_function(storage: str, compute: str) -> Callable[..., Any]:
-    """`sums` of a gradient dtype, not yet compiled."""
-    found = memory(compute)
-    packs = {"load_0": found.load(storage), "load_pack_0": found.load_pack(storage, 16 // STORAGES[storage].itemsize)}
-    return function(to_numba_cuda.sums_source(storage, compute), "sums", namespace(compute) | packs)
+def reduce_function(layout: Layout, cut: Pass, memory: Memory = IntrinsicMemory) -> Callable[..., Any]:
+    """A pass that sums, not yet compiled."""
+    found = memory(layout.compute)
+    values = dict(namespace(layout.compute, memory))
+    for k in cut.reads:
+        role = layout.roles[k]
+        values[f"load_{k}"] = found.load(role.storage)
+        values[f"load_pack_{k}"] = found.load_pack(role.storage, to_numba_cuda.per_access(role, layout.lanes))
+    if cut.along:
+        return function(to_numba_cuda.reduce_along_source(layout, cut), "reduce_along", values)
+    return function(to_numba_cuda.reduce_source(layout, cut), "reduce", values)
 
 
-def prepare_function(program: Program, inputs: tuple[str, ...]) -> Callable[..., Any]:
+def per_matrix_function(made: PerMatrix, memory: Memory = IntrinsicMemory) -> Callable[..., Any]:
+    """What is done once a matrix, not yet compiled."""
+    return function(to_numba_cuda.per_matrix_source(made), "per_matrix", namespace(made.compute, memory))
+
+
+def per_tensor_function(made: PerTensor, memory: Memory = IntrinsicMemory) -> Callable[..., Any]:
+    """What is done once a tensor, not yet compiled: its arithmetic is float64, its values are of the compute type."""
+    return function(to_numba_cuda.per_tensor_source(made), "per_tensor", doubles(made.compute, memory))
+
+
+def all_tensors_function(memory: Memory = IntrinsicMemory) -> Callable[..., Any]:
+    """Sums over all tensors, not yet compiled."""
+    return function(to_numba_cuda.all_tensors_source(), "all_tensors", namespace("float64", memory))
+
+
+def doubles(compute: str, memory: Memory) -> dict[str, Any]:
+    """The names that float64 text calls, which rounds to a compute type at its end."""
+    rounded = {name: namespace(compute, memory)[name] for name in ("C", "load_scalar", "store_scalar", "store_row")}
+    return namespace("float64", memory) | rounded
+
+
+def prepare_function(program: Program, inputs: tuple[str, ...], memory: Memory = IntrinsicMemory) -> Callable[..., Any]:
     """`prepare` of a program, not yet compiled; its arithmetic is float64, its rows are of the compute type."""
-    values = namespace("float64") | {n: namespace(program.compute)[n] for n in ("store_row",)}
-    return function(to_numba_cuda.prepare_source(program, inputs), "prepare", values)
+    return function(to_numba_cuda.prepare_source(program, inputs), "prepare", doubles(program.compute, memory))
 
 
 def compiled(python: Callable[..., Any], blocks: int, signature: str) -> Any:
     """The kernel, with at most 65536 / (256 * blocks) registers a thread. signature: a letter for each argument, `i` of a whole
     number, `d` of a double; behind them the compute type and count of the scalars that come in one tuple.
     """
-    cuda = _cuda()
-    if simulated():
-        return cuda.jit(python)
     from numba import types
 
     letters, _, row = signature.partition(" ")
@@ -196,7 +229,7 @@ def compiled(python: Callable[..., Any], blocks: int, signature: str) -> Any:
         name, _, count = row.partition(" x ")
         made: Any = types  # untyped
         found.append(made.UniTuple(getattr(types, name), int(count)) if int(count) else made.Tuple(()))
-    return Kernel(cuda.jit(tuple(found), launch_bounds=(t.THREADS, blocks))(python), len(letters), bool(row))
+    return Kernel(_cuda().jit(tuple(found), launch_bounds=(t.THREADS, blocks))(python), len(letters), bool(row))
 
 
 class Kernel(NamedTuple):
@@ -229,10 +262,14 @@ class Kernel(NamedTuple):
 
 
 def walk_signature(program: Program) -> str:
-    return f"iiiiiii {program.compute} x {len(program.row)}"
+    return f"iiiiiiiii {program.compute} x {len(program.row)}"
 
 
-SUMS_SIGNATURE = "iiiiii"
+REDUCE_SIGNATURE = "iiiiiiii"
+REDUCE_ALONG_SIGNATURE = "iiiiiii"
+PER_MATRIX_SIGNATURE = "iiiiiiii"
+PER_TENSOR_SIGNATURE = "iiiiiiii"
+ALL_TENSORS_SIGNATURE = "iiii"
 PREPARE_SIGNATURE = "iddiiiiiiiiii"
 
 
@@ -302,8 +339,18 @@ class NumbaRuntime:
     def update_kernel(self, program: Program) -> Any:
         return compiled(walk_function(program), blocks_per_sm(program), walk_signature(program))
 
-    def sums_kernel(self, storage: str, compute: str) -> Any:
-        return compiled(sums_function(storage, compute), 4, SUMS_SIGNATURE)
+    def reduce_kernel(self, layout: Layout, cut: Pass) -> Any:
+        signature = REDUCE_ALONG_SIGNATURE if cut.along else REDUCE_SIGNATURE
+        return compiled(reduce_function(layout, cut), reduce_blocks(layout, cut), signature)
+
+    def per_matrix_kernel(self, made: PerMatrix) -> Any:
+        return compiled(per_matrix_function(made), 1, PER_MATRIX_SIGNATURE)
+
+    def per_tensor_kernel(self, made: PerTensor) -> Any:
+        return compiled(per_tensor_function(made), 1, PER_TENSOR_SIGNATURE)
+
+    def all_tensors_kernel(self) -> Any:
+        return compiled(all_tensors_function(), 1, ALL_TENSORS_SIGNATURE)
 
     def prepare_kernel(self, program: Program, inputs: tuple[str, ...]) -> Any:
         return compiled(prepare_function(program, inputs), 1, PREPARE_SIGNATURE)
@@ -333,10 +380,10 @@ class NumbaRuntime:
 
 
 class Backend(DeviceBackend):
-    """See gpuopt.backends."""
+    """See gpuopt.backends. runtime_class: what its steps run on; a subclass may name another, as tests do."""
 
     name = "numba-cuda"
+    runtime_class: Callable[[], Runtime] = NumbaRuntime
 
     def __init__(self, index: int = 0) -> None:
-        runtime: Runtime = SimulatorRuntime() if simulated() else NumbaRuntime()
-        super().__init__(runtime, index)
+        super().__init__(type(self).runtime_class(), index)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpuopt.backends.host import HostBackend
-from gpuopt.compiler.lower import Program
+from gpuopt.compiler.lower import gradient_sums
 from gpuopt.compiler.names import OPTION
+from gpuopt.compiler.program import Program
 from gpuopt.formats import philox
 from gpuopt.formats.dtypes import STORAGES, numpy_dtype
 from gpuopt.formats.stochastic import encode
 from gpuopt.launch import table as t
 from gpuopt.launch.launcher import Launch
-from gpuopt.peek import memory
+from gpuopt.launch.sums import Doubles, chunk_sums, column_sums, matrix_sums, row_sums, tensor_total
+from gpuopt.native.memory import memory
 from gpuopt.rules import options
-from gpuopt.rules.language import Rule, compute_dtype
+from gpuopt.rules.language import Rule
+from gpuopt.rules.primitives import Number, compute_dtype, reductions
 
 BLOCK = 16384  # elements: five float32 temporaries of 64 KB stay in a 1 MB cache
 
@@ -33,67 +36,184 @@ class Backend(HostBackend):
 
     name = "numpy"
 
+    @np.errstate(all="ignore")
     def update(self, launch: Launch, multiplier: float) -> None:
-        """Run the options before the rule, the rule, and the options behind it, on each block of each tensor."""
+        """Run the options before the rule, the rule, and the options behind it, on each block of each tensor, or on the whole
+        tensor where the rule asks for sums.
+        """
         program = launch.plan.program
-        compute = numpy_dtype(program.compute)
-        rule, flags = program.signature.rule, dict(program.signature.flags)
         scalars = self.scalars(launch, multiplier)
-        for record in launch.plan.table:
-            count = int(record[t.NUMEL])
-            flats = {
-                r.name: memory(int(record[t.ADDRESS + k]), numpy_dtype(r.storage), count)
-                for k, r in enumerate(program.roles)
-            }
-            step = launch.clocks[int(record[t.ROW])].step
-            for begin in range(0, count, BLOCK):
-                block = {name: values[begin : begin + BLOCK] for name, values in flats.items()}
-                size = min(BLOCK, count - begin)
-                with compute_dtype(compute), np.errstate(all="ignore"):
-                    x = {name: values.astype(compute) for name, values in block.items()}
-                    apply(rule, flags, x, *scalars[int(record[t.ROW])])
-                    bits = random_bits(program, record, step, begin, size)
-                    for k, role in enumerate(program.roles):
-                        if role.written:
-                            made = np.broadcast_to(np.asarray(x[role.name], compute), size)
-                            block[role.name][...] = encode(role.storage, made, bits.get(k))
+        for index, record in enumerate(launch.plan.table):
+            count, step = int(record[t.NUMEL]), launch.counters[int(record[t.ROW])].step
+            flats = memories(program, record)
+            size = BLOCK if program.local else max(1, count)
+            for begin in range(0, count, size):
+                block = {name: values[begin : begin + size] for name, values in flats.items()}
+                known = None if program.local else launch.private["sums"][index]
+                x = run(program, block, scalars[int(record[t.ROW])], known)
+                bits = random_bits(program, record, step, begin, min(size, count - begin))
+                for k, role in enumerate(program.roles):
+                    if role.written:
+                        made = np.asarray(x[role.name], program.compute).reshape(-1)
+                        made = np.broadcast_to(made, len(block[role.name]))
+                        block[role.name][...] = encode(role.storage, made, bits.get(k))
+            first = len(program.roles) + len(program.signature.cells)
+            for k, vector in enumerate(program.signature.vectors):
+                if vector.written:
+                    vector_of(program, record, first, k)[...] = x[vector.name]
+            for k, cell in enumerate(program.signature.cells):
+                if cell.written and (record[t.OWNER] or not cell.shared):
+                    cell_of(program, record, k)[...] = x[cell.name]
+
+    def passes(self, launch: Launch, multiplier: float) -> Iterator[tuple[Doubles, list[int]]]:
+        """Run the rule as often as it asks for a sum over all tensors that is not known yet; see HostBackend."""
+        program, table = launch.plan.program, launch.plan.table
+        scalars = self.scalars(launch, multiplier)
+        launch.private["sums"] = every = [Sums(program, record) for record in table]
+        while True:
+            asked = []
+            for record, found in zip(table, every, strict=True):
+                try:
+                    run(program, memories(program, record), scalars[int(record[t.ROW])], found)
+                except Unknown as unknown:
+                    asked.append(unknown.total)
+            if not asked:
+                return
+            totals = np.array(asked).reshape(-1, 1)
+            yield totals, [0]
+            for found, (value,) in zip(every, totals, strict=True):
+                found.known.append(value)
 
     def scalars(self, launch: Launch, multiplier: float) -> list[tuple[dict[str, float], dict[str, float]]]:
-        """Hyperparameters and what `prepare` derives from them, for each clock."""
+        """Hyperparameters and what `prepare` derives from them, for each counter."""
         definition = launch.plan.program.signature.definition
         return [
-            ({**clock.values(), "grad_multiplier": multiplier}, dict(clock.prepared(definition)))
-            for clock in launch.clocks
+            ({**counter.values(), "grad_multiplier": multiplier}, dict(counter.prepared(definition)))
+            for counter in launch.counters
         ]
 
     def rehearse(self, launch: Launch, multiplier: float) -> None:
         """The rule on no elements: what it raises for these scalars, a division by zero say, it raises here."""
-        compute, signature = numpy_dtype(launch.plan.program.compute), launch.plan.program.signature
-        for values in self.scalars(launch, multiplier):
-            x: dict[str, Any] = {r.name: np.empty(0, compute) for r in launch.plan.program.roles}
-            with compute_dtype(compute), np.errstate(all="ignore"):
-                apply(signature.rule, dict(signature.flags), x, *values)
-
-    def sums(self, launch: Launch) -> NDArray[Any]:
-        """Partial sums of every chunk, in the order of kernels/reduce.cuh."""
         program = launch.plan.program
-        compute = numpy_dtype(program.compute)
-        storage = next(r.storage for r in program.roles if r.name == "g")
-        width = 16 // STORAGES[storage].itemsize
-        partials = []
-        role = [r.name for r in program.roles].index("g")
+        for values in self.scalars(launch, multiplier):
+            nothing = {r.name: np.empty(0, program.compute) for r in program.roles}
+            run(program, nothing, values, Nothing(program))
+
+    def gradients(self, launch: Launch) -> Doubles:
+        """Squares and counts of what is not finite, of the gradient of every tensor: [tensors, 2]."""
+        layout, cut = gradient_sums(launch.plan.program.roles[1].storage, launch.plan.program.compute)
+        totals = []
         for record in launch.plan.table:
-            values = memory(int(record[t.ADDRESS + role]), numpy_dtype(storage), int(record[t.NUMEL]))
-            count = -(-values.size // t.CHUNK)
-            with compute_dtype(compute), np.errstate(all="ignore"):
-                terms = options.sums.function(values.astype(compute))
-                padded = np.zeros((len(terms), count * t.CHUNK), compute)
-                for k, term in enumerate(terms):
-                    padded[k, : values.size] = term
-                partials.append(
-                    lanes_of(padded.reshape(len(terms), count, t.CHUNK // (t.THREADS * width), t.THREADS, width)).T
+            values = memories(launch.plan.program, record)["g"].astype(layout.compute)
+            with compute_dtype(np.dtype(layout.compute)), np.errstate(all="ignore"):
+                terms = options.sums.function(values)
+                totals.append(
+                    [
+                        of_tensor(np.asarray(x, layout.compute), kind, layout.lanes)
+                        for x, kind in zip(terms, cut.sums, strict=True)
+                    ]
                 )
-        return np.concatenate(partials) if partials else np.empty((0, 2), compute)
+        return np.array(totals).reshape(-1, len(cut.sums))
+
+
+def memories(program: Program, record: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """The memory of every array of one tensor, by the names of the roles."""
+    count = int(record[t.NUMEL])
+    return {
+        r.name: memory(int(record[t.ADDRESS + k]), numpy_dtype(r.storage), count) for k, r in enumerate(program.roles)
+    }
+
+
+def cell_of(program: Program, record: NDArray[np.int64], k: int) -> NDArray[Any]:
+    """The memory of a state of one number."""
+    address, role = int(record[t.ADDRESS + len(program.roles) + k]), program.signature.cells[k]
+    return memory(address, numpy_dtype(role.storage)).reshape(())
+
+
+def vector_of(program: Program, record: NDArray[np.int64], first: int, k: int) -> NDArray[Any]:
+    """The memory of a state of one number a row or column: [matrices, rows, 1] or [matrices, 1, columns]."""
+    role, (rows, columns) = program.signature.vectors[k], record[-len(t.MATRIX) :][:2].tolist()
+    shape = (-1, rows, 1) if role.shape == "row" else (-1, 1, columns)
+    count = int(record[t.NUMEL]) // (columns if role.shape == "row" else rows)
+    return memory(int(record[t.ADDRESS + first + k]), numpy_dtype(role.storage), count).reshape(shape)
+
+
+def run(program: Program, block: Mapping[str, NDArray[Any]], scalars: tuple[Any, Any], found: Any) -> dict[str, Any]:
+    """The rule with its options on these elements: the new values by the names of the roles."""
+    compute = np.dtype(program.compute)
+    shape = found.shape if found else (-1,)
+    x: dict[str, Any] = {name: values.astype(compute).reshape(shape) for name, values in block.items()}
+    x |= found.begin() if found else {}
+    epsilon = STORAGES[program.roles[0].storage].epsilon
+    with compute_dtype(compute, epsilon), np.errstate(all="ignore"), reductions(found):
+        apply(program.signature.rule, dict(program.signature.flags), x, *scalars)
+    return x
+
+
+class Unknown(Exception):
+    """A sum over all tensors is not known yet; total: that of this tensor."""
+
+    def __init__(self, total: Any) -> None:
+        self.total = total
+
+
+class Sums:
+    """The reductions of one tensor in one step. cells: its states of one number, as they were before anything was written; known:
+    the sums over all tensors in the order in which the rule asks for them.
+    """
+
+    def __init__(self, program: Program, record: NDArray[np.int64]) -> None:
+        self.program, self.asked, self.called = program, 0, 0
+        rows, columns = record[-len(t.MATRIX) :][:2].tolist() if program.lined else (1, 1)
+        self.sizes = {"numel": int(record[t.NUMEL]), "rows": rows, "columns": columns}
+        self.shape = (-1, rows, columns) if program.lined else (-1,)
+        names = [r.name for r in program.signature.vectors]
+        first = len(program.roles) + len(program.signature.cells)
+        self.vectors = {name: vector_of(program, record, first, k).copy() for k, name in enumerate(names)}
+        self.known: list[float] = []
+        self.cells = {r.name: Number(cell_of(program, record, k)) for k, r in enumerate(program.signature.cells)}
+
+    def begin(self) -> dict[str, Any]:
+        """The rule is run from its beginning."""
+        self.asked = self.called = 0
+        return self.cells | self.vectors
+
+    def reduce(self, kind: str, x: Any) -> Any:
+        if kind in self.sizes:
+            return Number(self.sizes[kind])
+        argument, self.called = self.program.calls[self.called], self.called + 1
+        values = np.asarray(x, self.program.compute)
+        if kind in ("row_sum", "column_sum"):
+            if argument != "element":
+                return matrix_sums(values.reshape(len(values), -1))
+            return row_sums(values, self.program.lanes) if kind == "row_sum" else column_sums(values)
+        total = of_tensor(values.reshape(-1), kind, self.program.lanes)
+        if kind != "global_sum":
+            return Number(total)
+        self.asked += 1
+        if self.asked > len(self.known):
+            raise Unknown(total)
+        return Number(self.known[self.asked - 1])
+
+
+class Nothing:
+    """The reductions of no tensor: numbers that no arithmetic refuses."""
+
+    def __init__(self, program: Program) -> None:
+        self.shape = (-1, 1, 1) if program.lined else (-1,)
+        self.cells: dict[str, Any] = {r.name: Number(1.0) for r in program.signature.cells}
+        self.cells |= {r.name: np.ones((0, 1, 1), program.compute) for r in program.signature.vectors}
+
+    def begin(self) -> dict[str, Any]:
+        return self.cells
+
+    def reduce(self, kind: str, x: Any) -> Any:
+        return x if kind in ("row_sum", "column_sum") else Number(1.0)
+
+
+def of_tensor(terms: NDArray[Any], kind: str, pack: int) -> float:
+    """What all elements of a tensor give."""
+    return tensor_total(chunk_sums(terms, kind, pack), kind)
 
 
 def random_bits(
@@ -110,13 +230,13 @@ def apply(
 ) -> None:
     """The functions themselves, on arrays; `x` maps roles to values and is updated."""
     shared = {**scalars, **{n.removeprefix(OPTION): v for n, v in flags.items() if n.startswith(OPTION)}}
-    x["g"] = call(options.before.function, {**shared, "g": x["g"]})
+    x["p"], x["g"], old = call(options.before.function, {**shared, "p": x["p"], "g": x["g"], "old": None})
     own = {**{s.name: None for s in rule.states}, **scalars, **prepared, **flags, **x}
     result = call(rule.function, own)
     results = result if isinstance(result, tuple) else (result,)
     names = ("p", *(s.name for s in rule.states if not s.readonly))
     x |= {n: value for n, value in zip(names, results, strict=True) if n in x}
-    x["p"] = call(options.after.function, {**shared, "p": x["p"], "mask": x.get(OPTION + "mask")})
+    x["p"] = call(options.after.function, {**shared, "p": x["p"], "old": old, "mask": x.get(OPTION + "mask")})
 
 
 def call(function: Callable[..., Any], values: Mapping[str, Any]) -> Any:
@@ -126,16 +246,3 @@ def call(function: Callable[..., Any], values: Mapping[str, Any]) -> Any:
     return function(
         *(values[n] for n in names[: code.co_argcount]), **{n: values[n] for n in names[code.co_argcount :]}
     )
-
-
-def lanes_of(terms: NDArray[Any]) -> NDArray[Any]:
-    """[sums, chunks, turns, lanes, pack] -> [sums, chunks]: each lane in turn, then the tree over lanes."""
-    lanes = np.zeros_like(terms[:, :, 0, :, 0])
-    for turn in range(terms.shape[2]):
-        for k in range(terms.shape[4]):
-            lanes = lanes + terms[:, :, turn, :, k]
-    half = t.THREADS // 2
-    while half:
-        lanes = lanes[..., :half] + lanes[..., half : 2 * half]
-        half //= 2
-    return np.asarray(lanes[..., 0])

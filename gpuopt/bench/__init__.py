@@ -14,14 +14,13 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from gpuopt.cli import Parser
 from gpuopt.errors import GpuoptError
+from gpuopt.line import INTERRUPTED, Parser
 
 DEFAULT_OUT = "gpuopt-bench"
 
 DESCRIPTION = """Measure every optimizer side by side with what else is installed here, and draw it. Without options everything
 is measured, which takes an hour or more on a CPU; what is measured is written down case by case, so that it may be stopped."""
-INTERRUPTED = 130  # as shells have it
 QUICK_MINUTES = 0.6  # for the cases of a quick run; with imports and the suite `start` it stays under one
 
 

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
-
-import numpy as np
 
 import gpuopt
 from gpuopt.bench import shapes
 from gpuopt.bench.shapes import Shape
-from gpuopt.formats.dtypes import STORAGES, numpy_dtype
+from gpuopt.compiler.program import Program
+from gpuopt.formats.dtypes import STORAGES
+from gpuopt.source import program
 
 LR = 1e-2
 WEIGHT_DECAY = 0.1  # large enough that a step without it is seen to be wrong
-HYPER: dict[str, dict[str, Any]] = {"sgd": {"momentum": 0.9}}  # where the defaults would measure another optimizer
+# Where the defaults would measure another optimizer, or (prodigy) steps so small that float32 parameters hardly move.
+HYPER: dict[str, dict[str, Any]] = {"sgd": {"momentum": 0.9}, "prodigy": {"lr": 1.0, "d0": 1e-3}}
 MAIN = "adamw"
 
 
@@ -53,43 +54,34 @@ class Case:
 
     @property
     def bytes_moved(self) -> int:
-        """The floor of one step: parameters and states read and written, gradients read."""
-        item = STORAGES[self.dtype].itemsize
-        return round(self.parameters * (3 * item + 2 * state_bytes(self.optimizer, self.dtype, self)))
+        """The least of one step, as the passes of the rule's program move it: arrays that it reads and writes."""
+        return self.parameters * program_of(self.optimizer, self.dtype, self.state_format, self.param_format).traffic()
 
     @property
     def bytes_held(self) -> int:
         """Parameters, gradients and states of one session."""
-        item = STORAGES[self.dtype].itemsize
-        return round(self.parameters * (2 * item + state_bytes(self.optimizer, self.dtype, self)))
+        made = program_of(self.optimizer, self.dtype, self.state_format, self.param_format)
+        return self.parameters * sum(STORAGES[role.storage].itemsize for role in made.roles)
+
+
+@cache
+def program_of(optimizer: str, dtype: str, state_format: str, param_format: str) -> Program:
+    """The program of a case, by the hyperparameters that every provider gets."""
+    options = hyper(optimizer) | {"state_format": state_format, "param_format": param_format}
+    return program(optimizer, param_dtype=dtype, **options)
 
 
 def hyper(optimizer: str) -> dict[str, Any]:
     """The hyperparameters that every provider gets: the library's defaults, with a decay and a rate that can be seen."""
     from gpuopt import rules
-    from gpuopt.optim.hyper import GROUP_OPTIONS, defaults_of
+    from gpuopt.optim.hyper import own_defaults
 
-    found = {k: v for k, v in defaults_of(rules.get(optimizer)).items() if k not in GROUP_OPTIONS}
-    found = {k: (LR if v is inspect.Parameter.empty else v) for k, v in found.items()}
+    own = own_defaults(rules.get(optimizer))
+    found = {k: (LR if v is inspect.Parameter.empty else v) for k, v in own.items()}
     found["lr"] = LR
     if "weight_decay" in found:
         found["weight_decay"] = WEIGHT_DECAY
     return found | HYPER.get(optimizer, {})
-
-
-def state_bytes(optimizer: str, dtype: str, case: Case) -> float:
-    """Bytes of state per parameter, as the library's own `state_dict` shows them for one small tensor."""
-    return _state_bytes(optimizer, dtype, case.state_format, case.param_format)
-
-
-@cache
-def _state_bytes(optimizer: str, dtype: str, state_format: str, param_format: str) -> float:
-    p = np.ones(1 << 16, numpy_dtype(dtype))
-    formats = {"state_format": state_format, "param_format": param_format}
-    opt = gpuopt.create(optimizer, [p], backend="numpy", **hyper(optimizer), **formats)
-    opt.step([np.ones_like(p)])
-    arrays = [a for a in opt.state_dict()["state"].get(0, {}).values() if hasattr(a, "nbytes")]
-    return float(sum(a.nbytes for a in arrays)) / p.size
 
 
 # ---------------------------------------------------------------------------------------------------- suites
@@ -130,8 +122,7 @@ def optimizers(device: str) -> Iterable[Case]:
     size = 10**7 if device == "cpu" else 2 * 10**8
     for name in gpuopt.optimizers():
         yield Case("optimizers", f"1 x {size}", ((size,),), optimizer=name, value=1)
-        if device != "cpu":
-            yield Case("optimizers", shapes.GPT2, shapes.MODELS[shapes.GPT2], optimizer=name, value=5)
+        yield Case("optimizers", shapes.GPT2, shapes.MODELS[shapes.GPT2], optimizer=name, value=5)
 
 
 def formats(device: str) -> Iterable[Case]:
@@ -175,7 +166,7 @@ def cases(names: Iterable[str], device: str, memory: int, quick: bool) -> list[C
     found = [case for name in names if name in SUITES for case in SUITES[name](device)]
     if quick:
         found = [shrunk(case) for case in found if case.suite in ("optimizers", "formats") or _is_quick(case)]
-        found = list(dict.fromkeys(found))
+        found = list({replace(case, value=0): case for case in reversed(found)}.values())[::-1]
     fitting = [case for case in found if 2.5 * case.bytes_held <= memory]
     return sorted(fitting, key=lambda case: case.value)
 

@@ -10,32 +10,41 @@ import ast
 import builtins
 import math
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
+from gpuopt.compiler.inline import check_names, unfolded
 from gpuopt.compiler.origin import origin, plain_function
 from gpuopt.compiler.resolve import MISSING, Names
-from gpuopt.compiler.tree import CALLS, COMPARISONS, SCALAR_CALLS, Assign, Expr, FunctionTree, If, Statement
+from gpuopt.compiler.tree import COMPARISONS, RULE_CALLS, SCALAR_CALLS, SUMS, Assign, Expr, FunctionTree, If, Statement
 from gpuopt.errors import RuleSyntaxError
+from gpuopt.rules.primitives import NON_LOCAL, PRIMITIVES
 
 _BINARY = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div"}
 _COMPARE = {ast.Lt: "lt", ast.LtE: "le", ast.Gt: "gt", ast.GtE: "ge", ast.Eq: "eq", ast.NotEq: "ne"}
 EXACT = 2**53  # float64 holds every whole number up to it
-_RULE_HELP = "a rule may use + - * /, unary minus, comparisons, sqrt abs sign minimum maximum where, and `if flag:`"
+_RULE_HELP = (
+    "a rule may use + - * /, unary minus, comparisons, sqrt abs sign minimum maximum where, the sums over a tensor "
+    f"({' '.join(SUMS)}), functions of your own (`x = mine(g)`), and `if flag:`"
+)
 
 
 def _operations(scalar: bool) -> list[tuple[object, str]]:
     """The functions that may be called, and what they are in a tree; min and max of Python are not, they become choices."""
-    from gpuopt.rules.language import PRIMITIVES
-
-    found: list[tuple[object, str]] = [(function, name) for name, function in PRIMITIVES.items()]
-    return [*found, (math.exp, "exp"), (math.log, "log"), (math.sqrt, "root")] if scalar else found
+    local: list[tuple[object, str]] = [(function, name) for name, function in PRIMITIVES.items()]
+    if scalar:
+        return [*local, (math.exp, "exp"), (math.log, "log"), (math.sqrt, "root")]
+    return [*local, *((function, name) for name, function in NON_LOCAL.items())]
 
 
 class Parser:
-    """Parses one function; `scalar=True` admits what `prepare` may use besides: ** exp log min max and `a if c else b`."""
+    """Parses one function; `scalar=True` admits what `prepare` may use besides: ** exp log min max and `a if c else b`.
 
-    def __init__(self, function: Callable[..., Any], scalar: bool) -> None:
-        self.function, self.scalar = plain_function(function), scalar
+    callers: the functions of which it is a part, the outermost first; empty for a rule itself.
+    """
+
+    def __init__(self, function: Callable[..., Any], scalar: bool, callers: tuple[FunctionType, ...] = ()) -> None:
+        self.function, self.scalar, self.callers = plain_function(function), scalar, callers
         self.names = Names(self.function)
         self.operations = _operations(scalar)
         found = origin(self.function)
@@ -111,18 +120,23 @@ class Parser:
     # ------------------------------------------------------------------------------------------- statements
 
     def block(self, nodes: list[ast.stmt]) -> tuple[Statement, ...]:
-        return tuple(s for node in nodes if (s := self.statement(node)) is not None)
+        return tuple(s for node in nodes for s in self.statement(node))
 
-    def statement(self, node: ast.stmt) -> Statement | None:
+    def statement(self, node: ast.stmt) -> list[Statement]:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            return None  # a docstring
-        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
-            name = node.targets[0].id
+            return []  # a docstring
+        targets = self.targets(node)
+        for name in targets:
             if name in self.flags:
                 self.fail(node, f"flag `{name}` is a compile-time constant and cannot be assigned")
-            return Assign(name, self.number(node.value), node.lineno, self.file)
+        if targets and isinstance(node, ast.Assign):
+            called = self.part(node.value)
+            if called is not None and isinstance(node.value, ast.Call):
+                return self.unfolded(called, node.value, targets)
+            if isinstance(node.targets[0], ast.Name):
+                return [Assign(targets[0], self.number(node.value), node.lineno, self.file)]
         if isinstance(node, ast.If):
-            return If(self.test(node.test), self.block(node.body), self.block(node.orelse))
+            return [If(self.test(node.test), self.block(node.body), self.block(node.orelse))]
         if isinstance(node, ast.AugAssign):
             self.fail(node, "write `x = x + y`: an augmented assignment would change the caller's array on NumPy")
         if isinstance(node, ast.Return):
@@ -130,6 +144,48 @@ class Parser:
         if isinstance(node, ast.Expr):
             self.fail(node, "this value is used for nothing: write `name = ...`")
         self.refuse(node)
+
+    def targets(self, node: ast.stmt) -> list[str]:
+        """The variables that a statement assigns to, as `a = ...` or `a, b = ...`; none for any other statement."""
+        if not isinstance(node, ast.Assign) or len(node.targets) != 1:
+            return []
+        target = node.targets[0]
+        names = [n for n in (target.elts if isinstance(target, ast.Tuple) else [target]) if isinstance(n, ast.Name)]
+        return [n.id for n in names] if len(names) == len(getattr(target, "elts", names)) else []
+
+    def part(self, node: ast.expr) -> FunctionType | None:
+        """The author's own function that an expression calls, a part of the rule; None for anything else."""
+        if not isinstance(node, ast.Call):
+            return None
+        found, name = self.names.value(node.func), getattr(node.func, "attr", getattr(node.func, "id", ""))
+        known = name in RULE_CALLS or any(function is found for function, _ in self.operations)
+        return found if isinstance(found, FunctionType) and not known else None
+
+    def unfolded(self, function: FunctionType, node: ast.Call, targets: list[str]) -> list[Statement]:
+        """The statements of a part in the place of its call."""
+        quoted, flags = ast.unparse(node.func), {k.arg: k.value for k in node.keywords}
+        if function in (*self.callers, self.function):
+            self.fail(node, f"`{quoted}` calls itself, and a rule has no end then")
+        part = Parser(function, self.scalar, (*self.callers, self.function))
+        tree = part.parse()
+        check_names(tree)
+        same = all(isinstance(v, ast.Name) and v.id == k and self.flags.get(k) for k, v in flags.items())
+        if (
+            tree.scalars
+            or not same
+            or set(flags) != set(tree.flags)
+            or any(isinstance(a, ast.Starred) for a in node.args)
+        ):
+            self.fail(
+                node,
+                f"`{quoted}` takes its arguments by position, and flags by their own names: `{quoted}(x, flag=flag)`",
+            )
+        if len(node.args) != len(tree.positional):
+            self.fail(node, f"`{quoted}` takes {len(tree.positional)} argument(s), not {len(node.args)}")
+        if len(targets) != len(tree.results):
+            self.fail(node, f"`{quoted}` returns {len(tree.results)} value(s), not {len(targets)}")
+        self.names.also(part.names)
+        return unfolded(tree, [self.number(a) for a in node.args], targets, node.lineno, self.file)
 
     def test(self, node: ast.expr) -> tuple[object, ...]:
         if isinstance(node, ast.Name):
@@ -213,7 +269,7 @@ class Parser:
             self.refuse_call(node, found)
         if node.keywords:
             self.refuse(node, f"; `{name}` takes its arguments by position")
-        count = SCALAR_CALLS[name]
+        count = (SCALAR_CALLS if self.scalar else RULE_CALLS)[name]
         if len(node.args) != count:
             self.fail(node, f"`{name}` takes {count} argument(s), not {len(node.args)}")
         first = self.condition if name == "where" else self.number
@@ -232,7 +288,9 @@ class Parser:
         """Raise RuleSyntaxError for a call of something else; where the name is a primitive's, say where that comes from."""
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         quoted = ast.unparse(node.func)
-        if name not in CALLS:
+        if self.part(node) is not None:
+            self.fail(node, f"`{quoted}(...)`, a function of your own, stands alone: `x = {quoted}(...)`, then use x")
+        if name not in RULE_CALLS:
             self.fail(node, f"`{quoted}(...)` is not part of the rule language: {_RULE_HELP}")
         what = "nothing that is known" if found is MISSING else described(found)
         if isinstance(node.func, ast.Name) and name in self.names.locals:
@@ -265,7 +323,7 @@ class Parser:
         """Names and expressions of `return a, b` or, in prepare, of `return dict(a=..., b=...)` or `{"a": ...}`."""
         value = node.value
         assert value is not None
-        if self.scalar:
+        if self.scalar and not self.callers:
             items = display(value, self.names)
             if items is None:
                 self.refuse(value)

@@ -1,8 +1,6 @@
 """`prepare` and the hoisted scalars as one Python function `row(step, hyperparameters) -> floats`, in float64.
 
-Called once a step and row by the launch code. The host computes what Python would, errors included, but for whole powers, which
-go by repeated squaring as on the device, so that both sides give the same bits; the table of operators here has its twin in
-`to_cuda`. A `prepare` that the language has no words for is called as it is.
+Called once a step and row by the launch code. A `prepare` that the language has no words for is called as it is.
 """
 
 from __future__ import annotations
@@ -14,91 +12,18 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from gpuopt.compiler.lower import Program
-from gpuopt.compiler.names import GIVEN, literal, safe
+from gpuopt.compiler.names import GIVEN, safe
 from gpuopt.compiler.origin import place
+from gpuopt.compiler.program import Program
+from gpuopt.compiler.scalars import print_expr, row_namespace
 from gpuopt.compiler.tree import ON_DEVICE, Assign, Expr
 from gpuopt.errors import InputError
-from gpuopt.messages import shown
-from gpuopt.rules.language import PRIMITIVES
+from gpuopt.messages import abbreviated
 
 if TYPE_CHECKING:
     from gpuopt.rules.definition import Definition
 
 LARGEST = sys.float_info.max
-_PYTHON = {
-    "add": "({} + {})",
-    "sub": "({} - {})",
-    "mul": "({} * {})",
-    "div": "({} / {})",
-    "neg": "(-{})",
-    "lt": "({} < {})",
-    "le": "({} <= {})",
-    "gt": "({} > {})",
-    "ge": "({} >= {})",
-    "eq": "({} == {})",
-    "ne": "({} != {})",
-    "where": "where({}, {}, {})",
-    "if": "({1} if {0} else {2})",
-    "pow": "power({}, {})",
-    **{name: name + "({})" for name in ("sqrt", "abs", "sign", "exp", "log", "root")},
-    **{name: name + "({}, {})" for name in ("minimum", "maximum")},
-}
-
-
-def ipow(base: float | int, exponent: int) -> float:
-    """base ** exponent by repeated squaring: the same roundings as the device's loop. Raises what Python raises."""
-    if exponent < 0:
-        return 1.0 / squaring(base, -exponent)
-    result = squaring(base, exponent)
-    if math.isinf(result) and not math.isinf(base):
-        if not isinstance(base, int):
-            raise OverflowError(f"{base!r} ** {exponent} is larger than any float64")
-        exact: int = base**exponent
-        return exact  # a whole number of Python has no end, and something may be divided by it
-    return result
-
-
-def squaring(base: float, exponent: int) -> float:
-    """base ** exponent for exponents from 0 on, from the least significant bit up."""
-    result, square = 1.0, float(base)
-    while exponent:
-        if exponent & 1:
-            result *= square
-        exponent >>= 1
-        square *= square
-    return result
-
-
-def div(a: float, b: float) -> float:
-    """IEEE division: a / 0 is an infinity or NaN, not an exception."""
-    if b != 0:
-        return a / b
-    return math.nan if a == 0 or a != a else math.copysign(math.inf, a) * math.copysign(1.0, b)
-
-
-def power(base: float, exponent: float) -> float:
-    """A real power; an integral exponent of int type takes the exact path."""
-    return ipow(base, exponent) if isinstance(exponent, int) else math.pow(base, exponent)
-
-
-def row_namespace() -> dict[str, Any]:
-    """The names that printed expressions call."""
-    return {**PRIMITIVES, "power": power, "exp": math.exp, "log": math.log, "root": math.sqrt}
-
-
-def print_expr(expr: Expr) -> str:
-    """Python text of a scalar expression."""
-    if expr.op == "name":
-        return "step" if expr.args[0] == "step" else safe(str(expr.args[0]))
-    if expr.op == "const":
-        number = expr.args[0]
-        return literal(number, "1e999") if isinstance(number, float) else repr(number)
-    if expr.op == "count":
-        return f"(step >> {expr.args[0]} & 0xFFFF)"
-    return _PYTHON[expr.op].format(*(print_expr(child) for child in expr.children()))
-
-
 RowFunction = Callable[[int, Mapping[str, float]], tuple[float, ...]]
 
 
@@ -148,7 +73,7 @@ def whole_variables(statements: list[tuple[str, Expr]]) -> set[str]:
 def row_inputs(program: Program) -> tuple[str, ...]:
     """The hyperparameters that `prepare` and the row need, in one fixed order; of a `prepare` that is called, its results."""
     definition = program.signature.definition
-    names = {name for expr in program.row for name in expr.names()}
+    names = {name for expr in (*program.row, *program.wide) for name in expr.names()}
     if definition.prepare_tree is not None:
         names = (names - set(definition.prepared)) | set(definition.arguments)
     return tuple(sorted(names - {"step"}))
@@ -156,8 +81,8 @@ def row_inputs(program: Program) -> tuple[str, ...]:
 
 @cache
 def row_function(program: Program, names: tuple[str, ...]) -> Callable[..., tuple[float, ...]]:
-    """Compiled `row(step, *hyperparameters)`; `names` gives their order."""
-    values = "".join(print_expr(e) + ", " for e in program.row)
+    """Compiled `row(step, *hyperparameters)`, the wide scalars last; `names` gives their order."""
+    values = "".join(print_expr(e) + ", " for e in (*program.row, *program.wide))
     definition = program.signature.definition
     return _compiled(definition, names, f"({values})", definition.tree.line)
 
@@ -225,5 +150,5 @@ def checked(definition: Definition, step: int, found: Any) -> dict[str, float]:
         except (TypeError, ValueError, OverflowError):  # the last for a whole number beyond every float64
             made[name] = math.nan
         if math.isnan(made[name]):
-            raise InputError(f"{label} returned {name} = {shown(value)}: expected a number")
+            raise InputError(f"{label} returned {name} = {abbreviated(value)}: expected a number")
     return made

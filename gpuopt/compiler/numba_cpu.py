@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from gpuopt.compiler import cache as disk
-from gpuopt.compiler import to_numba
-from gpuopt.compiler.lower import Program
+from gpuopt.compiler import to_numba, to_numba_sums
+from gpuopt.compiler.program import Layout, Pass, PerMatrix, PerTensor, Program
 
 KIND = "object"  # of entries of the disk cache
 _alive: list[Any] = []  # compiled functions, whose addresses are in use
@@ -35,10 +35,12 @@ def namespace(compute: str) -> dict[str, Any]:
         "C": np.dtype(compute).type,
         "np": np,
         "int64": np.int64,
-        "dtype": np.dtype(compute).type,
         "load_word": numba_ir.load(intrinsic, "int64", compute, 0, 1),
         "load_scalar": numba_ir.load(intrinsic, compute, compute, 0, 1),
+        "store_scalar": numba_ir.store(intrinsic, compute, compute, 0, 1),
         "store_sum": numba_ir.store(intrinsic, "float64", "float64", 0, 1),
+        "load_double": numba_ir.load(intrinsic, "float64", "float64", 0, 1),
+        "store_double": numba_ir.store(intrinsic, "float64", "float64", 0, 1),
     }
 
 
@@ -46,7 +48,7 @@ def namespace(compute: str) -> dict[str, Any]:
 def walk_address(program: Program) -> int:
     """The compiled walk of a program."""
     roles = program.roles
-    scopes = len(roles) + bool(program.draws)  # of memory that is apart: one for each role, one for random bits
+    scopes = len(roles) + 1  # of memory that is apart: one for each role, one for random bits
 
     def names() -> dict[str, Any]:
         from numba.extending import intrinsic
@@ -59,28 +61,60 @@ def walk_address(program: Program) -> int:
             values[f"load_{k}"] = numba_ir.load(*access)
             if role.written:
                 values[f"store_{k}"] = numba_ir.store(*access, draw=program.draws.get(k))
-        if program.draws:
-            bits = (intrinsic, "uint32", program.compute, len(roles), scopes)
-            values |= {"load_bits": numba_ir.load(*bits), "store_bits": numba_ir.store(*bits)}
-            values["philox"] = numba_random.philox(intrinsic)
-        return values
+        bits = (intrinsic, "uint32", program.compute, len(roles), scopes)
+        values |= {"load_bits": numba_ir.load(*bits), "store_bits": numba_ir.store(*bits)}
+        return values | {"philox": numba_random.philox(intrinsic)}
 
     meaning = (program.compute, [(r.storage, r.written) for r in roles], sorted(program.draws.items()))
-    return address_of(to_numba.cpu_source(program), "walk", names, repr(meaning), 6)
+    return address_of(to_numba.cpu_source(program), "walk", names, repr(meaning), 8)
 
 
 @cache
-def sums_address(storage: str, compute: str) -> int:
-    """The compiled sums of a gradient of this dtype."""
+def reduce_address(layout: Layout, cut: Pass) -> int:
+    """The compiled pass that sums."""
 
     def names() -> dict[str, Any]:
         from numba.extending import intrinsic
 
         from gpuopt.compiler import numba_ir
 
-        return namespace(compute) | {"load_0": numba_ir.load(intrinsic, storage, compute, 0, 1)}
+        loads = {
+            f"load_{k}": numba_ir.load(intrinsic, layout.roles[k].storage, layout.compute, 0, 1) for k in cut.reads
+        }
+        return namespace(layout.compute) | loads
 
-    return address_of(to_numba.sums_source(storage, compute), "sums", names, repr((storage, compute)), 7)
+    meaning = repr((layout.compute, [layout.roles[k].storage for k in cut.reads]))
+    if cut.along:
+        return address_of(to_numba_sums.reduce_along_source(layout, cut), "reduce_along", names, meaning, 8)
+    return address_of(to_numba_sums.reduce_source(layout, cut), "reduce", names, meaning, 9)
+
+
+@cache
+def per_matrix_address(made: PerMatrix) -> int:
+    """What is done once a matrix, compiled."""
+    source = to_numba_sums.per_matrix_source(made)
+    return address_of(source, "per_matrix", lambda: namespace(made.compute), repr(made.compute), 8)
+
+
+@cache
+def per_tensor_address(made: PerTensor) -> int:
+    """What is done once a tensor, compiled."""
+    source = to_numba_sums.per_tensor_source(made)
+    return address_of(source, "per_tensor", lambda: doubles(made.compute), repr(made.compute), 9)
+
+
+@cache
+def doubles(compute: str) -> dict[str, Any]:
+    """The names that float64 text calls, which rounds to a compute type at its end."""
+    from numba.extending import intrinsic
+
+    from gpuopt.compiler import numba_ir
+
+    scalar = {
+        "load_scalar": numba_ir.load(intrinsic, compute, compute, 0, 1),
+        "store_scalar": numba_ir.store(intrinsic, compute, compute, 0, 1),
+    }
+    return namespace("float64") | scalar | {"C": np.dtype(compute).type, "D": np.float64}
 
 
 @cache
@@ -129,14 +163,10 @@ def address_of(
 
 def _compiled(source: str, name: str, values: dict[str, Any], arguments: int, parallel: bool) -> Any:
     """The text as a C function; it stays visible in tracebacks."""
-    from numba import njit
-
     filename = f"<gpuopt {name} {hash(source):x}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
     scope = dict(values)
     exec(compile(source, filename, "exec"), scope)
-    if "update" in scope:
-        scope["update"] = njit(error_model="numpy")(scope["update"])
     return as_c(scope[name], arguments, parallel=parallel)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from llvmlite import ir
 from numba.core import types
 
-from gpuopt.compiler.lower import Draw
+from gpuopt.compiler.program import Draw
 from gpuopt.formats.dtypes import STORAGES
 
 _IR = {
@@ -273,6 +273,62 @@ def integer_power(intrinsic: Any) -> Callable[..., Any]:
         return types.float64(types.float64, types.int64), codegen
 
     made: Callable[..., Any] = ipow
+    return made
+
+
+def quotient(intrinsic: Any) -> Callable[..., Any]:
+    """a // b of numbers from 0 on, in 32 bits where both have no more, which is several times as fast."""
+
+    @intrinsic
+    def divided(typingctx: Any, a: Any, b: Any) -> Any:
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            i64, i32 = ir.IntType(64), ir.IntType(32)
+            high = builder.lshr(builder.or_(*args), ir.Constant(i64, 32))
+            with builder.if_else(builder.icmp_signed("!=", high, ir.Constant(i64, 0))) as (large, small):
+                with large:
+                    whole, first = builder.udiv(*args), builder.block
+                with small:
+                    short = builder.zext(builder.udiv(*(builder.trunc(a, i32) for a in args)), i64)
+                    second = builder.block
+            result = builder.phi(i64)
+            result.add_incoming(whole, first)
+            result.add_incoming(short, second)
+            return result
+
+        return types.int64(types.int64, types.int64), codegen
+
+    made: Callable[..., Any] = divided
+    return made
+
+
+def double_bits(intrinsic: Any) -> Callable[..., Any]:
+    """The 64 bits of a double as a whole number."""
+
+    @intrinsic
+    def bits(typingctx: Any, x: Any) -> Any:
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            return builder.bitcast(args[0], ir.IntType(64))
+
+        return types.int64(types.float64), codegen
+
+    made: Callable[..., Any] = bits
+    return made
+
+
+def power_of_two(intrinsic: Any) -> Callable[..., Any]:
+    """2 to an exponent up to 1023, as float64; zero below the smallest normal number."""
+
+    @intrinsic
+    def power(typingctx: Any, exponent: Any) -> Any:
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            i64 = ir.IntType(64)
+            bits = builder.shl(builder.add(args[0], ir.Constant(i64, 1023)), ir.Constant(i64, 52))
+            small = builder.icmp_signed("<", args[0], ir.Constant(i64, -1022))
+            return builder.bitcast(builder.select(small, ir.Constant(i64, 0), bits), ir.DoubleType())
+
+        return types.float64(types.int64), codegen
+
+    made: Callable[..., Any] = power
     return made
 
 

@@ -12,8 +12,8 @@ from typing import Any
 from llvmlite import ir
 from numba.core import types
 
-from gpuopt.compiler.lower import Draw
 from gpuopt.compiler.numba_ir import _IR, NUMBA_TYPES, decode, encode, shifted
+from gpuopt.compiler.program import Draw
 from gpuopt.formats.dtypes import STORAGES
 
 _I32 = ir.IntType(32)

@@ -12,10 +12,11 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from gpuopt.compiler.grammar import Parser, display
+from gpuopt.compiler.inline import check_names
 from gpuopt.compiler.names import PREPARE
 from gpuopt.compiler.origin import origin, place, plain_function
 from gpuopt.compiler.resolve import Names
-from gpuopt.compiler.tree import Assign, Expr, FunctionTree, If, Statement
+from gpuopt.compiler.tree import Assign, Expr, FunctionTree, Statement
 from gpuopt.errors import RuleSyntaxError
 
 _RESULT = "@result_"  # in front of a returned value that has to wait for the others
@@ -25,7 +26,7 @@ def parse_function(function: Callable[..., Any]) -> FunctionTree:
     """The checked tree of a fragment of the rule language (an option, a sum). Raises RuleSyntaxError."""
     parser = Parser(function, scalar=False)
     tree = parser.parse()
-    _check_names(parser, tree)
+    check_names(tree)
     return tree
 
 
@@ -39,7 +40,7 @@ def parse_rule(
     parser = Parser(function, scalar=False)
     _check_arguments(parser, tuple(states))
     tree = parser.parse()
-    _check_names(parser, tree)
+    check_names(tree)
     return _with_results(parser, tree, ("p", *written)), parser.names
 
 
@@ -90,7 +91,7 @@ def parse_prepare(function: Callable[..., Any]) -> tuple[FunctionTree, Names] | 
     try:
         parser = Parser(function, scalar=True)
         tree = parser.parse()
-        _check_names(parser, tree)
+        check_names(tree)
     except RuleSyntaxError:
         return None
     body = [s for s in tree.body if isinstance(s, Assign)]
@@ -145,27 +146,3 @@ def refuse_reserved(fail: Callable[[Any, str], NoReturn], places: Mapping[str, A
         taken = meaning(name)
         if taken is not None:
             fail(where, f"`{name}` is {taken}: call this argument something else")
-
-
-def _check_names(parser: Parser, tree: FunctionTree) -> None:
-    """Every name must be an argument or assigned before; branches are checked one by one when flags are decided."""
-
-    def visit(body: tuple[Statement, ...], known: set[str]) -> None:
-        for statement in body:
-            if isinstance(statement, If):
-                visit(statement.body, known)
-                visit(statement.orelse, known)
-                continue
-            check(statement.expr, known, statement.line)
-            known.add(statement.name)
-
-    def check(expr: Expr, known: set[str], line: int) -> None:
-        unknown = sorted(expr.names() - known)
-        if unknown:
-            message = f"`{unknown[0]}` is neither an argument of `{tree.name}` nor assigned above; pass it as a scalar"
-            raise RuleSyntaxError(message, tree.file, line)
-
-    known = {*tree.positional, *tree.scalars}
-    visit(tree.body, known)
-    for result in tree.results:
-        check(result, known, tree.last)

@@ -24,6 +24,7 @@ class Names:
         self._code: CodeType = code
         self._looked: list[tuple[Mapping[str, object], str, object]] = []
         self._opened: list[tuple[CellType, object]] = []
+        self._called: list[Names] = []
 
     def value(self, node: ast.expr) -> object:
         """What a name or `module.name` stands for, MISSING for anything else."""
@@ -36,6 +37,10 @@ class Names:
                 self._look(vars(owner), node.attr)
                 return found
         return MISSING
+
+    def also(self, called: Names) -> None:
+        """What the names of a function that is called stand for counts too."""
+        self._called.append(called)
 
     def _name(self, name: str) -> object:
         if name in self.locals:
@@ -60,7 +65,7 @@ class Names:
         for cell, found in self._opened:
             if content(cell) is not found:
                 return False
-        return self.function.__code__ is self._code
+        return self.function.__code__ is self._code and all(names.hold() for names in self._called)
 
 
 def content(cell: CellType) -> object:

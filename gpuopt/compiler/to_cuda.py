@@ -6,15 +6,15 @@ Nothing here knows how the unit is compiled or launched.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 
 from gpuopt.compiler.host import is_integer, prepare_statements, whole_variables
-from gpuopt.compiler.lower import Program
+from gpuopt.compiler.kinds import LINE_SUMS
 from gpuopt.compiler.names import literal, safe
-from gpuopt.compiler.tree import Assign, Expr
+from gpuopt.compiler.program import Layout, Program
+from gpuopt.compiler.template import kernel_text
+from gpuopt.compiler.tree import Add, Assign, Expr
 from gpuopt.errors import InputError
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.launch import table
@@ -48,30 +48,34 @@ _DOUBLE = _C | {
     "log": "log({})",
 }
 INFINITY = "(1e300 * 1e300)"  # NVRTC knows no name for it without a header
-_CTYPE = {"float32": "float", "float64": "double"}
+CTYPE = {"float32": "float", "float64": "double"}
 # Arrays, scalars and words of random bits that 64 registers hold (80 in float64), by lanes.
-MANY = {2: 13, 4: 16, 8: 11}
+MANY = {2: 10, 4: 16, 8: 11}
 ROW_BYTES = 3840  # of the 4 KB that kernel arguments may take
-
-
-def kernels_folder() -> Path:
-    """Where the hand-written headers are: in the wheel beside the package's files, in a checkout beside the package."""
-    spec = find_spec("gpuopt")
-    assert spec is not None and spec.origin is not None
-    package = Path(spec.origin).parent
-    return package / "kernels" if (package / "kernels").is_dir() else package.parent / "kernels"
 
 
 @cache
 def headers() -> str:
     """The table's constants and every header, in reading order."""
-    constants = {f"COL_{name}": value for name, value in table.COLUMNS.items()}
-    constants |= {"CHUNK": table.CHUNK, "THREADS": table.THREADS}
-    text = "".join(f"#define {name} {value}\n" for name, value in constants.items())
-    for name in ("types", "random", "pack", "multi_tensor", "reduce", "prepare"):
-        body = (kernels_folder() / f"{name}.cuh").read_text()
-        text += f'#line 1 "kernels/{name}.cuh"\n' + body.replace("#pragma once\n", "\n")
+    text = "".join(f"#define {name} {value}\n" for name, value in table.CONSTANTS.items())
+    for name in (
+        "types",
+        "random",
+        "pack",
+        "multi_tensor",
+        "reduce",
+        "reduce_along",
+        "per_tensor",
+        "per_matrix",
+        "all_tensors",
+        "prepare",
+    ):
+        text += f'#line 1 "kernels/{name}.cuh"\n' + kernel_text(f"{name}.cuh").replace("#pragma once\n", "\n")
     return text
+
+
+# Numbers of a tensor, row, column or matrix in the compute type.
+ALONG = {"value": "row[SCALARS + {}]", "vector": "x[ROLES + {}]", "sum_along": "along{}", "sum_of_matrix": "m[{}]"}
 
 
 def print_expr(expr: Expr) -> str:
@@ -80,19 +84,47 @@ def print_expr(expr: Expr) -> str:
         return safe(str(expr.args[0]))
     if expr.op == "scalar":
         return f"row[{expr.args[0]}]"
+    if expr.op in ALONG:
+        return ALONG[expr.op].format(*expr.args)
     if expr.op == "const":
         return f"C({literal(float(expr.args[0]), INFINITY)})"  # type: ignore[arg-type]
     return _C[expr.op].format(*(print_expr(child) for child in expr.children()))
 
 
-def statements(body: tuple[Assign, ...], declared: set[str]) -> list[str]:
-    """One declared variable per local name, one line per statement, each under the line it came from."""
+def statements(body: Sequence[Assign | Add], declared: set[str], first: int = 0) -> list[str]:
+    """One declared variable per local name, one line per statement, each under the line it came from; sums from `first` on."""
     lines: list[str] = []
     for s in body:
-        lines.append(f'#line {s.line} "{s.file}"')
+        if s.file:
+            lines.append(f'#line {s.line} "{s.file}"')
+        if isinstance(s, Add):
+            into = f"sums[{s.index - first}]"
+            if s.kind in LINE_SUMS:
+                lines.append(f"    {into} = {print_expr(s.expr)};")
+                continue
+            lines.append(f"    {into} = {joined(s.kind, 'C').format(into, print_expr(s.expr))};")
+            continue
         lines.append(f"    {'' if s.name in declared else 'C '}{safe(s.name)} = {print_expr(s.expr)};")
         declared.add(s.name)
     return lines
+
+
+def joined(kind: str, number: str) -> str:
+    """Two parts of a sum in one, in the type of that name."""
+    return f"maximum<{number}>({{}}, {{}})" if kind == "tensor_max" else "{} + {}"
+
+
+def joins(kinds: Sequence[str], number: str) -> list[str]:
+    """The members begin and join of the structs that sum."""
+    least = [f"k == {k} ? {number}(-{INFINITY}) : " for k, kind in enumerate(kinds) if kind == "tensor_max"]
+    largest = [
+        f"k == {k} ? {joined(kind, number).format('a', 'b')} : " for k, kind in enumerate(kinds) if kind == "tensor_max"
+    ]
+    head = f"  static __device__ __forceinline__ {number}"
+    return [
+        f"{head} begin(int k) {{ return {''.join(least)}{number}(0); }}",
+        f"{head} join(int k, {number} a, {number} b) {{ return {''.join(largest)}a + b; }}",
+    ]
 
 
 def rows_capacity(program: Program) -> int:
@@ -102,16 +134,17 @@ def rows_capacity(program: Program) -> int:
 
 def blocks_per_sm(program: Program) -> int:
     """4 blocks of 256 threads leave 64 registers each, which is enough for most kernels. float64 needs two registers a value,
-    random bits a generator, and more arrays, scalars and words of random bits than MANY spill, so there one block less each:
-    80 registers, 128 for two of them. Even 512 threads keep 32 KB a multiprocessor in flight.
+    random bits a generator, numbers of rows their addresses, and more arrays, scalars and words of random bits than MANY spill, so
+    there one block less each: 80 registers, 128 for two of them. Even 512 threads keep 32 KB a multiprocessor in flight.
     """
-    heavy = len(program.roles) + len(program.row) + program.streams > MANY[program.lanes]
-    return max(2, 4 - heavy - (program.compute == "float64") - bool(program.draws))
+    scalars = len(program.row) + len(program.update.values)
+    heavy = len(program.roles) + scalars + program.streams > MANY[program.lanes]
+    return max(2, 4 - heavy - bool(program.update.vectors) - (program.compute == "float64") - bool(program.draws))
 
 
 def update_struct(program: Program) -> str:
     """The rule as a functor for multi_tensor.cuh."""
-    references = [f"    C& {safe(r.name)} = slot[{k}];" for k, r in enumerate(program.roles)]
+    references = [f"    C& {safe(r.name)} = x[{k}];" for k, r in enumerate(program.roles)]
     written = " || ".join(f"r == {k}" for k, r in enumerate(program.roles) if r.written)
     streams = " : ".join(f"r == {k} ? {d.stream}" for k, d in program.draws.items())
     shifts = " : ".join(f"r == {k} ? {d.shift}" for k, d in program.draws.items())
@@ -123,23 +156,59 @@ def update_struct(program: Program) -> str:
     return "\n".join(
         [
             f"struct Update {{  // {program.name}",
-            f"  typedef {_CTYPE[program.compute]} C;",
+            f"  typedef {CTYPE[program.compute]} C;",
             f"  static constexpr int LANES = {program.lanes}, ROLES = {len(references)}, SCALARS = {len(program.row)};",
+            f"  static constexpr int ADDRESSES = {program.addresses}, VALUES = {len(program.update.values)};",
             "  template <int R> struct Storage;",
             f"  static __device__ constexpr bool written(int r) {{ return {written}; }}",
             f"  static __device__ constexpr int64 size(int r) {{ return {sizes} : 0; }}",
             f"  static constexpr int STREAMS = {program.streams};",
             f"  static __device__ constexpr int stream(int r) {{ return {streams + ' : ' if streams else ''}0; }}",
             f"  static __device__ constexpr int shift(int r) {{ return {shifts + ' : ' if shifts else ''}0; }}",
-            "  static __device__ __forceinline__ void update(C* slot, const C* row) {",
+            "  static __device__ __forceinline__ void update(C* x, const C* row) {",
             *references,
-            *statements(program.body, {r.name for r in program.roles}),
+            *statements(program.update.body, {r.name for r in program.roles}),
             '#line 1 "generated"',
+            "  }",
+            *vector_members(program.layout_of(program.update)),
+            "  static __device__ __forceinline__ void store_cells(const int64* record, const C* row) {",
+            *cell_stores(program),
             "  }",
             "};",
             *storages,
         ]
     )
+
+
+def vector_members(layout: Layout) -> list[str]:
+    """The numbers of the row, column and matrix of an element, for the structs of passes."""
+    where = {
+        "row": "shape[OF_FIRST_ROW] + at",
+        "column": "shape[OF_FIRST_COLUMN] + matrix * shape[OF_COLUMNS] + i - at * shape[OF_COLUMNS]",
+        "matrix": "shape[OF_FIRST_MATRIX] + matrix",
+    }
+    lines = [
+        f"    out[{k}] = reinterpret_cast<const C*>(slots[{slot}])[{where[kind]}];"
+        for k, (kind, slot) in enumerate(layout.slots)
+    ]
+    at = ["    const int64 at = quotient(i, shape[OF_COLUMNS]), matrix = quotient(at, shape[OF_ROWS]);"]
+    head = "const int64* shape, const int64* slots, int64 i, C* out"
+    return [
+        f"  static constexpr int VECTORS = {len(layout.slots)};",
+        f"  static __device__ __forceinline__ void vectors({head}) {{",
+        *(at + lines if lines else []),
+        "  }",
+    ]
+
+
+def cell_stores(program: Program) -> list[str]:
+    """States of one number become what was computed of them; one that all tensors share is stored by its owner."""
+    lines = []
+    for cell, value in program.update.stores:
+        owner = "if (record[COL_OWNER]) " if program.signature.cells[cell].shared else ""
+        address = f"record[COL_ADDRESS + {len(program.roles) + cell}]"
+        lines.append(f"    {owner}*reinterpret_cast<C*>({address}) = row[SCALARS + {value}];")
+    return lines
 
 
 def update_source(program: Program) -> str:
@@ -148,37 +217,17 @@ def update_source(program: Program) -> str:
     kernel = f"""
 extern "C" __global__ void __launch_bounds__(THREADS, {blocks_per_sm(program)})
 gpuopt_update(const int64* table, const int64* tiles, int64 tile_count, int64 tile_size, int unit,
-              const Update::C* device_rows, const int64* skip, const __grid_constant__ Rows<Update::C, {capacity}> rows) {{
-  walk<Update, {capacity}>(table, tiles, tile_count, tile_size, unit, device_rows, skip, rows);
+              const Update::C* device_rows, const int64* skip, const Update::C* values, const int64* slots,
+              const __grid_constant__ Rows<Update::C, {capacity}> rows) {{
+  walk<Update, {capacity}>(table, tiles, tile_count, tile_size, unit, device_rows, skip, values, slots, rows);
 }}
 """
     return headers() + '#line 1 "generated"\n' + update_struct(program) + "\n" + kernel
 
 
-def sums_source(storage: str, compute: str) -> str:
-    """The translation unit of `gpuopt_sums`: squares and non-finite counts of gradients of this dtype."""
-    from gpuopt.rules.options import sums
-
-    adds = [f"    out[{k}] = out[{k}] + {print_expr(result)};" for k, result in enumerate(sums.tree.results)]
-    return (
-        headers()
-        + f"""#line 1 "generated"
-struct Sums {{
-  typedef {_CTYPE[compute]} C;
-  typedef {STORAGES[storage].ctype} T;
-  static constexpr int SUMS = {len(adds)};
-  static __device__ __forceinline__ void measure(C {safe("g")}, C* out) {{
-"""
-        + "\n".join(adds)
-        + """
-  }
-};
-extern "C" __global__ void __launch_bounds__(THREADS, 4)
-gpuopt_sums(const int64* table, int64 columns, int role, const int64* chunks, int64 chunk_count, double* partials) {
-  reduce<Sums>(table, columns, role, chunks, chunk_count, partials);
-}
-"""
-    )
+# Of a tensor, in float64.
+LEAVES = {"wide": "wide[{}]", "total": "totals[{}]", "cell": "cell_{}", "numel": "double(record[COL_NUMEL])"}
+LEAVES |= {"rows": "double(shape[OF_ROWS])", "columns": "double(shape[OF_COLUMNS])"}
 
 
 def print_double(expr: Expr, whole: Collection[str] = ()) -> str:
@@ -189,6 +238,8 @@ def print_double(expr: Expr, whole: Collection[str] = ()) -> str:
         return literal(float(expr.args[0]), INFINITY)  # type: ignore[arg-type]
     if expr.op == "count":
         return f"double(step >> {expr.args[0]} & 0xffff)"
+    if expr.op in LEAVES:
+        return LEAVES[expr.op].format(*expr.args)
     if expr.op == "pow" and is_integer(list(expr.children())[1], whole):
         base, exponent = expr.children()
         return f"integer_power({print_double(base, whole)}, int64({print_double(exponent, whole)}))"
@@ -211,22 +262,23 @@ def prepare_source(program: Program, inputs: tuple[str, ...]) -> str:
         lines.append(f"    {'' if name in declared else 'double '}{safe(name)} = {print_double(expr, whole)};")
         declared.add(name)
     lines += [f"    out[{k}] = C({print_double(e)});" for k, e in enumerate(program.row)]
+    lines += [f"    wide[{k}] = {print_double(e)};" for k, e in enumerate(program.wide)]
     return (
         headers()
         + f"""#line 1 "generated"
 struct Prepare {{  // {program.name}
-  typedef {_CTYPE[program.compute]} C;
-  static constexpr int SCALARS = {len(program.row)}, INPUTS = {len(inputs)};
-  static __device__ void row(int64 step, const Hyper& hyper, double option_grad_multiplier, C* out) {{
+  typedef {CTYPE[program.compute]} C;
+  static constexpr int SCALARS = {len(program.row)}, WIDES = {len(program.wide)}, INPUTS = {len(inputs)};
+  static __device__ void row(int64 step, const Hyper& hyper, double option_grad_multiplier, C* out, double* wide) {{
 """
         + "\n".join(lines)
         + """
   }
 };
 extern "C" __global__ void __launch_bounds__(THREADS)
-gpuopt_prepare(const Decision decision, const double* partials, const double* hyper, const Clock* clocks,
-               Prepare::C* rows, int64* skip, int64* skipped) {
-  prepare<Prepare>(decision, partials, hyper, clocks, rows, skip, skipped);
+gpuopt_prepare(const Decision decision, const double* hyper, const StepCounter* counters, Prepare::C* rows, double* wide,
+               int64* skip, int64* skipped) {
+  prepare<Prepare>(decision, hyper, counters, rows, wide, skip, skipped);
 }
 """
     )

@@ -1,14 +1,19 @@
-"""Program -> typed Python text for `numba.njit` and `numba.cuda`. Prints only; the names the text calls are bound by the backends.
+"""Program -> typed Python text for `numba.njit` and `numba.cuda`: the statements that fill the holes of `kernels/*.py`.
 
-The update function is one text for both: `mul` and `sqrt` are plain on the CPU and the non-contracting libdevice calls on
-the GPU, where Numba would otherwise fuse a product and a sum.
+Prints only; the names the text calls are bound by the backends. Statements are the same for both: `mul` and `sqrt` are plain on the
+CPU and the non-contracting libdevice calls on the GPU, where Numba would otherwise fuse a product and a sum.
 """
 
 from __future__ import annotations
 
-from gpuopt.compiler.lower import Program
+from collections.abc import Collection, Iterable, Sequence
+
+from gpuopt.compiler.host import is_integer
+from gpuopt.compiler.kinds import LINE_SUMS
 from gpuopt.compiler.names import literal, safe
-from gpuopt.compiler.tree import Expr
+from gpuopt.compiler.program import Layout, Program, Role
+from gpuopt.compiler.template import kernel
+from gpuopt.compiler.tree import Add, Assign, Expr
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.formats.philox import PER_BLOCK
 from gpuopt.launch import table as t
@@ -34,12 +39,20 @@ TEXT = {
 }
 
 
+# Of a row, column or matrix, as the kernels name them.
+ALONG = {"vector": "vector{}", "sum_along": "along{}", "sum_of_matrix": "matrix_sum{}"}
+
+
 def print_expr(expr: Expr, suffix: str = "") -> str:
-    """Typed Python text: constants are cast to the compute type `C`, scalars are `s0, s1, ...`, variables get a suffix."""
+    """Typed Python text: constants are cast to the compute type `C`, scalars are `s0, s1, ...`, values `v0, v1, ...`, variables
+    get a suffix.
+    """
     if expr.op == "name":
         return safe(str(expr.args[0])) + suffix
-    if expr.op == "scalar":
-        return f"s{expr.args[0]}"
+    if expr.op in ("scalar", "value"):
+        return f"{expr.op[0]}{expr.args[0]}"
+    if expr.op in ALONG:
+        return ALONG[expr.op].format(*expr.args) + suffix * (expr.op == "vector")
     if expr.op == "const":
         return f"C({literal(float(expr.args[0]), '1e999')})"  # type: ignore[arg-type]
     return TEXT[expr.op].format(*(print_expr(child, suffix) for child in expr.children()))
@@ -50,171 +63,198 @@ def scalar_names(program: Program) -> list[str]:
     return [f"s{k}" for k in range(len(program.row))]
 
 
-def statements(program: Program, suffix: str = "") -> list[str]:
-    """The update of one element, in place of the variables named after the roles."""
-    return [f"{safe(s.name)}{suffix} = {print_expr(s.expr, suffix)}" for s in program.body]
+def joined(kind: str, a: str, b: str) -> str:
+    """Two parts of a sum in one."""
+    return f"maximum({a}, {b})" if kind == "tensor_max" else f"({a} + {b})"
 
 
-def update_source(program: Program) -> str:
-    """`update(roles..., scalars...) -> written roles`, one element, typed Python."""
-    roles = [safe(r.name) for r in program.roles]
-    lines = [f"def update({', '.join(roles + scalar_names(program))}):", f'    """{program.name} on one element."""']
-    lines += [f"    {line}" for line in statements(program)]
-    written = [safe(r.name) for r in program.roles if r.written]
-    lines.append(f"    return {', '.join(written)}{',' if len(written) == 1 else ''}")
-    return "\n".join(lines) + "\n"
+def beginning(kind: str, number: str) -> str:
+    """What a sum of nothing is, in the type of that name."""
+    return f"{number}(-1e999)" if kind == "tensor_max" else f"{number}(0)"
 
 
-def tile_bounds(indent: str) -> list[str]:
-    """Shared by both walks: which tensor a tile belongs to, and which elements it covers."""
-    return [
-        indent + line
-        for line in (
-            "word = load_word(tiles, tile)",
-            "record = table + (word >> 32) * {record}",
-            "index = word & 0xFFFFFFFF",
-            f"numel = load_word(record, {t.NUMEL})",
-            f"head = load_word(record, {t.HEAD})",
-            "first = head + index * tile_size",
-            "end = min(first + tile_size, numel)",
-            f"row = rows + load_word(record, {t.ROW}) * {{row}}",
-        )
-    ]
+def statements(body: tuple[Assign | Add, ...], suffix: str = "", first: int = 0, total: str = "sum{k}") -> list[str]:
+    """A pass on one element: in place of the variables named after the roles, and onto the sums from `first` on. What it adds to
+    sums along rows and columns is left to the caller, as `total`.
+    """
+    lines = []
+    for s in body:
+        value = print_expr(s.expr, suffix)
+        if isinstance(s, Assign):
+            lines.append(f"{safe(s.name)}{suffix} = {value}")
+        else:
+            into = total.format(k=s.index - first)
+            lines.append(f"{into} = {value if s.kind in LINE_SUMS else joined(s.kind, into, value)}")
+    return lines
 
 
-# Hardware fetches ahead within a page only: the walk asks for the first lines of the next tensor while it updates this one. It
-# saves a tenth of the time of 1,000 tensors of 1,000 elements from memory; asking for more costs as much where all is cached.
-NEXT_TENSOR = "        other = table + (load_word(tiles, min(tile + 1, hi - 1)) >> 32) * {record}"
+def walk_constants(program: Program) -> dict[str, int]:
+    """The capital names of both walks."""
+    sizes = {"ROLES": len(program.roles), "SCALARS": len(program.row), "STREAMS": program.streams}
+    sizes |= {"ADDRESSES": program.addresses, "VALUES": len(program.update.values)}
+    return t.CONSTANTS | sizes | {"PER_BLOCK": PER_BLOCK}
 
 
-def sizes(program: Program) -> dict[str, int]:
-    """Bytes of one table record and of one row of scalars."""
-    return {
-        "record": 8 * (t.ADDRESS + len(program.roles)),
-        "row": STORAGES[program.compute].itemsize * len(program.row),
-    }
+def value_loads(values: Sequence[Expr]) -> list[str]:
+    """The numbers of the tensor that a pass uses."""
+    return [f"v{k} = load_scalar(values, value + {k})" for k in range(len(values))]
 
 
-def scalar_loads(program: Program, indent: str) -> list[str]:
-    """Read the row's scalars by address."""
-    return [f"{indent}{name} = load_scalar(row, {k})" for k, name in enumerate(scalar_names(program))]
+def cell_stores(program: Program, record: str) -> list[str]:
+    """States of one number become what was computed of them; one that all tensors share is stored by its owner."""
+    lines = []
+    for cell, value in program.update.stores:
+        role, address = program.signature.cells[cell], f"load_word({record}, COL_ADDRESS + {len(program.roles) + cell})"
+        store = f"store_scalar({address}, 0, v{value})"
+        lines += [f"if load_word({record}, COL_OWNER) != 0:", f"    {store}"] if role.shared else [store]
+    return lines
+
+
+def step_count(program: Program) -> list[str]:
+    """The step count of which the row of scalars holds the halves, where the program takes random bits."""
+    if not program.draws:
+        return []
+    low, high = scalar_names(program)[-2:]
+    return [f"step = int64({low}) | int64({high}) << 16"]
+
+
+def store_arguments(program: Program, k: int) -> str:
+    """What is stored as role k: its variable and, where it is rounded at random, the element's word."""
+    word = f", w{program.draws[k].stream}" if k in program.draws else ""
+    return safe(program.roles[k].name) + word
 
 
 # Elements whose random bits are made before they are used: 4 KB a stream, which stay in the first-level cache.
 STRIP = 1024
-# Numba frees an array behind its last use, whoever has its address.
-SCRATCH = """    scratch = np.empty({words}, np.uint32)
-    bits = scratch.ctypes.data"""
+WHOLE = 2**31  # no tile is as long
 
 
 def cpu_source(program: Program) -> str:
-    """The whole text of the CPU kernel: the update, and the walk over tiles `lo` to `hi` by address."""
+    """The whole text of the CPU kernel: kernels/multi_tensor_cpu.py for one program."""
     roles = program.roles
-    lines = [
-        update_source(program),
-        "",
-        "def walk(table, tiles, lo, hi, tile_size, rows):",
-        f'    """{program.name} on the tiles lo to hi; every argument is an address or a count (int64)."""',
-        *(SCRATCH.format(words=program.streams * STRIP).splitlines() if program.draws else []),
-        "    for tile in range(lo, hi):",
-        *[line.format(**sizes(program)) for line in tile_bounds("        ")],
-        "        begin = first if index > 0 else 0",
-        *scalar_loads(program, "        "),
-    ]
-    for k, r in enumerate(roles):
-        size = STORAGES[r.storage].itemsize
-        lines.append(f"        at_{k} = load_word(record, {t.ADDRESS + k}) + begin * {size}")
-    lines.append(NEXT_TENSOR.format(**sizes(program)))
-    lines += [f"        prefetch(load_word(other, {t.ADDRESS + k}))" for k in range(len(roles))]
-    if program.draws:
-        lines += [*(f"        {line}" for line in strips(program)), "    scratch[0] = 0  # in use until here"]
-    else:
-        lines += ["        for i in range(end - begin):", *element(program, "            ")]
-    return "\n".join(lines) + "\n"
-
-
-def element(program: Program, indent: str) -> list[str]:
-    """Load the roles of element `i`, update, store; where rounded at random with its words `w0`, `w1`, ..."""
-    roles = program.roles
-    written = [safe(r.name) for r in roles if r.written]
-    arguments = ", ".join([safe(r.name) for r in roles] + scalar_names(program))
-    lines = [f"{safe(r.name)} = load_{k}(at_{k}, i)" for k, r in enumerate(roles)]
-    lines.append(f"{', '.join(written)}{',' if len(written) == 1 else ''} = update({arguments})")
-    for k, r in enumerate(roles):
-        if r.written:
-            word = f", w{program.draws[k].stream}" if k in program.draws else ""
-            lines.append(f"store_{k}(at_{k}, i, {safe(r.name)}{word})")
-    return [indent + line for line in lines]
-
-
-def source_of_bits(program: Program) -> list[str]:
-    """What the random numbers of a tensor depend on, from its record and its row."""
-    low, high = scalar_names(program)[-2:]
-    return [
-        f"tensor = load_word(record, {t.TENSOR})",
-        f"seed = load_word(record, {t.SEED})",
-        f"step = int64({low}) | int64({high}) << 16",
-    ]
-
-
-def strips(program: Program) -> list[str]:
-    """The loop over the elements of a tile, in strips: first the random bits of a strip, then its elements. A tile begins with an
-    element that begins a block of random numbers (see Plan).
-    """
-    lines = [
-        *source_of_bits(program),
-        f"for strip in range(0, end - begin, {STRIP}):",
-        f"    length = min({STRIP}, end - begin - strip)",
-        f"    block = (begin + strip) // {PER_BLOCK}",
-        f"    for k in range((length + {PER_BLOCK - 1}) // {PER_BLOCK}):",
-    ]
-    words = ", ".join(f"r{k}" for k in range(PER_BLOCK))
-    for s in range(program.streams):
-        lines.append(f"        {words} = philox(block + k, {s}, step, tensor, seed)")
-        at = f"{s * STRIP} + {PER_BLOCK} * k"
-        lines += [f"        store_bits(bits, {at} + {k}, r{k})" for k in range(PER_BLOCK)]
-    lines.append("    for i in range(strip, strip + length):")
-    lines += [f"        w{s} = load_bits(bits, {s * STRIP} + i - strip)" for s in range(program.streams)]
-    return [*lines, *element(program, "        ")]
-
-
-def sums_source(storage: str, compute: str) -> str:
-    """The text of `sums(table, columns, role, chunks, lo, hi, partials)`, in the order of kernels/reduce.cuh."""
-    from gpuopt.rules.options import sums
-
-    width = 16 // STORAGES[storage].itemsize
-    terms = [print_expr(result) for result in sums.tree.results]
-    add = [f"lanes{k}[lane] = lanes{k}[lane] + {term}" for k, term in enumerate(terms)]
-    lines = [
-        "def sums(table, columns, role, chunks, lo, hi, partials):",
-        *[f"    lanes{k} = np.empty({t.THREADS}, dtype)" for k in range(len(terms))],
-        "    for chunk in range(lo, hi):",
-        "        word = load_word(chunks, chunk)",
-        "        record = table + (word >> 32) * columns * 8",
-        f"        first = (word & 0xFFFFFFFF) * {t.CHUNK}",
-        f"        count = min({t.CHUNK}, load_word(record, {t.NUMEL}) - first)",
-        f"        at = load_word(record, {t.ADDRESS} + role) + first * {STORAGES[storage].itemsize}",
-        *[f"        lanes{k}[:] = C(0)" for k in range(len(terms))],
-        f"        full = count // {t.THREADS * width}",
-        "        for turn in range(full):",
-        f"            for lane in range({t.THREADS}):",
-        f"                i = (turn * {t.THREADS} + lane) * {width}",
-    ]
-    for k in range(width):
-        lines += [f"                {safe('g')} = load_0(at, i + {k})", *[f"                {a}" for a in add]]
-    lines += [
-        f"        for i in range(full * {t.THREADS * width}, count):",
-        f"            lane = (i // {width}) % {t.THREADS}",
-        f"            {safe('g')} = load_0(at, i)",
-        *[f"            {a}" for a in add],
-        f"        half = {t.THREADS // 2}",
-        "        while half > 0:",
-        "            for lane in range(half):",
-        *[f"                lanes{k}[lane] = lanes{k}[lane] + lanes{k}[lane + half]" for k in range(len(terms))],
-        "            half //= 2",
-        *[
-            f"        store_sum(partials, chunk * {len(terms)} + {k}, np.float64(lanes{k}[0]))"
-            for k in range(len(terms))
+    holes = {
+        "scalars": scalar_loads(len(program.row)),
+        "values": value_loads(program.update.values),
+        "store_cells": cell_stores(program, "record"),
+        "addresses": addresses(roles, range(len(roles)), "begin"),
+        "step": step_count(program),
+        "row": segments(program.layout_of(program.update)),
+        "load": [
+            *(f"{safe(r.name)} = load_{k}(at_{k}, i)" for k, r in enumerate(roles)),
+            *of_column(program.layout_of(program.update), "i"),
         ],
+        "update": statements(program.update.body),
+        "store": [
+            *(f"w{s} = load_bits(bits, {s} * STRIP + i - strip)" for s in range(program.streams)),
+            *(f"store_{k}(at_{k}, i, {store_arguments(program, k)})" for k, r in enumerate(roles) if r.written),
+        ],
+    }
+    strip = {"STRIP": STRIP if program.draws else WHOLE}
+    return kernel("multi_tensor_cpu.py", walk_constants(program) | strip, holes)
+
+
+def scalar_loads(count: int) -> list[str]:
+    """The scalars of the row."""
+    return [f"s{k} = load_scalar(rows, entry + {k})" for k in range(count)]
+
+
+def addresses(roles: Sequence[Role], which: Iterable[int], first: str) -> list[str]:
+    """Of each of these roles, where an element lies."""
+    sizes = [STORAGES[r.storage].itemsize for r in roles]
+    return [f"at_{k} = load_word(record, COL_ADDRESS + {k}) + {first} * {sizes[k]}" for k in which]
+
+
+def segments(layout: Layout) -> list[str]:
+    """Bounds of a stretch of elements within one row, and the numbers of that row; the stretch begins at `start`, counted from the
+    tensor's element `begin`.
+    """
+    if not layout.slots:
+        return []
+    return [
+        "width = load_word(shape, OF_COLUMNS)",
+        "row = (begin + start) // width",
+        "stop = min(stop, (row + 1) * width - begin)",
+        "matrix = row // load_word(shape, OF_ROWS)",
+        *of_row(layout),
+        "column = matrix * width + begin - row * width",
+        *columns_begin(layout),
     ]
-    return "\n".join(lines) + "\n"
+
+
+def of_row(layout: Layout) -> list[str]:
+    """The numbers of the row `row` and of the matrix that a pass uses, and where those of columns begin, so that element i has the
+    one at `i`; `column`: the first column's place among those of the tensor.
+    """
+    firsts = {"row": "load_word(shape, OF_FIRST_ROW) + row", "matrix": "load_word(shape, OF_FIRST_MATRIX) + matrix"}
+    return [
+        f"vector{k} = load_scalar(load_word(slots, {slot}), {firsts[kind]})"
+        for k, (kind, slot) in enumerate(layout.slots)
+        if kind != "column"
+    ]
+
+
+def columns_begin(layout: Layout) -> list[str]:
+    """Where the numbers of the column `column`, counted from the first of the tensor, lie: once a row, for addresses that are
+    loaded for each element keep loops from being vectorised.
+    """
+    size = STORAGES[layout.compute].itemsize
+    return [
+        f"from_{k} = load_word(slots, {slot}) + (load_word(shape, OF_FIRST_COLUMN) + column) * {size}"
+        for k, (kind, slot) in enumerate(layout.slots)
+        if kind == "column"
+    ]
+
+
+def of_column(layout: Layout, i: str) -> list[str]:
+    """The numbers of the column of element `i`, which lies `i` behind the one at `column`."""
+    return [f"vector{k} = load_scalar(from_{k}, {i})" for k, (kind, _) in enumerate(layout.slots) if kind == "column"]
+
+
+def of_element(layout: Layout, element: str, suffix: str = "") -> list[str]:
+    """The numbers of the row, column and matrix of one element that a pass uses; `shape`: the end of the tensor's record."""
+    if not layout.slots:
+        return []
+    where = {
+        "row": "load_word(shape, OF_FIRST_ROW) + row",
+        "column": f"load_word(shape, OF_FIRST_COLUMN) + matrix * width + {element} - row * width",
+        "matrix": "load_word(shape, OF_FIRST_MATRIX) + matrix",
+    }
+    return [
+        "width = load_word(shape, OF_COLUMNS)",
+        f"row = quotient({element}, width)",
+        "matrix = quotient(row, load_word(shape, OF_ROWS))",
+        *(
+            f"vector{k}{suffix} = load_scalar(load_word(slots, {slot}), {where[kind]})"
+            for k, (kind, slot) in enumerate(layout.slots)
+        ),
+    ]
+
+
+_DOUBLE = TEXT | {"pow": "pow({}, {})", "exp": "exp({})", "log": "log({})"}
+
+
+def print_double(expr: Expr, whole: Collection[str] = ()) -> str:
+    """Typed Python in float64, integer powers by repeated squaring: the twin of to_cuda.print_double."""
+    if expr.op == "name":
+        return "D(step)" if expr.args[0] == "step" else safe(str(expr.args[0]))
+    if expr.op == "const":
+        return f"D({literal(float(expr.args[0]), '1e999')})"  # type: ignore[arg-type]
+    if expr.op == "count":
+        return f"D(step >> {expr.args[0]} & 0xFFFF)"
+    if expr.op in LEAVES:
+        return LEAVES[expr.op].format(*expr.args)
+    if expr.op == "pow" and is_integer(list(expr.children())[1], whole):
+        base, exponent = expr.children()
+        return f"ipow({print_double(base, whole)}, int64({print_double(exponent, whole)}))"
+    return _DOUBLE[expr.op].format(*(print_double(child, whole) for child in expr.children()))
+
+
+# Of a tensor, in float64, as the kernels once a tensor name them.
+LEAVES = {
+    "wide": "wide{}",
+    "total": "load_double(totals, tensor * TOTALS + {})",
+    "cell": "cell_{}",
+    "numel": "D(load_word(record, COL_NUMEL))",
+    "rows": "D(load_word(record + columns * 8, OF_ROWS))",
+    "columns": "D(load_word(record + columns * 8, OF_COLUMNS))",
+}

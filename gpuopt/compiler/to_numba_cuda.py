@@ -1,4 +1,4 @@
-"""Program -> typed Python text for `numba.cuda`: the walk of kernels/multi_tensor.cuh, by address, in packs of 16 bytes.
+"""Program -> typed Python text for `numba.cuda`: the statements that fill kernels/multi_tensor.py, reduce.py and prepare.py.
 
 Prints only; the backend numba-cuda binds the names. The update is printed by `to_numba`, as for the CPU, once for each
 element of a pack, because Numba compiles no separate device function without a GPU.
@@ -6,21 +6,39 @@ element of a pack, because Numba compiles no separate device function without a 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
-from gpuopt.compiler.host import is_integer, prepare_statements, whole_variables
-from gpuopt.compiler.lower import Program, Role
-from gpuopt.compiler.names import literal, safe
+from gpuopt.compiler.host import prepare_statements, whole_variables
+from gpuopt.compiler.names import safe
+from gpuopt.compiler.program import Layout, Pass, PerMatrix, PerTensor, Program, Role
+from gpuopt.compiler.template import kernel
 from gpuopt.compiler.to_numba import (
-    TEXT,
+    beginning,
+    cell_stores,
+    joined,
+    of_element,
+    print_double,
     print_expr,
+    scalar_loads,
     scalar_names,
-    sizes,
-    source_of_bits,
     statements,
-    tile_bounds,
+    step_count,
+    store_arguments,
+    value_loads,
+    walk_constants,
 )
-from gpuopt.compiler.tree import Expr
+from gpuopt.compiler.to_numba_sums import (
+    along_constants,
+    join_lanes,
+    line_loads,
+    lines_of,
+    matrix_constants,
+    per_matrix_holes,
+    per_tensor_constants,
+    per_tensor_holes,
+    ranked,
+    reduce_constants,
+)
 from gpuopt.errors import InputError
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.formats.philox import PER_BLOCK
@@ -35,11 +53,11 @@ def per_access(role: Role, lanes: int) -> int:
 
 
 def _address(index: int, role: Role, element: str) -> str:
-    return f"load_word(record, {t.ADDRESS + index}) + ({element}) * {STORAGES[role.storage].itemsize}"
+    return f"load_word(at, {index}) + ({element}) * {STORAGES[role.storage].itemsize}"
 
 
 def _packed(program: Program) -> list[str]:
-    """The statements for `lanes` elements from element `at` on: as in kernels/multi_tensor.cuh, one turn after another."""
+    """The statements for `lanes` elements from `element` on: as in kernels/multi_tensor.cuh, one turn after another."""
     lanes, roles = program.lanes, program.roles
     turn = min(per_access(r, lanes) for r in roles)
     names = [safe(r.name) for r in roles]
@@ -49,13 +67,16 @@ def _packed(program: Program) -> list[str]:
             width = per_access(r, lanes)
             if offset % width == 0:
                 cells = ", ".join(f"{names[k]}_{offset + j}" for j in range(width))
-                lines.append(f"{cells}{',' if width == 1 else ''} = load_pack_{k}({_address(k, r, f'at + {offset}')})")
+                lines.append(
+                    f"{cells}{',' if width == 1 else ''} = load_pack_{k}({_address(k, r, f'element + {offset}')})"
+                )
         for j in range(offset, offset + turn):
-            lines += statements(program, f"_{j}")
+            lines += of_element(program.layout_of(program.update), f"(element + {j})", f"_{j}")
+            lines += statements(program.update.body, f"_{j}")
         for block in range(-(-offset // PER_BLOCK) * PER_BLOCK, offset + turn, PER_BLOCK):
             for s in range(program.streams):
                 words = _tuple(f"w{s}_{block + j}" for j in range(PER_BLOCK))
-                lines.append(f"{words} = philox((at + {block}) // {PER_BLOCK}, {s}, step, tensor, seed)")
+                lines.append(f"{words} = philox((element + {block}) // {PER_BLOCK}, {s}, step, tensor, seed)")
         for k, r in enumerate(roles):
             width = per_access(r, lanes)
             if r.written and (offset + turn) % width == 0:
@@ -63,7 +84,7 @@ def _packed(program: Program) -> list[str]:
                 cells = _tuple(f"{names[k]}_{begin + j}" for j in range(width))
                 if k in program.draws:
                     cells += ", " + _tuple(f"w{program.draws[k].stream}_{begin + j}" for j in range(width))
-                lines.append(f"store_pack_{k}({_address(k, r, f'at + {begin}')}, {cells})")
+                lines.append(f"store_pack_{k}({_address(k, r, f'element + {begin}')}, {cells})")
     return lines
 
 
@@ -72,215 +93,216 @@ def _tuple(names: Iterable[str]) -> str:
 
 
 def _single(program: Program) -> list[str]:
-    """The statements for the one element `at`."""
+    """The statements for the one `element`."""
     roles = program.roles
-    names = [safe(r.name) for r in roles]
-    lines = [f"{n} = load_{k}(load_word(record, {t.ADDRESS + k}), at)" for k, n in enumerate(names)]
-    lines += statements(program)
+    lines = [f"{safe(r.name)} = load_{k}(load_word(at, {k}), element)" for k, r in enumerate(roles)]
+    lines += of_element(program.layout_of(program.update), "element")
+    lines += statements(program.update.body)
     for s in range(program.streams):
-        lines.append(f"w{s} = chosen(philox(at // {PER_BLOCK}, {s}, step, tensor, seed), at % {PER_BLOCK})")
-    for k, (name, r) in enumerate(zip(names, roles, strict=True)):
+        lines.append(f"w{s} = chosen(philox(element // PER_BLOCK, {s}, step, tensor, seed), element % PER_BLOCK)")
+    for k, r in enumerate(roles):
         if r.written:
-            word = f", w{program.draws[k].stream}" if k in program.draws else ""
-            lines.append(f"store_{k}(load_word(record, {t.ADDRESS + k}), at, {name}{word})")
+            lines.append(f"store_{k}(load_word(at, {k}), element, {store_arguments(program, k)})")
     return lines
 
 
-def _indent(lines: list[str], depth: int) -> list[str]:
-    return ["    " * depth + line for line in lines]
-
-
-def _scalars(program: Program) -> list[str]:
-    """One row by value, or rows in device memory."""
-    names = scalar_names(program)
-    if not names:
-        return []
-    by_value = [f"{name} = values[{k}]" for k, name in enumerate(names)]
-    by_address = [f"{name} = load_scalar(row, {k})" for k, name in enumerate(names)]
-    return ["if rows == 0:", *_indent(by_value, 1), "else:", *_indent(by_address, 1)]
-
-
 def cuda_source(program: Program) -> str:
-    """The whole text of the GPU kernel: the update of one element and the persistent walk over all tiles."""
-    lanes = program.lanes
-    lines = [
-        "def walk(table, tiles, tile_count, tile_size, unit, rows, skip, values):",
-        f'    """{program.name} on every tile; addresses and counts are int64, `values` is the row of scalars."""',
-        "    if skip != 0 and load_flag(skip, 0) != 0:",
-        "        return",
-        "    lane = cuda.threadIdx.x % unit",
-        "    per_block = cuda.blockDim.x // unit",
-        "    tile = cuda.blockIdx.x * per_block + cuda.threadIdx.x // unit",
-        "    while tile < tile_count:",
-        *[line.format(**sizes(program)) for line in tile_bounds("        ")],
-        *_indent(_scalars(program), 2),
-        *_indent(source_of_bits(program) if program.draws else [], 2),
-        "        count = end - first",
-        "        body = 0",
-        f"        if count > 0 and load_word(record, {t.ALIGNED}) & 1:",
-        f"            body = count // {lanes} * {lanes}",
-        f"        i = lane * {lanes}",
-        "        while i < body:",
-        "            at = first + i",
-        *_indent(_packed(program), 3),
-        f"            i += unit * {lanes}",
-        "        if index == 0 and lane < head and lane < numel:",
-        "            at = numel * 0 + lane",
-        *_indent(_single(program), 3),
-        "        i = body + lane",
-        "        while i < count:",
-        "            at = first + i",
-        *_indent(_single(program), 3),
-        "            i += unit",
-        "        tile += cuda.gridDim.x * per_block",
-    ]
-    return "\n".join(lines) + "\n"
+    """The whole text of the GPU kernel: kernels/multi_tensor.py for one program."""
+    names = scalar_names(program)
+    holes = {
+        "scalars_by_value": [f"{name} = rows[{k}]" for k, name in enumerate(names)],
+        "scalars_by_address": [f"{name} = load_scalar(device_rows, entry + {k})" for k, name in enumerate(names)],
+        "values": value_loads(program.update.values),
+        "store_cells": cell_stores(program, "record"),
+        "step": step_count(program),
+        "update_packs": _packed(program),
+        "update_one": _single(program),
+    }
+    return kernel("multi_tensor.py", walk_constants(program) | {"LANES": program.lanes}, holes)
 
 
-def sums_source(storage: str, compute: str) -> str:
-    """The text of the GPU sums: kernels/reduce.cuh in Python, the same chunks, lanes and tree."""
-    from gpuopt.rules.options import sums
-
-    size = STORAGES[storage].itemsize
-    width = 16 // size
-    terms = sums.tree.results
-    ranks = range(len(terms))
-    names = [safe("g") + f"_{j}" for j in range(width)]
-    packed = [f"total{k} = total{k} + {print_expr(terms[k], f'_{j}')}" for j in range(width) for k in ranks]
+def reduce_source(layout: Layout, cut: Pass) -> str:
+    """The whole text of a pass that sums: kernels/reduce.py."""
+    width, ranks = layout.lanes, list(enumerate(cut.sums))
     steps = t.CHUNK // (t.THREADS * width)
-    ahead = min(steps, 8)  # loads on their way before the first is measured
-    whole = []
-    for begin in range(0, steps, ahead):
-        for a in range(begin, begin + ahead):
-            whole.append(f"{', '.join(f'{n}_{a}' for n in names)} = load_pack_0(at + lane * 16 + {a * t.THREADS * 16})")
-        for a in range(begin, begin + ahead):
-            for j in range(width):
-                whole += [f"total{k} = total{k} + {print_expr(terms[k], f'_{j}_{a}')}" for k in ranks]
-    lines = [
-        "def sums(table, columns, role, chunks, chunk_count, partials):",
-        *[f"    shared{k} = cuda.shared.array({t.THREADS}, dtype)" for k in ranks],
-        "    lane = cuda.threadIdx.x",
-        "    chunk = cuda.blockIdx.x",
-        "    while chunk < chunk_count:",
-        "        word = load_word(chunks, chunk)",
-        "        record = table + (word >> 32) * columns * 8",
-        f"        first = (word & 0xFFFFFFFF) * {t.CHUNK}",
-        f"        count = min({t.CHUNK}, load_word(record, {t.NUMEL}) - first)",
-        f"        at = load_word(record, {t.ADDRESS} + role) + first * {size}",
-        f"        aligned = (load_word(record, {t.ALIGNED}) >> (1 + role)) & 1",
-        *[f"        total{k} = C(0)" for k in ranks],
-        f"        if aligned == 1 and count == {t.CHUNK}:",
-        *_indent(whole, 3),
-        f"        i = lane * {width} if aligned == 0 or count < {t.CHUNK} else count",
-        "        while i < count:",
-        f"            if aligned == 1 and i + {width} <= count:",
-        f"                {', '.join(names)} = load_pack_0(at + i * {size})",
-        *_indent(packed, 4),
-        "            else:",
-        f"                for k in range(i, min(i + {width}, count)):",
-        f"                    {safe('g')} = load_0(at, k)",
-        *[f"                    total{k} = total{k} + {print_expr(terms[k])}" for k in ranks],
-        f"            i += {t.THREADS * width}",
-        *[f"        shared{k}[lane] = total{k}" for k in ranks],
-        *_indent(_tree([f"shared{k}" for k in ranks]), 2),
-        "        if lane == 0:",
-        *[f"            store_sum(partials, chunk * {len(terms)} + {k}, shared{k}[0])" for k in ranks],
-        "        cuda.syncthreads()",
-        "        chunk += cuda.gridDim.x",
-    ]
-    return "\n".join(lines) + "\n"
+    ahead = min(steps, cut.ahead)
+    names = {k: safe(layout.roles[k].name) for k in cut.reads}
+
+    def measured(k: int, suffix: str, element: str) -> list[str]:
+        return of_element(layout, element, suffix) + statements(cut.body, suffix, cut.first, f"sum{{k}}_{k}")
+
+    def pack(suffix: str, offset: str) -> tuple[list[str], list[str]]:
+        """The loads of a pack of each array, and what its elements add."""
+        loads = []
+        for role, name in names.items():
+            per = per_access(layout.roles[role], width)
+            for begin in range(0, width, per):
+                cells = _tuple(f"{name}_{begin + j}{suffix}" for j in range(per))[1:-1]
+                loads.append(
+                    f"{cells} = load_pack_{role}({_address(role, layout.roles[role], f'element + {offset} + {begin}')})"
+                )
+        each = [measured(j, f"_{j}{suffix}", f"(element + {offset} + {j})") for j in range(width)]
+        return loads, [line for lines in each for line in lines]
+
+    packs = [pack(f"_{a}", f"{a} * THREADS * N") for a in range(ahead)]
+    single = []
+    for k in range(width):
+        loads = [f"{name}_{k} = load_{role}(load_word(at, {role}), element + {k})" for role, name in names.items()]
+        single += [
+            f"if i + {k} < count:",
+            *("    " + line for line in (*loads, *measured(k, f"_{k}", f"(element + {k})"))),
+        ]
+    loads, adds = pack("", "0")
+    share = []
+    for j, kind in ranks:
+        share += [f"sum{j}_0 = {joined(kind, f'sum{j}_0', f'sum{j}_{k}')}" for k in range(1, width)]
+        share.append(f"shared[{j}, lane] = sum{j}_0")
+    holes = {
+        "scalars": scalar_loads(layout.scalars),
+        "values": value_loads(cut.values),
+        "begin": [f"sum{j}_{k} = {beginning(kind, 'C')}" for j, kind in ranks for k in range(width)],
+        "load_ahead": [line for each, _ in packs for line in each],
+        "measure_ahead": [line for _, each in packs for line in each],
+        "measure_pack": [*loads, *adds],
+        "measure_single": single,
+        "share": share,
+        "join_lanes": join_lanes(cut.sums, "shared[{}, lane]", "shared[{}, lane + half]"),
+    }
+    known = {"STEPS": steps, "AHEAD": ahead, "ALIGNED": sum(2 << k for k in cut.reads)}
+    return kernel("reduce.py", reduce_constants(layout, cut) | known, holes)
 
 
-def _tree(names: list[str]) -> list[str]:
-    """The fixed tree over the lanes of a block."""
-    return [
-        f"half = {t.THREADS // 2}",
-        "while half > 0:",
-        "    cuda.syncthreads()",
-        "    if lane < half:",
-        *[f"        {n}[lane] = {n}[lane] + {n}[lane + half]" for n in names],
-        "    half //= 2",
-    ]
+def reduce_along_source(layout: Layout, cut: Pass) -> str:
+    """The whole text of a pass that sums along rows and columns: kernels/reduce_along.py."""
+    width = layout.lanes
+    packs = t.BLOCK_COLUMNS // (t.WARP * width)
+    rows, columns = ranked(cut.sums, "row_sum"), ranked(cut.sums, "column_sum")
+    names = {k: safe(layout.roles[k].name) for k in cut.reads}
+    asked: list[list[str]] = []  # of each pack
+    measured: list[list[str]] = []
+    for j in range(packs):
+        at = f"({j} * WARP + lane) * N"
+        loads, adds = [], []
+        for role, name in names.items():
+            per = per_access(layout.roles[role], width)
+            for begin in range(0, width, per):
+                cells = _tuple(f"{name}_{j}_{begin + k}" for k in range(per))[1:-1]
+                address = _address(role, layout.roles[role], f"first + {at} + {begin}")
+                loads.append(f"{cells} = load_pack_{role}({address})")
+        for k in range(width):
+            element = f"(first + {at} + {k})"
+            alone = [f"{name}_{j}_{k} = load_{role}(load_word(at, {role}), {element})" for role, name in names.items()]
+            lines = ["if not aligned:", *_indented(alone), *of_element(layout, element, f"_{j}_{k}")]
+            lines += statements(cut.body, f"_{j}_{k}", cut.first, f"sum{{k}}_{k}")
+            lines += [f"across{q}_{k} = across{q}_{k} + sum{place}_{k}" for q, place in rows]
+            lines += [f"down{q}_{j * width + k} = down{q}_{j * width + k} + sum{place}_{k}" for q, place in columns]
+            adds += [f"if {at} + {k} < column_count:", *_indented(lines)]
+        asked.append([f"if aligned and {at} + N <= column_count:", *_indented(loads)])
+        measured.append(adds)
+    groups = [slice(begin, begin + cut.ahead) for begin in range(0, packs, cut.ahead)]
+    measure = [line for group in groups for lines in (*asked[group], *measured[group]) for line in lines]
+    share = []
+    for q, _ in rows:
+        share += [f"across{q}_0 = across{q}_0 + across{q}_{k}" for k in range(1, width)]
+        share.append(f"shared[({q} * BATCH + r - begin_row) * (WARP + 1) + lane] = across{q}_0")
+    store_row, store_columns = [], []
+    for q, place in rows:
+        store_row += [f"begin = ({q} * BATCH + r - begin_row) * (WARP + 1)", "total = shared[begin]"]
+        store_row += ["for k in range(1, WARP):", "    total = total + shared[begin + k]"]
+        store_row.append(f"store_double(load_word(slots, {2 * (cut.first + place)}), block_at, D(total))")
+    at_column = (
+        "load_word(shape, OF_COLUMN_BLOCKS) + (matrix * high + first_row // BLOCK_ROWS) * width + first_column + c"
+    )
+    for q, place in columns:
+        spots = [(j, k) for j in range(packs) for k in range(width)]
+        store_columns += [
+            *(
+                f"shared[warp * BLOCK_COLUMNS + ({j} * WARP + lane) * N + {k}] = down{q}_{j * width + k}"
+                for j, k in spots
+            ),
+            "cuda.syncthreads()",
+            "for c in range(cuda.threadIdx.x, column_count, THREADS):",
+            "    total = shared[c]",
+            "    for w in range(1, WARPS):",
+            "        total = total + shared[w * BLOCK_COLUMNS + c]",
+            f"    store_double(load_word(slots, {2 * (cut.first + place)}), {at_column}, D(total))",
+            "cuda.syncthreads()",
+        ]
+    holes = {
+        "scalars": scalar_loads(layout.scalars),
+        "values": value_loads(cut.values),
+        "begin_columns": [f"down{q}_{k} = C(0)" for q, _ in columns for k in range(packs * width)],
+        "begin_row": [f"across{q}_{k} = C(0)" for q, _ in rows for k in range(width)],
+        "measure": measure,
+        "share_row": share,
+        "store_row": store_row,
+        "store_columns": store_columns,
+    }
+    batch = cut.batch(STORAGES[layout.compute].itemsize)
+    across, least = len(rows) * batch * (t.WARP + 1), t.THREADS // t.WARP * t.BLOCK_COLUMNS
+    known = {"ALIGNED": sum(2 << k for k in cut.reads), "SHARED": max(across, least), "BATCH": batch}
+    return kernel("reduce_along.py", along_constants(layout, cut) | known, holes)
 
 
-_DOUBLE = TEXT | {"pow": "pow({}, {})", "exp": "exp({})", "log": "log({})"}
+def _indented(lines: Iterable[str]) -> list[str]:
+    return ["    " + line for line in lines]
 
 
-def _double(expr: Expr, whole: Collection[str] = ()) -> str:
-    """Typed Python in float64, integer powers by repeated squaring: the twin of to_cuda.print_double."""
-    if expr.op == "name":
-        return "D(step)" if expr.args[0] == "step" else safe(str(expr.args[0]))
-    if expr.op == "const":
-        return f"D({literal(float(expr.args[0]), '1e999')})"  # type: ignore[arg-type]
-    if expr.op == "count":
-        return f"D(step >> {expr.args[0]} & 0xFFFF)"
-    if expr.op == "pow" and is_integer(list(expr.children())[1], whole):
-        base, exponent = expr.children()
-        return f"ipow({_double(base, whole)}, int64({_double(exponent, whole)}))"
-    return _DOUBLE[expr.op].format(*(_double(child, whole) for child in expr.children()))
+def per_matrix_source(made: PerMatrix) -> str:
+    """The whole text of what is done once a matrix: kernels/per_matrix.py."""
+    sums = made.derives.matrix_sums if made.derives else ()
+    ranks = range(len(sums))
+    holes = per_matrix_holes(made) | {
+        "begin_sums": [f"sum{k} = np.float64(0)" for k in ranks],
+        "share_sums": [f"lanes[{k}, lane] = sum{k}" for k in ranks],
+        "take_sums": [f"matrix_sum{k} = C(lanes[{k}, 0])" for k in ranks],
+    }
+    for kind in ("row", "column"):
+        adds = [f"sum{k} = sum{k} + np.float64({print_expr(s.expr)})" for k, s in enumerate(sums) if s.kind == kind]
+        holes[f"sum_{kind}"] = (
+            [*line_loads(made, kind), *lines_of(made.lines_before(kind), kind), *adds] if adds else []
+        )
+    return kernel("per_matrix.py", matrix_constants(made) | {"SPACE": max(1, len(sums))}, holes)
 
 
-def _given(name: str, k: int, inputs: int) -> list[str]:
+def per_tensor_source(made: PerTensor) -> str:
+    """The whole text of what is done once a tensor: kernels/per_tensor.py."""
+    ranks = list(enumerate(made.sums))
+    holes = per_tensor_holes(made) | {
+        "begin": [f"sum{k} = {beginning(kind, 'D')}" for k, kind in ranks],
+        "join_chunk": join_lanes(made.sums, "sum{}", "load_double(partials, c * SUMS + {})"),
+        "share": [f"shared[{k}, lane] = sum{k}" for k, _ in ranks],
+        "join_lanes": join_lanes(made.sums, "shared[{}, lane]", "shared[{}, lane + half]"),
+    }
+    return kernel("per_tensor.py", per_tensor_constants(made) | {"SPACE": max(1, len(made.sums))}, holes)
+
+
+def all_tensors_source() -> str:
+    """The whole text of the sums over all tensors: kernels/all_tensors.py."""
+    return kernel("all_tensors.py", t.CONSTANTS, {})
+
+
+def _given(name: str, k: int) -> list[str]:
     """A hyperparameter: a number, or where on the device it is read; see Hyper in kernels/prepare.cuh."""
-    return [
-        f"{name} = load_double(hyper, record * {2 * inputs} + {k})",
-        f"source = load_word(hyper, record * {2 * inputs} + {inputs + k})",
-        "if source & 1 == 1:",
-        f"    {name} = load_double(source - 1, 0)",
-        "elif source != 0:",
-        f"    {name} = D(load_float(source, 0))",
-    ]
+    read = "load_double(source - 1, 0) if source & 1 else D(load_float(source, 0))"
+    return [f"source = load_word(sources, {k})", f"{name} = load_double(numbers, {k}) if source == 0 else {read}"]
 
 
 def prepare_source(program: Program, inputs: tuple[str, ...]) -> str:
-    """The text of the GPU decision: kernels/prepare.cuh in Python; rows of scalars in float64 on the device."""
-    loads = [line for k, n in enumerate(inputs) if safe(n) != MULTIPLIER for line in _given(safe(n), k, len(inputs))]
+    """The whole text of the GPU decision: kernels/prepare.py for one program.
+
+    Raises InputError where `prepare` is Python that only the host can run.
+    """
     statements_of = prepare_statements(program.signature.definition)
     if statements_of is None:
         raise InputError(f"the prepare function of {program.name} uses Python that cannot run on the device")
     whole = whole_variables(statements_of)
-    body = [f"{safe(name)} = {_double(expr, whole)}" for name, expr in statements_of]
-    stores = [f"store_row(rows, r * {len(program.row)} + {k}, {_double(e)})" for k, e in enumerate(program.row)]
-    lines = [
-        "def prepare(chunk_count, max_norm, grad_scale_value, grad_scale, found_inf, check_finite, row_count, partials,",
-        "            hyper, clocks, rows, skip, skipped):",
-        f"    squares = cuda.shared.array({t.THREADS}, D)",
-        f"    broken = cuda.shared.array({t.THREADS}, D)",
-        "    lane = cuda.threadIdx.x",
-        "    total = D(0)",
-        "    bad = D(0)",
-        f"    for c in range(lane, chunk_count, {t.THREADS}):",
-        "        total = total + load_sum(partials, 2 * c)",
-        "        bad = bad + load_sum(partials, 2 * c + 1)",
-        "    squares[lane] = total",
-        "    broken[lane] = bad",
-        *_indent(_tree(["squares", "broken"]), 1),
-        "    cuda.syncthreads()",
-        "    scale = D(grad_scale_value)",
-        "    if grad_scale != 0:",
-        "        scale = D(load_float(grad_scale, 0))",
-        "    inverse = div(D(1), scale)",
-        "    norm = mul(sqrt(squares[0]), inverse)",
-        "    multiplier = inverse",
-        "    if D(max_norm) - D(max_norm) == D(0):",
-        "        multiplier = mul(minimum(div(D(max_norm), norm + D(1e-6)), D(1)), inverse)",
-        "    skipping = False",
-        "    if found_inf != 0:",
-        "        skipping = load_float(found_inf, 0) != D(0)",
-        "    if check_finite != 0 and not broken[0] == D(0):",
-        "        skipping = True",
-        "    if lane == 0:",
-        "        store_word(skip, 0, 1 if skipping else 0)",
-        "        if skipped != 0 and skipping:",
-        "            store_word(skipped, 0, load_word(skipped, 0) + 1)",
-        f"    for r in range(lane, row_count, {t.THREADS}):",
-        "        if not skipping:",
-        "            counted = load_word(clocks, 2 * r)",
-        "            record = load_word(clocks, 2 * r + 1)",
-        "            step = load_word(counted, 0) + 1",
-        "            store_word(counted, 0, step)",
-        *_indent(loads, 3),
-        f"            {MULTIPLIER} = multiplier",
-        *_indent([*body, *stores], 3),
-    ]
-    return "\n".join(lines) + "\n"
+    loads = [_given(safe(n), k) for k, n in enumerate(inputs) if safe(n) != MULTIPLIER]
+    holes = {
+        "hyper": [*(line for lines in loads for line in lines), f"{MULTIPLIER} = multiplier"],
+        "prepare": [f"{safe(name)} = {print_double(expr, whole)}" for name, expr in statements_of],
+        "row": [f"store_row(rows, r * SCALARS + {k}, {print_double(e)})" for k, e in enumerate(program.row)],
+        "wide": [f"store_double(wide, r * WIDES + {k}, {print_double(e)})" for k, e in enumerate(program.wide)],
+    }
+    sizes = {"SCALARS": len(program.row), "WIDES": len(program.wide), "INPUTS": len(inputs)}
+    return kernel("prepare.py", t.CONSTANTS | sizes, holes)

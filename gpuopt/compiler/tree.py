@@ -10,6 +10,10 @@ ARITHMETIC = ("add", "sub", "mul", "div", "neg")
 COMPARISONS = ("lt", "le", "gt", "ge", "eq", "ne")
 CALLS = {"sqrt": 1, "abs": 1, "sign": 1, "minimum": 2, "maximum": 2, "where": 3}
 SCALAR_CALLS = {**CALLS, "exp": 1, "log": 1, "root": 1}
+SUMS = ("tensor_sum", "tensor_max", "global_sum", "row_sum", "column_sum")
+SIZES = ("numel", "rows", "columns")
+EPSILON = "epsilon"  # of the parameter's dtype, a constant of the kernel
+RULE_CALLS = {**CALLS, **dict.fromkeys((*SUMS, *SIZES, EPSILON), 1)}
 # Of `prepare`, where Python raises for what arithmetic on a device cannot refuse: `a if c else b` looks at one side only, and
 # math.sqrt takes no negative number. What they are there.
 ON_DEVICE = {"if": "where", "root": "sqrt"}
@@ -17,8 +21,9 @@ ON_DEVICE = {"if": "where", "root": "sqrt"}
 
 @dataclass(frozen=True)
 class Expr:
-    """`op` is one of the names above, or a leaf: "const" (number), "name" (str), "scalar" (index into the row), "count" (16 bits
-    of the step count, from that bit on).
+    """`op` is one of the names above, or a leaf: "const" (number), "name" (str), "scalar" (index into the row), "value" (index into
+    the pass's values), "count" (16 bits of the step count, from that bit on). Of a tensor, in float64: "wide" (index), "total"
+    (index), "cell" (the name of a state), "numel", "rows", "columns".
     """
 
     op: str
@@ -26,6 +31,12 @@ class Expr:
 
     def children(self) -> Iterator[Expr]:
         return (a for a in self.args if isinstance(a, Expr))
+
+    def parts(self) -> Iterator[Expr]:
+        """The expression and all its parts."""
+        yield self
+        for child in self.children():
+            yield from child.parts()
 
     def names(self) -> set[str]:
         """The variables read."""
@@ -45,6 +56,17 @@ class Assign:
     """`name = expr`, at a line of `file`."""
 
     name: str
+    expr: Expr
+    line: int
+    file: str
+
+
+@dataclass(frozen=True)
+class Add:
+    """What an element adds to the sum of that index, a total of the tensor, or the largest of both; `kind` is one of SUMS."""
+
+    index: int
+    kind: str
     expr: Expr
     line: int
     file: str
@@ -88,6 +110,20 @@ def holds(test: tuple[object, ...], flags: Mapping[str, object]) -> bool:
         return flags[str(args[0])] == args[1]
     parts = [holds(a, flags) for a in args if isinstance(a, tuple)]
     return {"not": lambda: not parts[0], "and": lambda: all(parts), "or": lambda: any(parts)}[str(kind)]()
+
+
+def operations(body: tuple[Statement, ...]) -> set[str]:
+    """What is done anywhere in these statements, whatever the flags."""
+    found: set[str] = set()
+    pending: list[Statement | Expr] = list(body)
+    while pending:
+        part = pending.pop()
+        if isinstance(part, Expr):
+            found.add(part.op)
+            pending += part.children()
+        else:
+            pending += (part.expr,) if isinstance(part, Assign) else (*part.body, *part.orelse)
+    return found
 
 
 def straight_line(body: tuple[Statement, ...], flags: Mapping[str, object]) -> list[Assign]:

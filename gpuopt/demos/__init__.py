@@ -1,7 +1,8 @@
 """`gpuopt demo`: two small problems on real data, a table, one plot, and which backend ran them.
 
 Called by `gpuopt/cli.py` and by the tests. Uses only the public API of gpuopt, and knows nothing of rules or kernels.
-`regression.py` and `digits.py` hold the problems, `arrays.py` where their arrays lie, `plot.py` the picture.
+`regression.py`, `digits.py` and `training.py` hold the problems, `arrays.py` where their arrays lie, `plot.py` the picture;
+`every.py` compares all optimizers.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from pathlib import Path
 from typing import TextIO
 
 import gpuopt
-from gpuopt.demos import arrays, digits, plot, regression
+from gpuopt.demos import arrays, digits, every, plot, regression
 from gpuopt.messages import install
 
-__all__ = ["PLOT_NAME", "DemoResult", "run"]
+__all__ = ["PLOT_NAME", "DemoResult", "run", "run_all"]
 
 PLOT_NAME = "gpuopt-demo.png"
 
@@ -67,6 +68,29 @@ def run(
     path = plot.save(curves, training, folder / PLOT_NAME)
     say(f"\nPlot: {path}")
     return DemoResult(curves, training, path)
+
+
+def run_all(
+    *,
+    backend: str | None = None,
+    dtype: str = "float32",
+    out: str | Path = ".",
+    quick: bool = False,
+    seed: int = 0,
+    stream: TextIO | None = None,
+) -> list[every.Outcome]:
+    """Every optimizer on the digits, in a narrow valley and on a small transformer; print a table, save
+    `out/gpuopt-demo-all.png`. Arguments and what is raised as for `run`; dtype: of the digits' parameters.
+    """
+    stream = sys.stdout if stream is None else stream
+    require_packages()
+    space, element = arrays.choose(backend), arrays.element_type(dtype)
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    found = every.outcomes(gpuopt.optimizers(), space.xp, backend, element, quick=quick, seed=seed)
+    every.report(found, lambda text: print(text, file=stream, flush=True))
+    print(f"Picture: {every.save(found, folder / every.NAME)}", file=stream, flush=True)
+    return found
 
 
 def report_regression(curves: list[regression.Curve], dtype: str, say: Callable[[str], None]) -> None:

@@ -25,7 +25,7 @@ SPLIT_SEED = 1  # which fifth of the images is kept for the test
 
 # Tuned on this problem: options and whether the rate follows a half cosine to zero (DGD decays its rate by itself).
 # An optimizer without a row here trains with its own defaults.
-TUNED: dict[str, tuple[dict[str, float], bool]] = {
+TUNED: dict[str, tuple[dict[str, Any], bool]] = {
     "gd": ({"lr": 1.0}, True),
     "sgd": ({"lr": 0.2, "momentum": 0.9}, True),
     "dgd": ({"lr": 0.01, "lr_decay": 0.99}, False),
@@ -34,6 +34,35 @@ TUNED: dict[str, tuple[dict[str, float], bool]] = {
     "adam": ({"lr": 0.003}, True),
     "adamw": ({"lr": 0.003}, True),
     "lion": ({"lr": 0.0007}, True),
+    "adadelta": ({"lr": 3.0}, True),
+    "adamax": ({"lr": 0.01}, True),
+    "radam": ({"lr": 0.01}, True),
+    "signsgd": ({"lr": 0.001}, True),
+    "signum": ({"lr": 0.001}, True),
+    "tiger": ({"lr": 0.001}, True),
+    "ademamix": ({"lr": 0.003}, True),
+    "adan": ({"lr": 0.01}, True),
+    "adabelief": ({"lr": 0.003}, True),
+    "adopt": ({"lr": 0.003}, True),
+    "laprop": ({"lr": 0.003}, True),
+    "grams": ({"lr": 0.003}, True),
+    "yogi": ({"lr": 0.01}, True),
+    "nadam": ({"lr": 0.003}, True),
+    "asgd": ({"lr": 1.0}, True),
+    "rprop": ({"lr": 0.0003, "step_sizes": (1e-6, 0.001)}, False),
+    "qhadam": ({"lr": 0.003}, True),
+    "focus": ({"lr": 0.001}, True),
+    "madgrad": ({"lr": 0.003}, True),
+    "adamatan2": ({"lr": 0.003}, True),
+    "schedulefreesgd": ({"lr": 1.0}, False),
+    "schedulefreeadamw": ({"lr": 0.01}, False),
+    "schedulefreeradam": ({"lr": 0.01}, False),
+    "sophiag": ({"lr": 0.001}, True),
+    "adafactor": ({"lr": 0.03}, True),
+    "adafactort5": ({"lr": 5.0}, True),
+    "came": ({"lr": 0.003}, True),
+    "stableadamw": ({"lr": 0.003}, True),
+    "adamp": ({"lr": 0.003}, True),
 }
 
 
@@ -115,7 +144,10 @@ def settings_for(optimizer: str, lr: float | None, total: int) -> tuple[dict[str
     options: dict[str, Any] = dict(tuned)
     if lr is not None:
         options["lr"] = lr
-    words = ", ".join(f"{name} {value:g}" for name, value in options.items()) or "default options"
+    words = (
+        ", ".join(f"{k} {v:g}" if isinstance(v, (int, float)) else f"{k} {v}" for k, v in options.items())
+        or "default options"
+    )
     if scheduled:
         peak = float(options["lr"])
         options["lr"] = lambda step: peak * 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0)))

@@ -22,15 +22,16 @@ class Storage:
     ctype: str
     dtype: str
     random: int = 0
+    epsilon: float = 0.0  # from 1 to the next number
 
 
 STORAGES = {
     s.name: s
     for s in (
-        Storage("float64", 8, "float64", "double", "float64"),
-        Storage("float32", 4, "float32", "float", "float32"),
-        Storage("float16", 2, "float32", "half16", "float16"),
-        Storage("bfloat16", 2, "float32", "bfloat16", "bfloat16"),
+        Storage("float64", 8, "float64", "double", "float64", epsilon=2.0**-52),
+        Storage("float32", 4, "float32", "float", "float32", epsilon=2.0**-23),
+        Storage("float16", 2, "float32", "half16", "float16", epsilon=2.0**-10),
+        Storage("bfloat16", 2, "float32", "bfloat16", "bfloat16", epsilon=2.0**-7),
         Storage("stochastic-bfloat16", 2, "float32", "stochastic_bfloat16", "bfloat16", random=16),
         Storage("bool", 1, "float32", "byte8", "bool"),
     )

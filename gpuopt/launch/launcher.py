@@ -1,4 +1,4 @@
-"""What the optimizer hands to a backend: launches (a plan, its arrays and its rows of scalars) and the step's demands.
+"""What the optimizer hands to a backend: launches (a plan, its arrays and its rows of scalars) and what the step asks for besides.
 
 Made by `optim`, run by `backends`. Knows no backend.
 """
@@ -27,7 +27,7 @@ MULTIPLIER = "grad_multiplier"  # what every gradient is multiplied by: a number
 
 
 @dataclass
-class Clock:
+class StepCounter:
     """A step count shared by tensors of one group that always got their gradients together; one row of scalars each.
 
     environment(step) gives the group's hyperparameters, for the step that is about to be the step-th: floats, or arrays of one
@@ -55,7 +55,7 @@ class Clock:
         return self.derived
 
 
-class Demand(NamedTuple):
+class StepRequest(NamedTuple):
     """What this step asks for besides the update; all of it is the same for every launch of the step.
 
     max_norm: bound of the global gradient norm, None for no bound; grad_scale: a number, or a one-element float32 array on
@@ -78,16 +78,20 @@ class Demand(NamedTuple):
 
 @dataclass
 class Launch:
-    """One kernel launch: plan, arrays in the plan's order, and the clocks whose rows the plan's ROW column names."""
+    """One kernel launch: plan, arrays in the plan's order, and the counters whose rows the plan's ROW column names."""
 
     plan: Plan
-    clocks: Sequence[Clock]
+    counters: Sequence[StepCounter]
     arrays: list[dict[str, Any]]  # role -> array, one dict a tensor
     flags: Mapping[str, object] = field(default_factory=dict)
     private: dict[str, Any] = field(default_factory=dict)  # what a backend keeps with it: device tables, kernels
     shared: dict[str, Any] = field(
         default_factory=dict
     )  # and with all launches of an engine on one device, later ones too
+
+    wide: NDArray[np.float64] = field(
+        default_factory=lambda: np.empty((0, 0))
+    )  # of the step that is made: [counters, wides]
 
     @cached_property
     def inputs(self) -> tuple[str, ...]:
@@ -116,34 +120,40 @@ class Launch:
         return definition if definition.on_host else None
 
     def rows(self, grad_multiplier: float) -> NDArray[Any]:
-        """The rows of scalars in the compute type, after the clocks have advanced: [clocks, scalars]."""
+        """The rows of scalars in the compute type, after the counters have advanced: [counters, scalars]; `wide` with them."""
         made = array(self.letter)  # rounds as NumPy does, faster for a few numbers
-        for clock in self.clocks:
-            values = clock.values()
+        program = self.plan.program
+        scalars, wides = len(program.row), list[float]()
+        for counter in self.counters:
+            values = counter.values()
             if self.called is not None:
-                values = {**values, **clock.prepared(self.called)}
+                values = {**values, **counter.prepared(self.called)}
             taken = [grad_multiplier if key == MULTIPLIER else float(values[key]) for key in self.keys]
-            made.extend(self.row(clock.step, *taken))
-        return np.array(made).reshape(len(self.clocks), len(self.plan.program.row))
+            row = self.row(counter.step, *taken)
+            made.extend(row[:scalars])
+            wides += row[scalars:]
+        if program.wide:
+            self.wide = np.array(wides).reshape(len(self.counters), len(program.wide))
+        return np.array(made).reshape(len(self.counters), scalars)
 
-    def records(self, on_device: bool) -> tuple[list[Clock], list[int]]:
-        """Whose hyperparameters `hyper` takes, and for each clock the place of its own. Clocks of one group have the same,
+    def records(self, on_device: bool) -> tuple[list[StepCounter], list[int]]:
+        """Whose hyperparameters `hyper` takes, and for each counter the place of its own. Counters of one group have the same,
         unless a schedule depends on their counts, which it cannot where these are kept on the device.
         """
         if not on_device:
-            return list(self.clocks), list(range(len(self.clocks)))
+            return list(self.counters), list(range(len(self.counters)))
         first: dict[int, int] = {}
-        places = [first.setdefault(clock.group, len(first)) for clock in self.clocks]
-        return [self.clocks[places.index(k)] for k in range(len(first))], places
+        places = [first.setdefault(counter.group, len(first)) for counter in self.counters]
+        return [self.counters[places.index(k)] for k in range(len(first))], places
 
-    def hyper(self, device: str, clocks: Sequence[Clock]) -> NDArray[np.float64]:
-        """The inputs of rows that are computed on that device: [clocks, 2, inputs], numbers and then, as integers, where on the
+    def hyper(self, device: str, counters: Sequence[StepCounter]) -> NDArray[np.float64]:
+        """The inputs of rows that are computed on that device: [counters, 2, inputs], numbers and then, as integers, where on the
         device those are that are not known here. See Hyper in kernels/prepare.cuh. Raises DtypeError for one that is on another
         device.
         """
-        result = np.zeros((len(clocks), 2, len(self.inputs)))
-        for record, clock in zip(result, clocks, strict=True):
-            values = clock.environment(clock.step + 1)
+        result = np.zeros((len(counters), 2, len(self.inputs)))
+        for record, counter in zip(result, counters, strict=True):
+            values = counter.environment(counter.step + 1)
             given = [1.0 if key == MULTIPLIER else values[key] for key in self.keys]
             numbers = [value if isinstance(value, float) else 0.0 for value in given]
             record[0] = numbers
@@ -157,22 +167,22 @@ class Launch:
 
 
 def advance(
-    clocks: Sequence[Clock],
+    counters: Sequence[StepCounter],
     launches: Sequence[Launch],
     grad_multiplier: float,
     rehearse: Callable[[Launch, float], None] = lambda launch, multiplier: None,
 ) -> list[NDArray[Any]]:
     """Count the step and return the rows of every launch; counts stay as they were if a formula raises."""
-    for clock in clocks:
-        clock.step, clock.memo, clock.derived = clock.step + 1, None, None
+    for counter in counters:
+        counter.step, counter.memo, counter.derived = counter.step + 1, None, None
     try:
         rows = [launch.rows(grad_multiplier) for launch in launches]
         for launch in launches:
             rehearse(launch, grad_multiplier)
         return rows
     except BaseException:
-        for clock in clocks:
-            clock.step -= 1
+        for counter in counters:
+            counter.step -= 1
         raise
 
 
@@ -183,11 +193,11 @@ class Backend(Protocol):
     device: str
     counts: bool
 
-    def step(self, launches: Sequence[Launch], demand: Demand, clocks: Sequence[Clock]) -> bool:
-        """Run one step; advances the clocks unless the step is skipped. Returns False if it was skipped (host only)."""
+    def step(self, launches: Sequence[Launch], request: StepRequest, counters: Sequence[StepCounter]) -> bool:
+        """Run one step; advances the counters unless the step is skipped. Returns False if it was skipped (host only)."""
         ...
 
-    def ready(self, launches: Sequence[Launch], demand: Demand) -> None:
+    def ready(self, launches: Sequence[Launch], request: StepRequest) -> None:
         """Allocate what a step of them needs, where another backend has launches of the same step."""
         ...
 
@@ -199,12 +209,12 @@ class Backend(Protocol):
         """Wait until the device has done all its work."""
         ...
 
-    def recount(self, clocks: Sequence[Clock]) -> None:
-        """The counts of these clocks are those of the host: bring them to where CUDA graphs read them."""
+    def recount(self, counters: Sequence[StepCounter]) -> None:
+        """The counts of these counters are those of the host: bring them to where CUDA graphs read them."""
         ...
 
-    def synchronize(self, clocks: Sequence[Clock], shared: Mapping[str, Any]) -> int:
-        """Bring step counts that live on the device back into these clocks; returns the steps skipped there since.
+    def synchronize(self, counters: Sequence[StepCounter], shared: Mapping[str, Any]) -> int:
+        """Bring step counts that live on the device back into these counters; returns the steps skipped there since.
 
         shared: `Launch.shared` of the launches that they belong to.
         """

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuopt.compiler.lower import Program
+from gpuopt.compiler.program import Program
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.formats.philox import PER_BLOCK
 from gpuopt.launch import table as t
@@ -20,7 +20,8 @@ Int64 = NDArray[np.int64]
 
 
 class Plan:
-    """table: int64 [tensors, ADDRESS + roles]; tiles, chunks: int64, tensor index in the upper 32 bits, tile in the lower.
+    """table: int64 [tensors, ADDRESS + roles + cells]; tiles, chunks: int64, tensor index in the upper 32 bits, tile in the lower;
+    begins: int64 [tensors + 1], the first chunk of each.
 
     tile_size: elements of one tile; version: grows whenever `table` changes, so that a device copy knows it is stale.
     """
@@ -33,19 +34,27 @@ class Plan:
         addresses: Int64,
         tensors: Sequence[int] | None = None,
         seed: int = 0,
+        shapes: Sequence[tuple[int, ...]] = (),
     ) -> None:
-        """tensors: the number of each in the optimizer, their place by default; seed: of random numbers, 0 to 2**64 - 1."""
+        """tensors: the number of each in the optimizer, their place by default; seed: of random numbers, 0 to 2**64 - 1; shapes:
+        the last two axes of each, where the program looks at rows and columns.
+        """
         self.program = program
-        self.table = np.zeros((len(numels), t.ADDRESS + len(program.roles)), np.int64)
+        self.table = np.zeros((len(numels), t.ADDRESS + program.addresses), np.int64)
         self.table[:, t.NUMEL] = numels
         self.table[:, t.ROW] = rows
         self.table[:, t.TENSOR] = np.arange(len(numels)) if tensors is None else tensors
         self.table[:, t.SEED] = np.uint64(seed).astype(np.int64)
-        self.table[:, t.ADDRESS :] = addresses
+        self.table[:, t.ADDRESS : t.ADDRESS + addresses.shape[1]] = addresses
         self.total = int(self.table[:, t.NUMEL].sum())
         self.version = 0
         self._align(slice(None))
         self.chunks = cut(self.table[:, t.NUMEL], t.CHUNK)
+        self.begins: Int64 = np.concatenate([[0], np.cumsum(-(-self.table[:, t.NUMEL] // t.CHUNK))]).astype(np.int64)
+        self.matrices = self.blocks = np.empty(0, np.int64)
+        self.sizes: dict[tuple[str, str], int] = {}  # of the slots of the program
+        if program.lined:
+            self._cut_matrices(np.array(shapes, np.int64).reshape(-1, 2))
         self.tile_size = 0
         self.tiles: Int64 = np.empty(0, np.int64)
 
@@ -53,6 +62,33 @@ class Plan:
         """Cut every tensor into tiles; the backend chooses the size."""
         self.tile_size = tile_size
         self.tiles = cut(self.table[:, t.NUMEL], tile_size)
+
+    def _cut_matrices(self, shapes: Int64) -> None:
+        """Rows, columns and matrices of every tensor, and the blocks that are summed along them."""
+        rows, columns = shapes.T
+        matrices = self.table[:, t.NUMEL] // (rows * columns)
+        down, across = -(-rows // t.BLOCK_ROWS), -(-columns // t.BLOCK_COLUMNS)
+        counts = {
+            ("", "row"): matrices * rows,
+            ("", "column"): matrices * columns,
+            ("", "matrix"): matrices,
+            ("blocks", "row"): matrices * rows * across,
+            ("blocks", "column"): matrices * down * columns,
+        }
+        firsts = [np.cumsum(found) - found for found in counts.values()]
+        self.table[:, -len(t.MATRIX) :] = np.stack([rows, columns, *firsts], axis=1)
+        self.sizes = {key: int(found.sum()) for key, found in counts.items()}
+        self.matrices, self.blocks = cut(matrices, 1), cut(matrices * down * across, 1)
+
+    def slot_sizes(self) -> list[tuple[int, str]]:
+        """Numbers and dtype of every slot of the program."""
+        made = []
+        for slot in self.program.slots:
+            blocks = slot.what == "blocks"
+            made.append(
+                (self.sizes["blocks" if blocks else "", slot.kind], "float64" if blocks else self.program.compute)
+            )
+        return made
 
     def move(self, role: int, addresses: Int64) -> None:
         """New addresses of one role, one for each tensor."""
@@ -69,7 +105,7 @@ class Plan:
         Where elements are rounded at random, those behind the head begin with one that begins a block of random numbers.
         """
         lanes, program = self.program.lanes, self.program
-        addresses = self.table[which, t.ADDRESS :]
+        addresses = self.table[which, t.ADDRESS : t.ADDRESS + len(program.roles)]
         at_role = 1 << np.arange(1, len(program.roles) + 1)
         if not np.bitwise_or.reduce(addresses, axis=None) & 15:  # as libraries allocate
             self.table[which, t.HEAD], self.table[which, t.ALIGNED] = 0, 1 | at_role.sum()
@@ -93,19 +129,3 @@ def cut(numels: Int64, size: int) -> Int64:
     tensors = np.repeat(np.arange(len(numels), dtype=np.int64), counts)
     starts = np.cumsum(counts) - counts
     return (tensors << 32) | (np.arange(len(tensors), dtype=np.int64) - np.repeat(starts, counts))
-
-
-def join(partials: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Join the partial sums [chunks, sums] in float64, in the order of kernels/prepare.cuh: lane by lane, then a tree."""
-    count = -(-len(partials) // t.THREADS) * t.THREADS
-    padded = np.zeros((count, partials.shape[1]))
-    padded[: len(partials)] = partials
-    lanes = np.zeros((t.THREADS, partials.shape[1]))
-    for block in padded.reshape(-1, t.THREADS, partials.shape[1]):
-        lanes = lanes + block
-    half = t.THREADS // 2
-    while half:
-        lanes = lanes[:half] + lanes[half : 2 * half]
-        half //= 2
-    result: NDArray[np.float64] = lanes[0]
-    return result

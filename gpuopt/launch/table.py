@@ -10,7 +10,8 @@ HEAD = 2  # leading elements handled one by one, so that most arrays are 16-byte
 ALIGNED = 3  # bit 0: every role is aligned for packed access behind the head; bit 1 + r: role r is at its first element
 TENSOR = 4  # its number in the optimizer, which its random numbers depend on
 SEED = 5  # and theirs, 64 bits
-ADDRESS = 6  # first of the addresses, in the order of the roles
+OWNER = 6  # whether it stores the numbers that all tensors share
+ADDRESS = 7  # first of the addresses, in the order of the roles, those of the states of one number behind them
 
 COLUMNS = {
     "NUMEL": NUMEL,
@@ -19,8 +20,22 @@ COLUMNS = {
     "ALIGNED": ALIGNED,
     "TENSOR": TENSOR,
     "SEED": SEED,
+    "OWNER": OWNER,
     "ADDRESS": ADDRESS,
 }
 
 CHUNK = 8192  # elements whose sums form one partial: fixed, so that a norm has the same bits on every device
 THREADS = 256  # accumulators of a chunk, and threads of a block
+
+# Behind the addresses, where the tensors have rows and columns: their numbers, and where those of the tensor begin among all rows,
+# columns, matrices, and sums of blocks.
+MATRIX = ("ROWS", "COLUMNS", "FIRST_ROW", "FIRST_COLUMN", "FIRST_MATRIX", "ROW_BLOCKS", "COLUMN_BLOCKS")
+BLOCK_ROWS, BLOCK_COLUMNS = 64, 512  # of a matrix, whose sums along rows and columns form one partial each
+SHARED_BYTES = 48 * 1024  # that a block of threads may declare
+WARP = 32  # lanes, each of which adds up packs of every row of a block that its warp takes
+
+# As the kernels name them, in CUDA C and in Python.
+CONSTANTS = {f"COL_{name}": value for name, value in COLUMNS.items()} | {"CHUNK": CHUNK, "THREADS": THREADS}
+CONSTANTS |= {f"OF_{name}": k - len(MATRIX) for k, name in enumerate(MATRIX)}  # from the end of a record
+CONSTANTS |= {"BLOCK_ROWS": BLOCK_ROWS, "BLOCK_COLUMNS": BLOCK_COLUMNS, "WARP": WARP, "WARPS": THREADS // WARP}
+CONSTANTS["SHARED_BYTES"] = SHARED_BYTES

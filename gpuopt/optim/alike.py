@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 
 from gpuopt import arrays
 from gpuopt.formats.dtypes import STORAGES
-from gpuopt.optim.slots import Slot
-from gpuopt.peek import same
+from gpuopt.native.objects import same
+from gpuopt.optim.parameters import Parameter
 
 
 class Alike:
-    """What the gradients of the last step looked like, one for each slot, all of one library that can tell addresses quickly."""
+    """What the gradients of the last step looked like, all of one library that can tell addresses quickly."""
 
-    def __init__(self, kind: arrays.Kind, leaves: Sequence[Any], slots: Sequence[Slot]) -> None:
+    def __init__(self, kind: arrays.Kind, leaves: Sequence[Any], parameters: Sequence[Parameter]) -> None:
         assert kind.looks is not None and kind.firsts is not None
         self._looks, self._firsts, self.leaves = kind.looks, kind.firsts, list(leaves)
         self._known = [*map(self._looks, leaves)]
-        views = [slot.grad_view for slot in slots if slot.grad_view is not None]
+        views = [p.grad_view for p in parameters if p.grad_view is not None]
         # Of the next gradients: all but the address, which nothing asks for, and what pins it.
         self.views = [replace(view, pin=None) for view in views]
         lowest = np.array([view.address for view in views], np.int64)
@@ -33,14 +33,14 @@ class Alike:
         self._odd = np.array([STORAGES[view.dtype].itemsize - 1 for view in views], np.int64)
 
     @classmethod
-    def of(cls, leaves: Sequence[Any], slots: Sequence[Slot]) -> Alike | None:
+    def of(cls, leaves: Sequence[Any], parameters: Sequence[Parameter]) -> Alike | None:
         """None where a gradient is missing or copied, or the library has no such way."""
         if len({*map(type, leaves)}) != 1 or any(
-            grad is not slot.grad for grad, slot in zip(leaves, slots, strict=True)
+            grad is not p.grad for grad, p in zip(leaves, parameters, strict=True)
         ):
             return None
         kind = None if leaves[0] is None else arrays.kind_of(leaves[0], "gradient")
-        return cls(kind, leaves, slots) if kind is not None and kind.looks is not None else None
+        return cls(kind, leaves, parameters) if kind is not None and kind.looks is not None else None
 
     def addresses(self, leaves: Sequence[Any]) -> NDArray[np.int64] | None:
         """Where the gradients lie, if they are other ones that look the same; those that come again are to be remembered."""

@@ -9,12 +9,10 @@ from typing import Any
 from gpuopt import rules
 from gpuopt.errors import entry
 from gpuopt.optim.classes import MISSING, bound, given, make
-from gpuopt.optim.hyper import defaults_of
+from gpuopt.optim.hyper import defaults_of, own_defaults
 from gpuopt.optim.optimizer import Optimizer
 from gpuopt.rules.definition import Definition
 from gpuopt.rules.language import Rule, checked_rule
-
-CLASSES = {rules.get(name).title: name for name in rules.NAMES}
 
 
 @entry
@@ -32,13 +30,15 @@ def _made(rule: Rule, definition: Definition) -> type[Optimizer]:
 
     @entry
     def __init__(self: Optimizer, /, params: Any = MISSING, *args: Any, **options: Any) -> None:
-        Optimizer.__init__(self, rule, given(rule.title, params), **bound(rule.title, list(fields), args, options))
+        named = bound(rule.title, list(fields), args, options)
+        Optimizer.__init__(self, rule, given(rule.title, params), **(own_options(rule) | named))
 
     kinds = inspect.Parameter
     parameters = [kinds("params", kinds.POSITIONAL_OR_KEYWORD)]
     parameters += [kinds(n, kinds.POSITIONAL_OR_KEYWORD, default=d) for n, d in fields.items() if d is kinds.empty]
     parameters += [kinds(n, kinds.POSITIONAL_OR_KEYWORD, default=d) for n, d in fields.items() if d is not kinds.empty]
-    shared = [p for p in inspect.signature(Optimizer).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    every = inspect.signature(Optimizer).parameters.values()
+    shared = [p for p in every if p.kind is p.KEYWORD_ONLY and p.name not in fields]
     members = {"__init__": __init__, "__doc__": f"{rule.__doc__ or ''}\n\n{Optimizer.__doc__}"}
     made = make(rule.title, Optimizer, members, make_optimizer, rule)
     made.__signature__ = inspect.Signature([*parameters, *shared])  # type: ignore[attr-defined]
@@ -48,7 +48,7 @@ def _made(rule: Rule, definition: Definition) -> type[Optimizer]:
 @cache
 def named(title: str) -> type[Optimizer]:
     """The class of that title, such as "AdamW"."""
-    made = make_optimizer(rules.get(CLASSES[title]))
+    made = make_optimizer(rules.get(title))
     made.__module__ = "gpuopt"
     return made
 
@@ -56,7 +56,13 @@ def named(title: str) -> type[Optimizer]:
 @entry
 def optimizer(rule: Rule, params: Any, **options: Any) -> Optimizer:
     """An optimizer that runs your own rule: `gpuopt.optimizer(my_rule, params, lr=0.1)`."""
-    return Optimizer(rule, params, **options)
+    return Optimizer(rule, params, **(own_options(checked_rule(rule)) | options))
+
+
+def own_options(rule: Rule) -> dict[str, Any]:
+    """The rule's own defaults of hyperparameters that are options of the whole optimizer elsewhere."""
+    own, every = own_defaults(rule), inspect.signature(Optimizer).parameters
+    return {name: own[name] for name in every if own.get(name, inspect.Parameter.empty) is not inspect.Parameter.empty}
 
 
 @entry

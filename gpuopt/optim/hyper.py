@@ -7,42 +7,62 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from gpuopt import arrays
-from gpuopt.compiler.names import GIVEN
+from gpuopt.compiler.names import GIVEN, OPTION
 from gpuopt.errors import DtypeError, InputError, KindError
-from gpuopt.messages import shown, suggestion
+from gpuopt.messages import abbreviated, suggestion
+from gpuopt.optim import decay
+from gpuopt.rules.definition import Definition
 from gpuopt.rules.language import Rule, plain_flag
 
 # name -> the allowed range; one that is not here takes any finite number
-RANGES = {
+RANGES: dict[str, str] = {
     **dict.fromkeys(
         ("lr", "eps", "weight_decay", "momentum", "lr_decay", "initial_accumulator_value", "l1"), "[0, inf)"
     ),
     "betas": "[0, 1)",
-    "alpha": "[0, 1]",
     "clip_value": "[0, inf]",
     "max_grad_norm": "[0, inf]",
     "grad_scale": "(0, inf)",
+    decay.PEAK: "(0, inf)",
 }
 # Options that every group has besides the rule's own hyperparameters.
-GROUP_KEYS = ("params", "param_names", "name")  # what a group has beside hyperparameters
-GROUP_OPTIONS: dict[str, Any] = {"maximize": False, "l1": 0.0, "clip_value": None}
+MODE = "train_mode"  # whether the parameters of a group are those to train; see `optim.between`
+GROUP_KEYS = ("params", "param_names", "name", MODE)  # what a group has beside hyperparameters
+GROUP_OPTIONS: dict[str, Any] = {
+    "maximize": False,
+    "l1": 0.0,
+    "clip_value": None,
+    "weight_decay": 0.0,  # where the rule has none of its own
+    decay.MODE: None,
+    decay.PEAK: None,
+}
+# For which None is a value; bounds of which there is none then.
+OPTIONAL = (*(name for name, value in GROUP_OPTIONS.items() if value is None), "max_grad_norm")
+CHOICES: dict[str, tuple[object, ...]] = {decay.MODE: (None, *decay.MODES)}
 
 
 def defaults_of(rule: Rule) -> dict[str, Any]:
-    """Name -> default (inspect.Parameter.empty where required), with the rule's betas as one tuple, options last."""
+    """Name -> default (inspect.Parameter.empty where required): the rule's own, then the options of every group."""
+    own = own_defaults(rule)
+    return own | {k: v for k, v in GROUP_OPTIONS.items() if k not in own}
+
+
+def own_defaults(rule: Rule) -> dict[str, Any]:
+    """Name -> default of the rule's own hyperparameters, with its betas (and the like) as one tuple."""
     found: dict[str, Any] = {}
     made = rule.definition()
+    together = {member: name for name, members in made.tuples.items() for member in members}
     for name, default in made.hyperparameters.items():
-        if name in made.betas:
-            betas = tuple(made.hyperparameters[b] for b in made.betas)
-            found["betas"] = inspect.Parameter.empty if inspect.Parameter.empty in betas else betas
+        if name in together:
+            values = tuple(made.hyperparameters[member] for member in made.tuples[together[name]])
+            found[together[name]] = inspect.Parameter.empty if inspect.Parameter.empty in values else values
         else:
             found[name] = default
-    return found | {k: v for k, v in GROUP_OPTIONS.items() if k not in found}
+    return found
 
 
 def within(number: float, interval: str) -> bool:
@@ -52,11 +72,11 @@ def within(number: float, interval: str) -> bool:
     return above and (number <= high if interval[-1] == "]" else number < high)
 
 
-def check_number(name: str, value: Any, label: str = "") -> float:
+def check_number(name: str, value: Any, label: str = "", ranges: Mapping[str, str] = RANGES) -> float:
     """The value as a float. Raises InputError naming it unless it is a number within the range of `name`; KindError for what is
     no number.
     """
-    interval = RANGES.get(name, "(-inf, inf)")
+    interval = ranges.get(name, "(-inf, inf)")
     where = f"{label}: " if label else ""
     error: type[InputError] = InputError
     try:
@@ -68,34 +88,52 @@ def check_number(name: str, value: Any, label: str = "") -> float:
     except (ValueError, RuntimeError, OverflowError):  # of an array that holds more than one number, of a huge one
         number = math.nan
     if not within(number, interval):
-        raise error(f"{where}{name} = {shown(value)}: expected a number in {interval}")
+        raise error(f"{where}{name} = {abbreviated(value)}: expected a number in {interval}")
     return number
 
 
-def check_value(name: str, value: Any, rule: Rule, default: Any, label: str) -> None:
-    """Raise InputError unless this hyperparameter can take this value."""
-    choices = rule.tree.flags.get(name, (False, True) if isinstance(default, bool) else ())
+def check_value(name: str, value: Any, rule: Rule, made: Definition, default: Any, label: str) -> None:
+    """Raise InputError unless this hyperparameter can take this value; made: what the rule means now."""
+    choices = CHOICES.get(name) or made.tree.flags.get(name, (False, True) if isinstance(default, bool) else ())
     if choices:
         if not any(type(plain_flag(value)) is type(c) and value == c for c in choices):
             raise InputError(f"{label}: {name} = {value!r}: expected one of {choices}")
     elif callable(value):
         return  # what it returns is looked at when it is asked
-    elif name == "betas":
-        for beta in checked_betas(value, rule, label):
-            if not callable(beta):
-                check_number("betas", beta, label)
-    elif not (name == "clip_value" and value is None):
-        check_number(name, value, label)
+    elif name in made.tuples:
+        checked_members(name, value, rule, made, label)
+    elif not (name in OPTIONAL and value is None):
+        check_number(name, value, label, RANGES | rule.ranges)
     on_gpu(value, f"{label}: {name}")
 
 
-def checked_betas(value: Any, rule: Rule, label: str) -> tuple[Any, ...]:
-    """The members of `betas`, not looked at yet. Raises InputError unless there are as many as the rule has."""
-    count, found = len(rule.definition().betas), members(value)
-    if found is None or len(found) != count:
+def intervals(name: str, rule: Rule, made: Definition) -> list[str]:
+    """What each member of a tuple of hyperparameters may be."""
+    ranges = RANGES | rule.ranges
+    return [ranges.get(member, ranges.get(name, "(-inf, inf)")) for member in made.tuples[name]]
+
+
+def checked_members(
+    name: str, value: Any, rule: Rule, made: Definition, label: str = "", step: int | None = None
+) -> tuple[Any, ...]:
+    """The members of a tuple of hyperparameters. Raises InputError unless they are as many as the rule has, each a number that it
+    can be, or None where that is its default. step: what schedules among them are asked for; those on a GPU are not read then.
+    """
+    each, found = intervals(name, rule, made), members(value)
+    if found is None or len(found) != len(each):
         error = KindError if found is None else InputError
-        raise error(f"{label}{': ' if label else ''}betas = {value!r}: expected {count} numbers in [0, 1)")
-    return tuple(found)
+        where = " and ".join(dict.fromkeys(each))
+        raise error(f"{label}{': ' if label else ''}{name} = {value!r}: expected {len(each)} numbers in {where}")
+    asked_ = []
+    for member, given, interval in zip(made.tuples[name], found, each, strict=True):
+        if callable(given) and step is not None:
+            given = given(step - 1)
+        elif callable(given) or (step is not None and on_gpu(given)):
+            asked_.append(given)
+            continue
+        none = given is None and made.hyperparameters[member] is None
+        asked_.append(None if none else check_number(name, given, label, {name: interval}))
+    return tuple(asked_)
 
 
 def members(value: Any, default: Any = None) -> Any:
@@ -113,7 +151,7 @@ def check_group(group: Mapping[str, Any], rule: Rule, label: str, besides: Seque
     """Raise InputError naming group, value and allowed range for a hyperparameter that cannot be used; besides: other options that
     could have been meant there.
     """
-    known = defaults_of(rule)
+    known, made = defaults_of(rule), rule.definition()
     for name, value in group.items():
         if name in GROUP_KEYS:
             continue
@@ -123,8 +161,8 @@ def check_group(group: Mapping[str, Any], rule: Rule, label: str, besides: Seque
                 f"{label}: unknown option {name!r} of {rule.title}; it takes {', '.join(names)}{suggestion(name, names)}"
             )
         if value is inspect.Parameter.empty:
-            raise InputError(f"{label}: {rule.title} needs {name}{rule.definition().hint(name)}")
-        check_value(name, value, rule, known[name], label)
+            raise InputError(f"{label}: {rule.title} needs {name}{made.hint(name)}")
+        check_value(name, value, rule, made, known[name], label)
     check_together({k: v for k, v in known.items() if v is not inspect.Parameter.empty} | dict(group), rule, label)
 
 
@@ -134,6 +172,8 @@ def check_together(group: Mapping[str, Any], rule: Rule, label: str) -> None:
         raise InputError(
             f"{label}: l1 = {group['l1']}: its threshold is lr * l1, and {rule.title} has no lr: expected 0"
         )
+    own = rule.hyperparameters
+    decay.check(group, rule.title, "weight_decay" in own, "lr" in own, label)
     if not rule.asked <= group.keys() or any(changes(group[name]) for name in rule.asked):
         return  # what follows a schedule is looked at when it has been asked
     complaint = rule.complaint(group)
@@ -153,7 +193,7 @@ def scheduled(group: Mapping[str, Any], rule: Rule) -> list[str]:
 
 def is_hyperparameter(name: str, rule: Rule) -> bool:
     """Whether a rule or the options of every group know this name; a group may hold anything else beside."""
-    return name in GROUP_OPTIONS or name == "betas" or name in rule.hyperparameters
+    return name in GROUP_OPTIONS or name in rule.definition().tuples or name in rule.hyperparameters
 
 
 def on_gpu(value: Any, label: str = "hyperparameter") -> bool:
@@ -173,19 +213,20 @@ def on_gpu(value: Any, label: str = "hyperparameter") -> bool:
 
 
 def _number(value: Any) -> Any:
-    return value if on_gpu(value) else float(value)
+    return math.inf if value is None else value if on_gpu(value) else float(value)
 
 
 def asked(group: Mapping[str, Any], names: Sequence[str], step: int, rule: Rule) -> dict[str, Any]:
     """The group with what its schedules, under these names, say for the step-th step. Raises InputError for what cannot be used."""
-    found = dict(group)
+    found, made = dict(group), rule.definition()
     for name in names:
         value = found[name](step - 1) if callable(found[name]) else found[name]
-        if name == "betas":
-            given = [b(step - 1) if callable(b) else b for b in checked_betas(value, rule, "")]
-            found[name] = tuple(b if on_gpu(b) else check_number(name, b) for b in given)
+        if name in made.tuples:
+            found[name] = checked_members(name, value, rule, made, step=step)
         else:
-            found[name] = None if name == "clip_value" and value is None else check_number(name, value)
+            found[name] = (
+                None if name in OPTIONAL and value is None else check_number(name, value, "", RANGES | rule.ranges)
+            )
     complaint = rule.complaint(found) if not rule.asked.isdisjoint(names) else None
     if complaint:
         raise InputError(complaint)
@@ -199,14 +240,36 @@ def environment(group: Mapping[str, Any], step: int, rule: Rule) -> dict[str, An
     names = scheduled(group, rule)
     group = asked(group, names, step, rule) if names else group
     values: dict[str, Any] = {GIVEN: group}
+    tuples = rule.definition().tuples
     for name, value in group.items():
-        if name == "betas":
-            values |= {beta: _number(b) for beta, b in zip(rule.definition().betas, members(value), strict=True)}
+        if name in tuples:
+            values |= {member: _number(v) for member, v in zip(tuples[name], members(value), strict=True)}
         elif hasattr(value, "__float__") or (arrays.is_array(value) and is_hyperparameter(name, rule)):
             values[name] = _number(value)  # some libraries make no number of an array on a GPU
+        elif value is None and name in rule.hyperparameters:
+            values[name] = math.inf
     clip = group.get("clip_value")
     values["direction"] = -1.0 if group.get("maximize") else 1.0
     values["clip_value"] = math.inf if clip is None else float(clip)
     values.setdefault("l1", 0.0)
     values.setdefault("lr", 0.0)  # a rule without one has no use for it, and no l1
+    mode = group.get(decay.MODE)
+    values |= decay.scalars(mode, values)
+    if mode:
+        values["weight_decay"], values[GIVEN] = 0.0, {**group, "weight_decay": 0.0}
     return values
+
+
+def switches(groups: Sequence[Mapping[str, Any]], scaled: bool, live: Collection[str] = ()) -> dict[str, bool]:
+    """The compile-time flags of the options, on for all groups if any needs them. scaled: whether gradients are multiplied by
+    something whatever the groups say. live: hyperparameters whose derivative is asked for, which count even where they are 0.
+    """
+    modes = {group.get(decay.MODE) for group in groups}
+    on = {
+        "scaled": scaled or any(group.get("maximize") for group in groups),
+        "clipped": any(group.get("clip_value") is not None for group in groups),
+        "sparse": "l1" in live or any(group.get("l1") for group in groups),
+    }
+    for mode, (flag, _) in decay.MODES.items():
+        on[flag] = on.get(flag, False) or mode in modes
+    return {OPTION + name: bool(value) for name, value in on.items()}

@@ -10,17 +10,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gpuopt.errors import InputError, entries
-from gpuopt.optim import state_dict, trees
+from gpuopt.native.objects import same
+from gpuopt.optim import between, state_dict, trees
+from gpuopt.optim.decay import peak_of
 from gpuopt.optim.engine import Engine
-from gpuopt.optim.hyper import check_group, defaults_of
+from gpuopt.optim.hyper import MODE, check_group, defaults_of
+from gpuopt.optim.parameters import Parameter, checked_mask, parameter_view
 from gpuopt.optim.settings import Settings
-from gpuopt.optim.slots import Slot, checked_mask, parameter_view
-from gpuopt.peek import same
 from gpuopt.rules.language import Rule, checked_rule
 
 
 @entries
-class Optimizer:
+class Optimizer(between.BetweenSteps):
     """Runs a rule on arrays, in place, all tensors of equal dtypes in one launch.
 
     rule: the update rule. params: an array, a (nested) list, dict or other iterable of arrays, or a list of group
@@ -32,6 +33,8 @@ class Optimizer:
     max_grad_norm: clip all gradients by their global 2-norm. grad_scale: divide gradients by this number or one-element
     array. skip_nonfinite: skip the whole step, step counts included, where a gradient holds NaN or infinity.
     mask: mirrors params, boolean arrays or None; parameters are kept at zero where it is false.
+    weight_decay_mask: mirrors params with True or False, or a function of path and array, such as `lambda path, a: a.ndim > 1`;
+    where it is false, parameters are in a group of their own, without decay. path: keys and indices in params, a tuple.
     capturable: step counts live on the GPU, so that a step can be captured into a CUDA graph.
     hyper: the rule's hyperparameters and `maximize`, `l1` (proximal soft threshold), `clip_value` (gradient bound); `lr` and
     `betas` may be one-element float32 or float64 arrays on the GPU, which every step, or replay of one, reads there.
@@ -52,11 +55,14 @@ class Optimizer:
         grad_scale: Any = None,
         skip_nonfinite: bool = False,
         mask: Any = None,
+        weight_decay_mask: Any = None,
         capturable: bool = False,
         seed: int = 0,
         **hyper: Any,
     ) -> None:
         self.rule = rule = checked_rule(rule)
+        if "max_grad_norm" in rule.hyperparameters:  # its own, with a default of its own that classes give
+            hyper, max_grad_norm = hyper | {"max_grad_norm": max_grad_norm}, None
         self.settings = Settings(
             state_format, param_format, max_grad_norm, grad_scale, None, skip_nonfinite, capturable, seed
         )
@@ -64,7 +70,7 @@ class Optimizer:
         self.defaults = defaults_of(rule) | hyper
         given = {k: v for k, v in self.defaults.items() if v is not inspect.Parameter.empty}
         options = inspect.signature(Optimizer).parameters.values()
-        check_group(given, rule, rule.title, [p.name for p in options if p.kind is p.KEYWORD_ONLY])
+        check_group(given | peak_of(given), rule, rule.title, [p.name for p in options if p.kind is p.KEYWORD_ONLY])
         self.param_groups: list[dict[str, Any]] = []
         self._engine = Engine(rule, self.settings, self.param_groups, backend)
         self._structures: list[Any] = []
@@ -74,13 +80,22 @@ class Optimizer:
         )
         self._grouped = trees.is_group_list(params)
         groups = params if self._grouped else [{"params": params}]
-        if self._grouped and mask is not None and (not isinstance(mask, (list, tuple)) or len(mask) != len(groups)):
-            raise InputError(f"mask: expected a list with one entry for each of {len(groups)} groups")
-        masks = list(mask) if self._grouped and mask is not None else [mask] * len(groups)
-        for group, group_mask in zip(groups, masks, strict=True):
-            self.add_param_group(group, mask=group_mask)
-        if not self._engine.slots:
+        masks, decays = (
+            self._of_each("mask", mask, groups),
+            self._of_each("weight_decay_mask", weight_decay_mask, groups),
+        )
+        for group, group_mask, decayed in zip(groups, masks, decays, strict=True):
+            self.add_param_group(group, mask=group_mask, weight_decay_mask=decayed)
+        if not self._engine.parameters:
             raise InputError("params: expected at least one array, found none")
+
+    def _of_each(self, name: str, value: Any, groups: Sequence[Any]) -> list[Any]:
+        """An option that mirrors params, for each group. Raises InputError unless there is one for each."""
+        if not self._grouped or value is None or callable(value):
+            return [value] * len(groups)
+        if not isinstance(value, (list, tuple)) or len(value) != len(groups):
+            raise InputError(f"{name}: expected a list with one entry for each of {len(groups)} groups")
+        return list(value)
 
     def __repr__(self) -> str:
         options = f", {self.settings}" if str(self.settings) else ""
@@ -93,47 +108,54 @@ class Optimizer:
     @property
     def backend(self) -> str:
         """The name of the backend that runs the (first) parameters."""
-        return self._engine.choice(self._engine.slots[0])[0]
+        return self._engine.choice(self._engine.parameters[0])[0]
 
     @property
     def backend_reason(self) -> str:
         """Why that backend."""
-        return self._engine.choice(self._engine.slots[0])[1]
+        return self._engine.choice(self._engine.parameters[0])[1]
 
     # ------------------------------------------------------------------------------------------- groups
 
-    def add_param_group(self, group: Mapping[str, Any], *, mask: Any = None) -> None:
+    def add_param_group(self, group: Mapping[str, Any], *, mask: Any = None, weight_decay_mask: Any = None) -> None:
         """Add tensors with hyperparameters of their own; `group["params"]` is an array or a nested list or dict.
 
-        Raises InputError or DtypeError and changes nothing if the group cannot be used.
+        With a weight_decay_mask that is false somewhere, it becomes two groups, the second without decay. Raises InputError or
+        DtypeError and changes nothing if the group cannot be used.
         """
         index = len(self.param_groups)
         name = f"param_groups[{index}]"
         if not isinstance(group, Mapping) or "params" not in group:
             raise InputError(f"{name}: expected a dict with the key 'params', found {type(group).__name__}")
         made = self.defaults | dict(group)
+        made |= peak_of(made)
         check_group(made, self.rule, name)
         prefix = f"{name}['params']" if self._grouped or index else "params"
         structure = trees.settled(group["params"], prefix)
         leaves = list(trees.flatten(structure, prefix))
         masks = [None] * len(leaves) if mask is None else list(trees.mirror(structure, mask, "mask", "params"))
-        clock = self._engine.clock(index, 0)
-        slots = []
-        for (label, array), tensor_mask in zip(leaves, masks, strict=True):
+        decayed = list(trees.choices(structure, weight_decay_mask, "weight_decay_mask"))
+        kinds = [kind for kind in (True, False) if kind in decayed]  # of groups, one or both
+        counters = {kind: self._engine.counter(index + k, 0) for k, kind in enumerate(kinds)}
+        parameters = []
+        for (label, array), tensor_mask, kind in zip(leaves, masks, decayed, strict=True):
             if getattr(array, "requires_grad", False):
                 raise InputError(
                     f"{label}: a {type(array).__name__} of torch that requires grad: expected one without, such as "
                     f"p.detach(); or use gpuopt.torch.{self.rule.title}, which reads p.grad"
                 )
-            slot = Slot(label, array, parameter_view(array, label), index, clock)
-            self._engine.choice(slot)
-            slot.mask = checked_mask(tensor_mask, slot)
-            slots.append(slot)
-        self._engine.add(slots)
-        made["params"] = [s.array for s in slots]
-        self.param_groups.append(made)
+            counter = counters[kind]
+            p = Parameter(label, array, parameter_view(array, label), counter.group, counter)
+            self._engine.choice(p)
+            p.mask = checked_mask(tensor_mask, p)
+            parameters.append(p)
+        self._engine.add(parameters)
+        for kind in kinds or [True]:
+            members = [s.array for s, decays in zip(parameters, decayed, strict=True) if decays is kind]
+            mode = {MODE: True} if between.averages(self.rule) else {}
+            self.param_groups.append({**mode, **made, "params": members} | ({} if kind else {"weight_decay": 0.0}))
+            self._kept.append(tuple(members))
         self._structures.append(structure)
-        self._kept.append(tuple(made["params"]))
         flat = isinstance(structure, (list, tuple))
         self._flat = flat and not any(isinstance(leaf, (list, tuple, Mapping)) for leaf in structure)
 
@@ -146,6 +168,8 @@ class Optimizer:
         step count included. Raises InputError or DtypeError before anything is written.
         """
         self._check_groups()
+        if self.rule.between:
+            between.check_training(self.rule, self.param_groups)
         leaves = self._leaves(grads)
         self._engine.look()
         self._engine.step(leaves)
@@ -170,7 +194,7 @@ class Optimizer:
         if not isinstance(grads, (list, tuple, Mapping)) and trees.is_iterable(grads):
             grads = list(grads)
         if len(self._structures) == 1 and not self._grouped:
-            if self._flat and isinstance(grads, (list, tuple)) and len(grads) == len(self._engine.slots):
+            if self._flat and isinstance(grads, (list, tuple)) and len(grads) == len(self._engine.parameters):
                 return grads
             return list(trees.mirror(self._structures[0], grads, "grads", "params"))
         if not isinstance(grads, (list, tuple)) or len(grads) != len(self._structures):
@@ -186,8 +210,8 @@ class Optimizer:
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: arrays, groups and states; launches are planned anew."""
         kept = ("rule", "settings", "defaults", "param_groups", "_structures", "_kept", "_grouped", "_flat")
-        slots = self._engine.slots
-        tensors = [(s.label, s.array, s.group, s.mask) for s in slots]
+        parameters = self._engine.parameters
+        tensors = [(s.label, s.array, s.group, s.mask) for s in parameters]
         extra = {"asked": self._engine.asked, "tensors": tensors, "saved": self.state_dict(), "skipped": self.skipped}
         return {name: self.__dict__[name] for name in kept} | {"engine": extra}
 
@@ -195,9 +219,12 @@ class Optimizer:
         extra = state.pop("engine")
         self.__dict__.update(state)
         self._engine = Engine(self.rule, self.settings, self.param_groups, extra["asked"])
-        clocks = [self._engine.clock(index, 0) for index in range(len(self.param_groups))]
+        counters = [self._engine.counter(index, 0) for index in range(len(self.param_groups))]
         self._engine.add(
-            [Slot(label, a, parameter_view(a, label), g, clocks[g], mask) for label, a, g, mask in extra["tensors"]]
+            [
+                Parameter(label, a, parameter_view(a, label), g, counters[g], mask)
+                for label, a, g, mask in extra["tensors"]
+            ]
         )
         self._engine.skipped = extra["skipped"]
         self.load_state_dict(extra["saved"])
@@ -217,7 +244,7 @@ class Optimizer:
         """Copies of all states by parameter index, step counts and groups; see optim.state_dict."""
         self._engine.synchronize()
         self._engine.wait()
-        return state_dict.save(self.rule, self._engine.slots, self.param_groups)
+        return state_dict.save(self.rule, self._engine.parameters, self.param_groups)
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Take states, step counts and hyperparameters from `state_dict()`. Raises InputError and changes nothing if it
@@ -225,7 +252,9 @@ class Optimizer:
         """
         engine, in_place = self._engine, self.settings.capturable
         engine.wait()
-        groups = state_dict.load(self.rule, engine.slots, self.param_groups, saved, engine.missing_states, in_place)
+        groups = state_dict.load(
+            self.rule, engine.parameters, self.param_groups, saved, engine.missing_states, in_place
+        )
         for group, values in zip(self.param_groups, groups, strict=True):
             group.update(values)
         engine.forget()

@@ -10,9 +10,23 @@ from functools import cache
 
 # What torch's optimizers, schedulers and GradScaler keep in a group, in a state or on an optimizer under these names.
 TORCH = (
-    *("params", "param_names", "name", "closure", "foreach", "fused", "differentiable", "capturable", "found_inf"),
+    *(
+        "params",
+        "param_names",
+        "name",
+        "train_mode",
+        "closure",
+        "foreach",
+        "fused",
+        "differentiable",
+        "capturable",
+        "found_inf",
+    ),
     *("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"),
 )
+
+# Options that a rule may have of its own: then that is the option of this name.
+OWN = ("weight_decay", "max_grad_norm")
 
 
 @cache
@@ -24,7 +38,7 @@ def _options() -> frozenset[str]:
     parameters = inspect.signature(Optimizer).parameters.values()
     own = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
     fragments = {name for f in (before, after) for name in f.tree.scalars} - {"lr"}
-    return frozenset({*own, *GROUP_OPTIONS, *fragments})
+    return frozenset({*own, *GROUP_OPTIONS, *fragments} - {*OWN})
 
 
 def meaning(name: str) -> str | None:

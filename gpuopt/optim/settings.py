@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gpuopt.errors import InputError
-from gpuopt.messages import shown
+from gpuopt.messages import abbreviated
 from gpuopt.optim.hyper import check_number, on_gpu
 from gpuopt.rules.language import Rule
 
@@ -55,7 +55,7 @@ class Settings:
         self.seed = checked_seed(self.seed)
         for name in ("skip_nonfinite", "capturable"):
             if not isinstance(getattr(self, name), (bool, np.bool_)):
-                raise InputError(f"{name} = {shown(getattr(self, name))}: expected one of (False, True)")
+                raise InputError(f"{name} = {abbreviated(getattr(self, name))}: expected one of (False, True)")
             setattr(self, name, bool(getattr(self, name)))
         if self.max_grad_norm is not None:
             self.max_grad_norm = check_number("max_grad_norm", self.max_grad_norm)
@@ -77,7 +77,7 @@ class Settings:
     def formats(self, rule: Rule) -> dict[str, str]:
         """State name -> format; a mapping may use the rule's variable or the state's key, the rest are float32."""
         if not isinstance(self.state_format, Mapping):
-            return {s.name: self.state_format for s in rule.states}
+            return {s.name: "float32" if s.exact else self.state_format for s in rule.states}
         unknown = set(self.state_format) - {s.name for s in rule.states} - {s.key for s in rule.states}
         if unknown:
             known = ", ".join(s.name for s in rule.states) or "none"
@@ -96,5 +96,5 @@ def checked_seed(seed: Any) -> int:
     except TypeError:  # of text, fractions and arrays of several
         number = -1
     if not 0 <= number < 2**64:
-        raise InputError(f"seed = {shown(seed)}: expected a whole number from 0 to 2**64 - 1")
+        raise InputError(f"seed = {abbreviated(seed)}: expected a whole number from 0 to 2**64 - 1")
     return number

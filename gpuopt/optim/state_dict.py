@@ -10,41 +10,43 @@ import numpy as np
 from gpuopt import arrays
 from gpuopt.errors import InputError
 from gpuopt.formats.dtypes import PARAMETER_DTYPES, numpy_dtype
-from gpuopt.optim.hyper import changes, check_group
-from gpuopt.optim.slots import Slot
+from gpuopt.optim.hyper import OPTIONAL, changes, check_group
+from gpuopt.optim.parameters import Parameter
 from gpuopt.rules.language import Rule
 
 VERSION = 1
 
 
-def save(rule: Rule, slots: Sequence[Slot], groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def save(rule: Rule, parameters: Sequence[Parameter], groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """{"state": {index: {"step": int, key: array}}, "param_groups": [{..., "params": [index]}], "rule", "version"}.
 
     Arrays are copies. A hyperparameter that is a function of the step is saved as None and stays the caller's on loading.
     """
     keys = {s.name: s.key for s in rule.states}
     state = {
-        index: {"step": slot.clock.step, **{keys[n]: arrays.kind_of(a, n).clone(a) for n, a in slot.states.items()}}
-        for index, slot in enumerate(slots)
-        if slot.states or slot.clock.step
+        index: {
+            "step": p.counter.step,
+            **{keys[n]: arrays.kind_of(a, n).clone(a) for n, a in p.states.items()},
+        }
+        for index, p in enumerate(parameters)
+        if p.states or p.counter.step
     }
-    saved_groups, start = [], 0
-    for group in groups:
+    saved_groups = []
+    for number, group in enumerate(groups):
         plain = {k: (None if changes(v) else v) for k, v in group.items() if k != "params"}
-        saved_groups.append(plain | {"params": list(range(start, start + len(group["params"])))})
-        start += len(group["params"])
+        saved_groups.append(plain | {"params": [k for k, p in enumerate(parameters) if p.group == number]})
     return {"state": state, "param_groups": saved_groups, "rule": rule.name, "version": VERSION}
 
 
 def load(
     rule: Rule,
-    slots: Sequence[Slot],
+    parameters: Sequence[Parameter],
     groups: Sequence[Mapping[str, Any]],
     saved: Mapping[str, Any],
-    allocate: Callable[[Slot, Mapping[str, object]], dict[str, Any]],
+    allocate: Callable[[Parameter, Mapping[str, object]], dict[str, Any]],
     in_place: bool = False,
 ) -> list[dict[str, Any]]:
-    """Check and allocate everything, then fill the slots; returns the hyperparameters of each group. Raises InputError.
+    """Check and allocate everything, then fill the parameters; returns the hyperparameters of each group. Raises InputError.
 
     in_place: into the arrays and step counts that are there, which CUDA graphs use; where none were saved, as for the first step.
     """
@@ -54,32 +56,30 @@ def load(
     expected = [len(g["params"]) for g in groups]
     if sizes != expected:
         raise InputError(f"state_dict: groups of {sizes} tensors: expected {expected}")
-    unknown = set(saved["state"]) - set(range(len(slots)))
+    unknown = set(saved["state"]) - set(range(len(parameters)))
     if unknown:
-        raise InputError(f"state_dict: state of tensor {min(unknown, key=str)!r}: expected 0 to {len(slots) - 1}")
+        raise InputError(f"state_dict: state of tensor {min(unknown, key=str)!r}: expected 0 to {len(parameters) - 1}")
     values = []
     for index, (found, group) in enumerate(zip(saved["param_groups"], groups, strict=True)):
-        kept = {k for k, v in found.items() if v is None and (k != "clip_value" or changes(group.get(k)))}  # schedules
+        kept = {k for k, v in found.items() if v is None and (k not in OPTIONAL or changes(group.get(k)))}  # schedules
         values.append({k: plain(v) for k, v in found.items() if k != "params" and k not in kept})
         check_group({**group, **values[-1]}, rule, f"state_dict param_groups[{index}]")
     made = []
-    for index, slot in enumerate(slots):
-        flags = rule.flags({**groups[slot.group], **values[slot.group]})
-        step, states = restored(rule, slot, saved["state"].get(index), flags, allocate)
-        if in_place and slot.states and not states:
-            states = allocate(without_states(slot), flags)
-        made.append((slot, step, states))
-    for slot, step, states in made:
-        slot.states = (
-            {name: written(slot.states.get(name), new) for name, new in states.items()} if in_place else states
-        )
-        word = slot.clock.word if in_place else None
-        slot.clock = type(slot.clock)(slot.group, step, slot.clock.environment, word=word)
+    for index, p in enumerate(parameters):
+        flags = rule.shaped(rule.flags({**groups[p.group], **values[p.group]}), p.view.shape, p.view.pairs)
+        step, states = restored(rule, p, saved["state"].get(index), flags, allocate)
+        if in_place and p.states and not states:
+            states = allocate(without_states(p), flags)
+        made.append((p, step, states))
+    for p, step, states in made:
+        p.states = {name: written(p.states.get(name), new) for name, new in states.items()} if in_place else states
+        word = p.counter.word if in_place else None
+        p.counter = type(p.counter)(p.group, step, p.counter.environment, word=word)
     return values
 
 
-def without_states(slot: Slot) -> Slot:
-    return Slot(slot.label, slot.array, slot.view, slot.group, slot.clock)
+def without_states(p: Parameter) -> Parameter:
+    return Parameter(p.label, p.array, p.view, p.group, p.counter)
 
 
 def written(old: Any, new: Any) -> Any:
@@ -148,36 +148,37 @@ def check_form(rule: Rule, saved: Any) -> None:
 
 def restored(
     rule: Rule,
-    slot: Slot,
+    p: Parameter,
     entry: Mapping[str, Any] | None,
     flags: Mapping[str, object],
-    allocate: Callable[[Slot, Mapping[str, object]], dict[str, Any]],
+    allocate: Callable[[Parameter, Mapping[str, object]], dict[str, Any]],
 ) -> tuple[int, dict[str, Any]]:
     """The step count of one tensor and its states, new arrays in the memory order and the formats of this optimizer."""
     if entry is None:
         return 0, {}
     names = {s.key: s.name for s in rule.states}
+    shapes = {s.key: rule.shape_of(s, p.view.shape) for s in rule.states}
     step = entry.get("step")
     if not isinstance(step, int) or isinstance(step, bool) or step < 0:
-        raise InputError(f"step of {slot.label}: {step!r}: expected a whole number, 0 or more")
+        raise InputError(f"step of {p.label}: {step!r}: expected a whole number, 0 or more")
     states = {key: value for key, value in entry.items() if key != "step"}
     for key in states:
         if key not in names:
-            raise InputError(f"state_dict of {slot.label}: unknown state {key!r}: expected {', '.join(names)}")
-        view = arrays.describe(states[key], f"{key} of {slot.label}")
-        if view.pairs and not slot.view.pairs:
-            raise InputError(f"{key} of {slot.label}: complex: expected a real one, as its parameter is")
-        if view.shape != slot.view.shape:
-            raise InputError(f"{key} of {slot.label}: shape {view.shape}: expected {slot.view.shape}")
+            raise InputError(f"state_dict of {p.label}: unknown state {key!r}: expected {', '.join(names)}")
+        view = arrays.describe(states[key], f"{key} of {p.label}")
+        if view.pairs and not p.view.pairs:
+            raise InputError(f"{key} of {p.label}: complex: expected a real one, as its parameter is")
+        if view.shape != shapes[key]:
+            raise InputError(f"{key} of {p.label}: shape {view.shape}: expected {shapes[key]}")
         if view.dtype not in PARAMETER_DTYPES:
-            raise InputError(f"{key} of {slot.label}: dtype {view.dtype}: expected a floating type")
+            raise InputError(f"{key} of {p.label}: dtype {view.dtype}: expected a floating type")
     missing = [s.key for s in rule.active_states(flags) if s.key not in states] if states or step else []
     if missing:
-        raise InputError(f"state_dict of {slot.label}: {missing[0]} is missing")
+        raise InputError(f"state_dict of {p.label}: {missing[0]} is missing")
     if not states:
         return step, {}
-    made = allocate(without_states(slot), flags)
+    made = allocate(without_states(p), flags)
     for key, value in states.items():
         if names[key] in made:
-            arrays.kind_of(slot.array, slot.label).assign(made[names[key]], value)
+            arrays.kind_of(p.array, p.label).assign(made[names[key]], value)
     return step, made

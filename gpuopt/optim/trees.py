@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from gpuopt.arrays import is_array
-from gpuopt.errors import InputError
+from gpuopt.errors import InputError, KindError
+from gpuopt.messages import abbreviated
 
 
 def settled(tree: Any, label: str) -> Any:
@@ -41,6 +44,15 @@ def flatten(tree: Any, label: str) -> Iterator[tuple[str, Any]]:
         yield label, tree
 
 
+def paths(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The keys and indices that lead to each array, in the order of `flatten`: `("layer", 0)`."""
+    if isinstance(tree, (Mapping, list, tuple)):
+        for key, value in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
+            yield from paths(value, (*path, key))
+    else:
+        yield path
+
+
 def mirror(structure: Any, tree: Any, label: str, what: str) -> Iterator[Any]:
     """The leaves of `tree` in the order of `structure`'s. Raises InputError naming the first place that differs."""
     if isinstance(structure, Mapping):
@@ -58,6 +70,34 @@ def mirror(structure: Any, tree: Any, label: str, what: str) -> Iterator[Any]:
             yield from mirror(value, tree[index], f"{label}[{index}]", what)
     else:
         yield tree
+
+
+def rebuilt(structure: Any, leaves: Iterator[Any]) -> Any:
+    """The structure with these leaves in the place of its own, in the order of `flatten`."""
+    if isinstance(structure, Mapping):
+        return {key: rebuilt(value, leaves) for key, value in structure.items()}
+    if isinstance(structure, (list, tuple)):
+        return type(structure)(rebuilt(value, leaves) for value in structure)
+    return next(leaves)
+
+
+def choices(structure: Any, chosen: Any, label: str) -> Iterator[bool]:
+    """True or False for each array of `structure`, from a tree that mirrors it or a function of path and array; True for None.
+
+    Raises InputError for a tree of another form, KindError for what is neither True nor False.
+    """
+    arrays = [array for _, array in flatten(structure, label)]
+    if chosen is None:
+        found: Iterable[Any] = [True] * len(arrays)
+    elif callable(chosen):
+        found = [chosen(path, array) for path, array in zip(paths(structure), arrays, strict=True)]
+    else:
+        found = mirror(structure, chosen, label, "params")
+    for path, value in zip(paths(structure), found, strict=True):
+        if not isinstance(value, (bool, np.bool_)):
+            where = "".join(f"[{key!r}]" for key in path)
+            raise KindError(f"{label}{where} = {abbreviated(value)}: expected True or False")
+        yield bool(value)
 
 
 def listed(keys: Iterable[Any]) -> str:

@@ -48,8 +48,8 @@ class Groups:
             label = f"param_groups[{index}]"
             for name, value in zip(self._known, values, strict=True):
                 if name in group:
-                    hyper.check_value(name, value, self.rule, self._known[name], label)
-                elif name not in hyper.GROUP_OPTIONS:
+                    hyper.check_value(name, value, self.rule, self.definition, self._known[name], label)
+                elif name in self.rule.hyperparameters or name not in hyper.GROUP_OPTIONS:
                     raise InputError(f"{label}: {name} is missing, which {self.rule.title} needs at every step")
             hyper.check_together(group, self.rule, label)
             self._values[index : index + 1] = [values]
@@ -61,7 +61,7 @@ class Groups:
         """The same for the same objects: those on the host that can change in themselves."""
         for name, value in zip(self._known, values, strict=True):
             if not plain((value,)) and not callable(value) and not hyper.on_gpu(value):
-                hyper.check_value(name, value, self.rule, self._known[name], f"param_groups[{index}]")
+                hyper.check_value(name, value, self.rule, self.definition, self._known[name], f"param_groups[{index}]")
 
     def on_gpu(self) -> bool:
         """Whether a value lies on a GPU, where kernels read it: the host would have to wait for it."""
@@ -98,11 +98,7 @@ class Groups:
         """
         if scaled in self._flags and None not in self._environments:
             return self._flags[scaled]
-        shared = {
-            "@scaled": scaled or any(g.get("maximize") for g in self.dicts),
-            "@clipped": any(g.get("clip_value") is not None for g in self.dicts),
-            "@sparse": any(g.get("l1") for g in self.dicts),
-        }
+        shared = hyper.switches(self.dicts, scaled)
         made = tuple(tuple(sorted((self.rule.flags(g) | shared).items())) for g in self.dicts)
         self._flags[scaled] = made
         return made

@@ -10,17 +10,21 @@ import inspect
 import numbers
 import re
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from gpuopt.compiler.origin import place
+from gpuopt.compiler.tree import If, Statement
 from gpuopt.errors import RuleSyntaxError
 
 if TYPE_CHECKING:
     from gpuopt.compiler.resolve import Names
     from gpuopt.compiler.tree import FunctionTree
-    from gpuopt.rules.language import State
+    from gpuopt.rules.declared import State
 
 Parameter = inspect.Parameter
+ALONG = ("row_sum", "column_sum", "rows", "columns")
+MATRIX = "matrix"  # the flag that a tensor's shape decides
 _BETA = re.compile("beta[0-9]+", re.ASCII)
 
 
@@ -101,9 +105,11 @@ class Definition:
         tree: FunctionTree,
         prepare: Prepare | None,
         asked: Mapping[str, Any],
+        tuples: Mapping[str, tuple[str, ...]],
     ) -> None:
         self.function, self.tree, self.prepare = function, tree, prepare
         own = {p.name: p.default for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
+        self._members = [name for members in tuples.values() for name in members]
         # The hyperparameters that prepare takes, and its tree, if all that it needs are numbers.
         takes = prepare.takes if prepare else {}
         self.arguments = tuple(n for n in takes if n in own or (prepare is not None and prepare.asks(n)))
@@ -111,17 +117,12 @@ class Definition:
         self.prepare_tree = prepare.tree if prepare and not words else None
         found = self._defaults(own)
         self.prepared = self._prepared(found)
-        derived = {*self.prepared, *(n for n in tree.flags if n.startswith("has_") and n[4:] in found)}
+        derived = {*self.prepared, *(n for n in tree.flags if n == MATRIX or (n.startswith("has_") and n[4:] in found))}
         self.hyperparameters = {name: default for name, default in found.items() if name not in derived}
-        self.betas = beta_names(self.hyperparameters)
-        for name in self.betas:
-            if name in tree.flags:
-                self.fail(
-                    f"`{name}` is a flag here, and one of an optimizer's `betas` by its name: call it something else"
-                )
+        self.tuples = self._tuples(tuples)
         for state in states:
             self._check_state(state)
-        known = {*self.hyperparameters, *(["betas"] if self.betas else [])}
+        known = {*self.hyperparameters, *self.tuples}
         for name in self.arguments:
             if name not in self.hyperparameters:
                 self.fail(
@@ -134,6 +135,32 @@ class Definition:
     def fail(self, message: str) -> Any:
         """Raise RuleSyntaxError at the rule."""
         raise RuleSyntaxError(message, self.tree.file, self.tree.line)
+
+    @cached_property
+    def along(self) -> bool:
+        """Whether it looks at rows and columns, which a tensor of one axis has not."""
+
+        def within(body: tuple[Statement, ...]) -> bool:
+            return any(
+                within(s.body) or within(s.orelse) if isinstance(s, If) else any(p.op in ALONG for p in s.expr.parts())
+                for s in body
+            )
+
+        return within(self.tree.body)
+
+    def _tuples(self, given: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        """What an optimizer takes several hyperparameters together as -> their names; `betas` of itself."""
+        betas = tuple(beta_names(self.hyperparameters))
+        found = ({"betas": betas} if betas else {}) | dict(given)
+        for name, members in found.items():
+            for member in members:
+                if member in self.tree.flags:
+                    self.fail(
+                        f"`{member}` is a flag here, and one of an optimizer's `{name}` by its name: call it something else"
+                    )
+                if member not in self.hyperparameters:
+                    self.fail(f"tuples: `{name}` has `{member}`, which is no hyperparameter of this rule")
+        return found
 
     @property
     def on_host(self) -> bool:
@@ -162,11 +189,12 @@ class Definition:
                 if name in self.tree.flags:
                     self.fail(f"prepare returns `{name}`, which is a compile-time flag of this rule: return a number")
             return self.prepare.gives
-        given = {*self.prepare.takes, *beta_names(found), "lr"}
+        given = {*self.prepare.takes, *beta_names(found), *self._members, "lr"}
         return tuple(n for n in self.tree.scalars if found[n] is Parameter.empty and n not in given)
 
     def _check_state(self, state: State) -> None:
-        if state.when is not None and state.when not in self.tree.flags:
+        flag, choice = state.condition
+        if state.when is not None and choice not in self.tree.flags.get(flag, ()):
             flags = ", ".join(self.tree.flags) or "none"
             self.fail(f"state {state.name!r} exists when {state.when!r}, which is no flag of this rule: it has {flags}")
         if isinstance(state.init, str) and state.init not in self.hyperparameters:

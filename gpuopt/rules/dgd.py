@@ -5,7 +5,7 @@ from gpuopt.rules.language import State, rule, where
 
 @rule(state={"v": State("v", "velocity")}, title="DGD")
 def dgd(p, g, v, *, lr, lr_decay=0.9, weight_decay=0.0, rate):
-    """Accumulated gradient with decaying rate, starting at a = lr.
+    """Accumulated gradient, no paper: with a decaying rate, starting at a = lr.
 
     g <- g + weight_decay p;  v <- v + g;  p <- p - a v;  a <- a lr_decay.
     The sum v is never damped: it is momentum with coefficient 1.

@@ -17,151 +17,78 @@ from __future__ import annotations
 
 import inspect
 import math
-import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from gpuopt.errors import InputError, RuleSyntaxError, caller, entry
+from gpuopt.errors import InputError, entry
+from gpuopt.rules.between import EVALUATE, RESUME, Between
+from gpuopt.rules.declared import SHAPES, State, checked_ranges, checked_states, checked_tuples, refuse
+from gpuopt.rules.definition import MATRIX, Definition, Prepare
+from gpuopt.rules.primitives import (
+    column_sum,
+    columns,
+    epsilon,
+    global_sum,
+    maximum,
+    minimum,
+    numel,
+    row_sum,
+    rows,
+    sign,
+    sqrt,
+    tensor_max,
+    tensor_sum,
+    where,
+)
 
 if TYPE_CHECKING:
     from gpuopt.compiler.tree import FunctionTree
-    from gpuopt.rules.definition import Definition, Prepare
 
-# ---------------------------------------------------------------------------------------------------- primitives
-# NumPy's own `where`, `minimum` and `sign` widen to float64 or leave the sign of zero to the SIMD unit; these do not.
-
-_context = threading.local()
-
-# Arrays that are not NumPy's -> their `where(condition, a, b, compute type)` and `sqrt`, added by who runs rules on them.
-ELSEWHERE: dict[type, tuple[Callable[..., Any], Callable[[Any], Any]]] = {}
-
-
-class compute_dtype:
-    """Context in which two bare literals meet: `where(x > 0, 1, 0)` has no array to take its dtype from."""
-
-    def __init__(self, dtype: np.dtype[Any]) -> None:
-        self.dtype = dtype
-
-    def __enter__(self) -> None:
-        self.outer = getattr(_context, "dtype", None)
-        _context.dtype = self.dtype
-
-    def __exit__(self, *_: object) -> None:
-        _context.dtype = self.outer
-
-
-def where(condition: Any, a: Any, b: Any) -> Any:
-    """`a` where the condition holds, else `b`; literals take the compute type."""
-    dtype = getattr(a, "dtype", None) or getattr(b, "dtype", None)
-    if not isinstance(condition, np.ndarray | np.generic):
-        for kind, (select, _) in ELSEWHERE.items():
-            if isinstance(condition, kind):
-                return select(condition, a, b, getattr(_context, "dtype", None) or np.float64)
-        chosen = a if condition else b  # of scalars: the same for every element
-        return np.asarray(chosen, dtype)[()] if isinstance(dtype, np.dtype) else chosen
-    dtype = dtype or getattr(_context, "dtype", None) or np.float64
-    return np.where(condition, np.asarray(a, dtype), np.asarray(b, dtype))
-
-
-def minimum(a: Any, b: Any) -> Any:
-    """The smaller of both; NaN if either is NaN; `b` where both are equal (so -0.0 and 0.0 have one answer)."""
-    return where((a < b) | (a != a), a, b)
-
-
-def maximum(a: Any, b: Any) -> Any:
-    """The larger of both; NaN if either is NaN; `b` where both are equal."""
-    return where((a > b) | (a != a), a, b)
-
-
-def sign(x: Any) -> Any:
-    """-1, 0 or 1; `sign(0) = sign(-0) = +0` and NaN stays NaN, so a bad gradient is never silently swallowed."""
-    return where(x > 0, 1.0, where(x < 0, -1.0, x - x))
-
-
-def sqrt(x: Any) -> Any:
-    """Correctly rounded square root, NaN for negative numbers."""
-    if isinstance(x, np.ndarray | np.generic):
-        return np.sqrt(x)
-    for kind, (_, root) in ELSEWHERE.items():
-        if isinstance(x, kind):
-            return root(x)
-    return math.sqrt(x) if x >= 0 else math.nan
-
-
-PRIMITIVES: dict[str, Callable[..., Any]] = {
-    "sqrt": sqrt,
-    "abs": abs,
-    "sign": sign,
-    "minimum": minimum,
-    "maximum": maximum,
-    "where": where,
-}
-
-# ---------------------------------------------------------------------------------------------------- rules
-
-STATE_KEYS = ("step",)  # what `state_dict` has beside the states of a tensor
-
-
-@dataclass(frozen=True)
-class State:
-    """One tensor that a rule keeps beside each parameter, of the parameter's shape.
-
-    name: the variable in the rule; key: its name in `state_dict` (torch's where torch has the optimizer);
-    when: the flag that must be true for it to exist; init: its first value, a number or the name of a hyperparameter;
-    readonly: an input such as a mask, read by the rule and never written.
-    """
-
-    name: str
-    key: str
-    when: str | None = None
-    init: float | str = 0.0
-    readonly: bool = False
-
-
-def _states(spec: Iterable[str] | Mapping[str, str | State]) -> tuple[State, ...]:
-    """The states of a rule. Raises RuleSyntaxError at the author's line for what says none, or two that cannot be told apart."""
-    if isinstance(spec, str) or not isinstance(spec, Iterable):
-        _refuse(f"state = {spec!r}: expected names, such as state=('m',)")
-    items = (
-        spec.items() if isinstance(spec, Mapping) else [(s.name, s) if isinstance(s, State) else (s, s) for s in spec]
-    )
-    made = []
-    for name, value in items:
-        state = State(name, value) if isinstance(value, str) else value
-        if not isinstance(state, State) or not isinstance(state.key, str) or not state.key:
-            _refuse(f"state {name!r}: {value!r}: expected its name in state_dict(), or State(name, key, init=...)")
-        if state.name != name or not isinstance(name, str):
-            _refuse(f"state {name!r}: a State called {state.name!r}: expected the same name twice")
-        if isinstance(state.init, bool) or not isinstance(state.init, (int, float, str)):
-            _refuse(f"state {name!r} begins as {state.init!r}: expected a number or the name of a hyperparameter")
-        made.append(state)
-    for what, found in (("name", [s.name for s in made]), ("key", [s.key for s in made])):
-        for word in found:
-            if found.count(word) > 1:
-                _refuse(f"two states have the {what} {word!r}: expected another for each")
-            if word in (("p", "g") if what == "name" else STATE_KEYS):
-                _refuse(f"a state has the {what} {word!r}, which every rule has already: call it something else")
-    return tuple(made)
-
-
-def _refuse(message: str) -> NoReturn:
-    raise RuleSyntaxError(message, *caller())
+__all__ = [
+    "Rule",
+    "State",
+    "checked_rule",
+    "column_sum",
+    "columns",
+    "epsilon",
+    "global_sum",
+    "maximum",
+    "minimum",
+    "numel",
+    "plain_flag",
+    "row_sum",
+    "rows",
+    "rule",
+    "sign",
+    "sqrt",
+    "tensor_max",
+    "tensor_sum",
+    "where",
+]
 
 
 class Rule:
     """An update rule: the function, its states, and the host-side `prepare`. Made by `@rule`, callable on arrays."""
 
-    def __init__(self, function: Callable[..., Any], states: tuple[State, ...], title: str | None) -> None:
-        self.function = function
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        states: tuple[State, ...],
+        title: str | None,
+        ranges: Mapping[str, str],
+        tuples: Mapping[str, tuple[str, ...]] = {},
+        flatten: bool = False,
+    ) -> None:
+        self.function, self.ranges, self._tuples, self.flatten = function, dict(ranges), dict(tuples), flatten
         self.states = states
         self._parse()  # now, so that a mistake is reported where the rule is written
         self.name = function.__name__
         self.title = title or "".join(part.capitalize() for part in self.name.split("_")) or "Rule"
         self.prepare_function: Callable[..., Mapping[str, Any]] | None = None
         self.require_function: Callable[..., str | None] | None = None
+        self.between: dict[str, Between] = {}  # what may be asked for between two steps, by name
         self._asked: Mapping[str, Any] = {}  # what that takes, by the names the optimizer has for it, with its defaults
         self._prepare: Prepare | None = None
         self._definition: Definition | None = None
@@ -198,13 +125,13 @@ class Rule:
         made = self._definition
         if made is not None and self._names.hold() and made.holds():
             return made
-        from gpuopt.rules.definition import Definition, Prepare
 
         if not self._names.hold():
             self._parse()
         if self.prepare_function is not None and (self._prepare is None or not self._prepare.holds()):
             self._prepare = Prepare(self.prepare_function)
-        self._definition = Definition(self.function, self.states, self._tree, self._prepare, self._asked)
+        parts = self.states, self._tree, self._prepare, self._asked, self._tuples
+        self._definition = Definition(self.function, *parts)
         return self._definition
 
     @property
@@ -220,10 +147,8 @@ class Rule:
         and sqrt and this module's functions, kernels can compute it too. The one defined last holds, from the next step on.
         Raises RuleSyntaxError for a function that cannot be called so or returns nothing.
         """
-        from gpuopt.rules.definition import Prepare
-
         if function is None:
-            _refuse("`prepare` was called without a function: write the decorator without parentheses")
+            refuse("`prepare` was called without a function: write the decorator without parentheses")
         self._prepare = Prepare(function)
         self.prepare_function, self._definition = function, None
         return function
@@ -234,16 +159,43 @@ class Rule:
         from gpuopt.rules.definition import keywords
 
         if function is None:
-            _refuse("`require` was called without a function: write the decorator without parentheses")
+            refuse("`require` was called without a function: write the decorator without parentheses")
         self._asked = keywords(function, "require", 0, "def _(*, lr):")
         self.require_function, self._definition = function, None
+        return function
+
+    @entry
+    def evaluate(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorator: `function(p, states, *, hyperparameters)` gives the parameters to evaluate, where they are not those that are
+        trained: the optimizer then has `eval()`, `train()` and `averaged_params()`. Goes with `resume`.
+        """
+        return self._add(EVALUATE, function, "p")
+
+    @entry
+    def resume(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorator: the inverse of `evaluate`, the parameters to train of those to evaluate."""
+        return self._add(RESUME, function, "p")
+
+    @entry
+    def observe(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorator: `function(g, state, *, hyperparameters)` gives the state anew from a gradient of another kind, which the
+        optimizer takes by a method of the function's name between two steps, whenever it is given one.
+        """
+        return self._add(function.__name__, function, "g")
+
+    def _add(self, name: str, function: Callable[..., Any], first: str) -> Callable[..., Any]:
+        made = Between(function)
+        wrong = made.complaint(name, first, [s.name for s in self.states], self.hyperparameters, self.name)
+        if wrong:
+            refuse(wrong)
+        self.between[name] = made
         return function
 
     @property
     def asked(self) -> frozenset[str]:
         """The hyperparameters that `require` looks at."""
         made = self.definition()
-        return frozenset(n for n in self._asked if n in made.hyperparameters or (n == "betas" and made.betas))
+        return frozenset(n for n in self._asked if n in made.hyperparameters or n in made.tuples)
 
     def complaint(self, hyper: Mapping[str, Any]) -> str | None:
         """What is wrong with these hyperparameters together, each of which may be what it is."""
@@ -251,19 +203,52 @@ class Rule:
         return function(**{name: hyper[name] for name in self.asked}) if function else None
 
     @property
+    def joint(self) -> bool:
+        """Whether a step of one tensor depends on all of them."""
+        from gpuopt.compiler.tree import operations
+
+        return "global_sum" in operations(self.definition().tree.body) or any(s.shape == "global" for s in self.states)
+
+    @property
     def hyperparameters(self) -> dict[str, Any]:
         """Name -> default (`inspect.Parameter.empty` where the caller must give one), flags included, in order."""
         return self.definition().hyperparameters
 
     def value(self, hyper: Mapping[str, Any], name: str) -> Any:
-        """A hyperparameter under the name that the rule has for it: `beta1` is the first of `betas`."""
-        betas = self.definition().betas
-        return hyper["betas"][betas.index(name)] if name in betas else hyper[name]
+        """A hyperparameter as the rule sees it: `beta1` is the first of `betas`; there is no decay where an option decays."""
+        if name == "weight_decay" and hyper.get("weight_decay_mode"):
+            return 0.0
+        for together, members in self.definition().tuples.items():
+            if name in members:
+                return hyper[together][members.index(name)]
+        return hyper[name]
 
     def flags(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
-        """The compile-time constants for these hyperparameters; a flag `has_x` is true where the hyperparameter x is not 0."""
+        """The compile-time constants for these hyperparameters; a flag `has_x` is true where the hyperparameter x is not 0 (nor
+        None). Whether there is a decay does not depend on who carries it out.
+        """
         known = self.hyperparameters
-        return {n: plain_flag(hyper[n]) if n in known else bool(self.value(hyper, n[4:])) for n in self.tree.flags}
+        found = {n: n[4:] for n in self.tree.flags if n not in known and n != MATRIX}
+        given = {n: hyper[x] if x in hyper else self.value(hyper, x) for n, x in found.items()}
+        given |= {MATRIX: True}
+        return {n: bool(given[n]) if n in given else plain_flag(hyper[n]) for n in self.tree.flags}
+
+    def shaped(self, flags: Mapping[str, Any], shape: tuple[int, ...], pairs: bool = False) -> dict[str, Any]:
+        """The flags for a tensor of this shape: `matrix` says whether it has rows and columns. pairs: of complex numbers."""
+        return {**flags, **({MATRIX: len(shape) > 1 and not pairs} if MATRIX in flags else {})}
+
+    def axis(self, shape: tuple[int, ...]) -> int:
+        """The first axis of a tensor that counts its columns: the last one, or all behind the first, flattened."""
+        return min(1, len(shape)) if self.flatten else max(0, len(shape) - 1)
+
+    def matrix(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Rows and columns of each matrix of a tensor of this shape; of a vector, one row."""
+        axis = self.axis(shape)
+        return (shape[axis - 1] if axis else 1), math.prod(shape[axis:])
+
+    def shape_of(self, state: State, parameter: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a state beside a parameter of this one."""
+        return SHAPES[state.shape](parameter, self.axis(parameter))
 
     def first(self, state: State, hyper: Mapping[str, Any]) -> Any:
         """What a state is before the first step; of a schedule, its first value."""
@@ -272,7 +257,7 @@ class Rule:
 
     def active_states(self, flags: Mapping[str, Any]) -> tuple[State, ...]:
         """The states that exist under these flags, in the order of the function's arguments."""
-        return tuple(s for s in self.states if s.when is None or flags[s.when])
+        return tuple(s for s in self.states if s.exists(flags))
 
 
 def plain_flag(value: Any) -> Any:
@@ -302,20 +287,32 @@ def checked_rule(found: object) -> Rule:
 def rule(function: Callable[..., Any], /) -> Rule: ...
 @overload
 def rule(
-    *, state: Iterable[str] | Mapping[str, str | State] = (), title: str | None = None
+    *,
+    state: Iterable[str | State] | Mapping[str, str | State] = (),
+    title: str | None = None,
+    ranges: Mapping[str, str] = {},
+    tuples: Mapping[str, tuple[str, ...]] = {},
+    flatten: bool = False,
 ) -> Callable[[Callable[..., Any]], Rule]: ...
 @entry
 def rule(
     function: Callable[..., Any] | None = None,
     /,
     *,
-    state: Iterable[str] | Mapping[str, str | State] = (),
+    state: Iterable[str | State] | Mapping[str, str | State] = (),
     title: str | None = None,
+    ranges: Mapping[str, str] = {},
+    tuples: Mapping[str, tuple[str, ...]] = {},
+    flatten: bool = False,
 ) -> Rule | Callable[[Callable[..., Any]], Rule]:
     """Make an update rule out of a function `f(p, g, *states, *, scalars, flags)` that returns `p, *states`.
 
     state: the names of the states in the order of the arguments, or a mapping name -> key or `State`.
     title: the class name of the optimizer made from it, the function's name in CamelCase by default.
+    ranges: what hyperparameters may be, such as {"alpha": "[0, 1]"}; lr, eps, betas and the like have theirs.
+    tuples: what an optimizer takes several hyperparameters together as, such as {"nus": ("nu1", "nu2")}; beta1, beta2 ... are
+    `betas` of themselves. flatten: the rows of a tensor of three or more axes are counted by the first axis, as the channels of a
+    convolution, and its columns by all others; by default it is a batch of matrices of the last two axes.
     A rule without states needs no parentheses: `@rule`.
     Raises RuleSyntaxError (a SyntaxError) naming file and line for anything outside the language.
 
@@ -327,13 +324,15 @@ def rule(
     """
 
     if title is not None and (not isinstance(title, str) or not title):
-        _refuse(f"title = {title!r}: expected a name")
-    states = _states(state)
+        refuse(f"title = {title!r}: expected a name")
+    if not isinstance(flatten, bool):
+        refuse(f"flatten = {flatten!r}: expected True or False")
+    states, ranges, tuples = checked_states(state), checked_ranges(ranges), checked_tuples(tuples)
     if function is not None:
-        return Rule(function, states, title)
+        return Rule(function, states, title, ranges, tuples, flatten)
 
     @entry
     def decorate(function: Callable[..., Any]) -> Rule:
-        return Rule(function, states, title)
+        return Rule(function, states, title, ranges, tuples, flatten)
 
     return decorate

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from gpuopt.rules.language import maximum, minimum, sign, where
+from gpuopt.rules.primitives import maximum, minimum, sign, where
 
 if TYPE_CHECKING:
     from gpuopt.compiler.tree import FunctionTree
@@ -31,20 +31,40 @@ class Fragment:
 
 
 @Fragment
-def before(g: Any, *, direction: Any, grad_multiplier: Any, clip_value: Any, scaled: bool, clipped: bool) -> Any:
-    """The gradient a rule sees: unscaled and norm-clipped (grad_multiplier), negated (direction), clipped by value."""
+def before(
+    p: Any, g: Any, old: Any, *, direction: Any, grad_multiplier: Any, clip_value: Any, lr: Any,
+    decay_value: Any, decay_coupled: Any, decay_shrinking: Any, decay_corrected: Any, decay_peak: Any,
+    scaled: bool, clipped: bool, decayed: bool, cautious: bool,
+) -> Any:  # fmt: skip
+    """What a rule sees. The gradient: unscaled and norm-clipped (grad_multiplier), negated (direction), clipped by value, with the
+    decay that is coupled to it; the parameter, after the decay that comes before the update. `old` is kept for `after`.
+    """
     if scaled:
         g = g * (direction * grad_multiplier)
     if clipped:
         g = minimum(maximum(g, -clip_value), clip_value)
-    return g
+    if decayed:
+        g = where(decay_coupled != 0, g + decay_value * decay_coupled * p, g)
+        p = p * (1 - lr * decay_value * (decay_shrinking + decay_corrected * lr) / decay_peak)
+    if cautious:
+        old = p
+    return p, g, old
 
 
 @Fragment
-def after(p: Any, mask: Any, *, lr: Any, l1: Any, sparse: bool, masked: bool) -> Any:
-    """The parameter that is stored: proximal soft threshold of lr * l1, then pruned weights back to zero."""
+def after(
+    p: Any, old: Any, mask: Any, *, lr: Any, l1: Any, decay_value: Any, decay_proximal: Any, decay_cautious: Any,
+    sparse: bool, masked: bool, proximal: bool, cautious: bool,
+) -> Any:  # fmt: skip
+    """The parameter that is stored: decayed where the update did not move it away from zero (cautious), soft threshold of lr * l1,
+    divided by 1 + lr * decay (proximal, behind l1 as in the proximal operator of both), then pruned weights back to zero.
+    """
+    if cautious:
+        p = where(decay_cautious != 0, where(sign(old) * (old - p) >= 0, p - lr * decay_value * old, p), p)
     if sparse:
         p = sign(p) * maximum(abs(p) - lr * l1, 0)
+    if proximal:
+        p = p / (1 + lr * decay_value * decay_proximal)
     if masked:
         p = where(mask != 0, p, 0)
     return p

@@ -10,6 +10,7 @@ from gpuopt.rules.language import State, rule, sqrt, where
         "a": State("a", "grad_avg", when="centered"),
     },
     title="RMSprop",
+    ranges={"alpha": "[0, 1]"},
 )
 def rmsprop(
     p, g, v, b, a, *, lr=1e-2, alpha=0.99, eps=1e-8, weight_decay=0.0, momentum=0.0, centered: bool = False,

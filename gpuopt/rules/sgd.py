@@ -1,6 +1,7 @@
 """SGD with momentum, as in torch.optim.SGD."""
 
 from gpuopt.rules.language import State, rule, where
+from gpuopt.rules.parts import first_undamped, heavy_ball, needed_by_nesterov
 
 
 @rule(state={"b": State("b", "momentum_buffer", when="has_momentum")}, title="SGD")
@@ -14,22 +15,17 @@ def sgd(
     """
     g = where(weight_decay != 0, g + weight_decay * p, g)
     if has_momentum:
-        b = momentum * b + gain * g
-        if nesterov:
-            g = g + momentum * b
-        else:
-            g = b
+        g, b = heavy_ball(g, b, momentum, gain, nesterov=nesterov)
     p = p - lr * g
     return p, b
 
 
 @sgd.prepare
 def _(step, *, dampening):
-    return dict(gain=1 if step == 1 else 1 - dampening)
+    gain = first_undamped(step, dampening)
+    return dict(gain=gain)
 
 
 @sgd.require
 def _(*, nesterov, momentum, dampening):
-    if nesterov and (momentum <= 0 or dampening != 0):
-        return f"nesterov with momentum {momentum} and dampening {dampening}: expected a momentum and no dampening"
-    return None
+    return needed_by_nesterov(nesterov, momentum, dampening)

@@ -18,17 +18,19 @@ from gpuopt import rules
 from gpuopt.errors import ArgumentError, entry
 from gpuopt.messages import no_attribute, suggestion
 from gpuopt.optim.classes import MISSING, bound, given, make
-from gpuopt.optim.hyper import GROUP_OPTIONS, defaults_of
+from gpuopt.optim.hyper import GROUP_OPTIONS, own_defaults
 from gpuopt.rules.definition import Definition
 from gpuopt.rules.language import Rule, checked_rule
 from gpuopt.torch import differentiable
 from gpuopt.torch import tensors as _tensors  # noqa: F401  registers torch tensors as arrays
+from gpuopt.torch.groups import decay_groups
 from gpuopt.torch.hooks import with_hooks
 from gpuopt.torch.optimizer import TorchOptimizer
 from gpuopt.torch.release import release_gradients
 
-_TITLES = {rules.get(name).title: name for name in rules.NAMES}
-OPTIONS = {
+# Of a group where they are asked for, or where torch's groups have them.
+EVERYWHERE: dict[str, Any] = {differentiable.KEY: False} | GROUP_OPTIONS
+OPTIONS: dict[str, Any] = {
     "backend": None,
     "state_format": "float32",
     "param_format": "native",
@@ -39,12 +41,20 @@ OPTIONS = {
     "seed": 0,
 }
 
-__all__ = ["TorchOptimizer", "create", "make_optimizer", "optimizers", "release_gradients", *_TITLES]
+__all__ = [
+    "TorchOptimizer",
+    "create",
+    "decay_groups",
+    "make_optimizer",
+    "optimizers",
+    "release_gradients",
+    *rules.titles(),
+]
 
 
 def _twin(rule: Rule) -> Any:
     """Torch's class of the same optimizer: of gpuopt's own rules only, whatever the title of another may be. None without one."""
-    return getattr(torch.optim, rule.title, None) if rule.title in _TITLES and rules.get(rule.title) is rule else None
+    return getattr(torch.optim, rule.title, None) if rules.titled(rule.title) is rule else None
 
 
 def _torch_defaults(theirs: Any, required: Iterable[str]) -> dict[str, Any]:
@@ -78,14 +88,13 @@ def make_optimizer(rule: Rule) -> type[TorchOptimizer]:
 
 @cache
 def _made(rule: Rule, definition: Definition) -> type[TorchOptimizer]:
-    own = {k: v for k, v in defaults_of(rule).items() if k not in GROUP_OPTIONS or k == "maximize"}
+    own = own_defaults(rule) | {"maximize": GROUP_OPTIONS["maximize"]}
     empty = inspect.Parameter.empty
-    required = [k for k, v in own.items() if v is empty or (k == "betas" and empty in v)]
+    required = [k for k, v in own.items() if v is empty]
     twin = _twin(rule)
     theirs = _torch_defaults(twin, required)
     names = _signature_order(twin, own, required)
     fields = {k: theirs.get(k, own.get(k)) for k in dict.fromkeys((*theirs, *names, *own))}
-    fields.setdefault(differentiable.KEY, False)
 
     @entry
     def __init__(self: TorchOptimizer, /, params: Any = MISSING, *args: Any, **keywords: Any) -> None:
@@ -93,11 +102,11 @@ def _made(rule: Rule, definition: Definition) -> type[TorchOptimizer]:
         missing = [n for n in required if n not in values]
         if missing:
             raise ArgumentError(f"{rule.title} needs {missing[0]}")
-        options = {k: values.pop(k, default) for k, default in OPTIONS.items()}
-        extra = {k: values.pop(k) for k in GROUP_OPTIONS if k in values and k not in fields}
+        options = {k: default if k in own else values.pop(k, default) for k, default in OPTIONS.items()}
+        extra = {k: values.pop(k) for k in EVERYWHERE if k in values and k not in fields}
         unknown = set(values) - set(fields) - {"capturable"}
         if unknown:
-            name, known = min(unknown), [*dict.fromkeys((*fields, *GROUP_OPTIONS, *OPTIONS))]
+            name, known = min(unknown), [*dict.fromkeys((*fields, *EVERYWHERE, *OPTIONS))]
             hint = f"it takes params, {', '.join(known)}{suggestion(name, known)}"
             raise ArgumentError(f"{rule.title} has no argument {name!r}; {hint}")
         TorchOptimizer.__init__(self, params, fields | values | extra, options, options.pop("backend"))
@@ -126,13 +135,13 @@ def _signature(names: list[str], fields: dict[str, Any], required: list[str]) ->
         default = kind.empty if name in required else fields[name]
         parameters.append(kind(name, kind.POSITIONAL_OR_KEYWORD, default=default))
     rest = {k: v for k, v in fields.items() if k not in names}
-    keywords = rest | {k: v for k, v in GROUP_OPTIONS.items() if k not in fields} | OPTIONS
+    keywords = rest | {k: v for k, v in (EVERYWHERE | OPTIONS).items() if k not in fields}
     return inspect.Signature([*parameters, *(kind(k, kind.KEYWORD_ONLY, default=v) for k, v in keywords.items())])
 
 
 @cache
 def _named(title: str) -> type[TorchOptimizer]:
-    made = make_optimizer(rules.get(_TITLES[title]))
+    made = make_optimizer(rules.get(title))
     made.__module__ = "gpuopt.torch"
     return made
 
@@ -149,7 +158,7 @@ def optimizers() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _TITLES:
+    if name.startswith("_") or rules.titled(name) is None:
         raise AttributeError(no_attribute("gpuopt.torch", name, __all__))
     value = globals()[name] = _named(name)
     return value

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,17 +16,19 @@ import numpy as np
 import torch
 
 from gpuopt import arrays
-from gpuopt.backends.numpy import apply
+from gpuopt.backends.numpy import Unknown, apply
 from gpuopt.compiler.host import prepared_values
 from gpuopt.compiler.names import OPTION
 from gpuopt.errors import InputError, OptionError
 from gpuopt.formats.dtypes import STORAGES
-from gpuopt.optim.hyper import check_group, defaults_of, environment
+from gpuopt.optim.decay import names
+from gpuopt.optim.hyper import check_group, defaults_of, environment, switches
 from gpuopt.optim.settings import Settings
 from gpuopt.pairs import filled
-from gpuopt.rules import language
-from gpuopt.rules.language import Rule, compute_dtype
-from gpuopt.torch.shown import step_tensor
+from gpuopt.rules import primitives
+from gpuopt.rules.language import Rule
+from gpuopt.rules.primitives import compute_dtype, reductions
+from gpuopt.torch.step_tensors import step_tensor
 from gpuopt.torch.tensors import NAMES, TYPES, resolved, zeros
 
 if TYPE_CHECKING:
@@ -76,7 +78,41 @@ def where(condition: torch.Tensor, a: Any, b: Any, dtype: Any) -> torch.Tensor:
     return torch.where(condition, a, b)
 
 
-language.ELSEWHERE[torch.Tensor] = where, torch.sqrt
+primitives.ELSEWHERE[torch.Tensor] = where, torch.sqrt
+
+
+# What all elements give; of nothing as in `launch.sums.beginning`.
+TOTALS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "tensor_sum": torch.sum,
+    "global_sum": torch.sum,
+    "tensor_max": lambda x: x.max() if x.numel() else torch.tensor(-math.inf, dtype=x.dtype, device=x.device),
+}
+
+
+class Sums:
+    """The reductions of one parameter in one step, as tensors of no dimension, in float64; `known`: sums over all parameters, in
+    the order in which the rule asks for them.
+    """
+
+    def __init__(self, rule: Rule, p: torch.Tensor) -> None:
+        (rows, columns), axis = rule.matrix(tuple(p.shape)), rule.axis(tuple(p.shape))
+        self.axes = {"row_sum": tuple(range(axis, p.ndim)), "column_sum": (axis - 1,)}
+        self.sizes = {"numel": float(real(p).numel()), "rows": float(rows), "columns": float(columns)}
+        self.known: list[torch.Tensor] = []
+        self.asked = 0
+
+    def reduce(self, kind: str, x: Any) -> Any:
+        if kind in self.sizes:
+            return self.sizes[kind]
+        if kind in self.axes:
+            return x.sum(self.axes[kind], keepdim=True)
+        total = TOTALS[kind](x.double())
+        if kind != "global_sum":
+            return total
+        self.asked += 1
+        if self.asked > len(self.known):
+            raise Unknown(total)
+        return self.known[self.asked - 1].to(x.device)
 
 
 @dataclass
@@ -106,9 +142,9 @@ class Step:
 
     def __init__(self, opt: TorchOptimizer) -> None:
         self.opt, self.rule, self.settings = opt, opt.rule, opt._settings()
-        self.live = bool(
-            opt.defaults.get(KEY)
-        )  # as torch: the argument of the constructor says whether autograd goes along
+        # Of states that all parameters have in common: the first parameter, and the tensor.
+        self.common: dict[tuple[str, str, torch.device], tuple[torch.Tensor, torch.Tensor]] = {}
+        self.live = bool(opt.defaults.get(KEY))  # as torch: the constructor's argument says whether autograd goes along
         with warnings.catch_warnings():  # of asking for the gradient of what is no leaf, as parameters here are not
             warnings.simplefilter("ignore", UserWarning)
             self.work = [(g, p) for g in opt.param_groups for p in g["params"] if p.grad is not None]
@@ -119,8 +155,26 @@ class Step:
         with torch.set_grad_enabled(self.live):
             multiplier, skip = self._decide()
             if not skip:
-                for update in [self._update(group, p, multiplier) for group, p in self.work]:
+                for update in self._updates(multiplier):
                     update.write(self.opt.state)
+
+    def _updates(self, multiplier: Any) -> list[Update]:
+        """Those of all parameters. A rule that asks for a sum over all of them is run again when all have said their share."""
+        every = [Sums(self.rule, p) for _, p in self.work]
+        while True:
+            made, asked = list[Update](), list[tuple[Sums, Any]]()
+            for (group, p), found in zip(self.work, every, strict=True):
+                found.asked = 0
+                try:
+                    with reductions(found):
+                        made.append(self._update(group, p, multiplier))
+                except Unknown as unknown:
+                    asked.append((found, unknown.total))
+            if not asked:
+                return made
+            total = torch.stack([share.to(asked[0][1].device) for _, share in asked]).sum()
+            for found, _ in asked:
+                found.known.append(total)
 
     def _check(self) -> None:
         own = defaults_of(self.rule)
@@ -151,42 +205,48 @@ class Step:
         norms = [torch.linalg.vector_norm(g).to(gradients[0].device) for g in gradients]
         factor = 1.0 if inverse is None else inverse
         norm = torch.linalg.vector_norm(torch.stack(norms)) * factor
-        return language.minimum(bound / (norm + 1e-6), 1.0) * factor, skip
+        return primitives.minimum(bound / (norm + 1e-6), 1.0) * factor, skip
 
     def _update(self, group: Mapping[str, Any], p: torch.Tensor, multiplier: Any) -> Update:
         """What the step will make of one parameter and its states, none of which is written yet."""
         hyper = {k: plain(v) for k, v in group.items() if k in defaults_of(self.rule)}
         live, mask, state = self._live(group), self.opt._mask.get(p), self.opt.state.get(p, {})
         flags = self._flags(hyper, live, multiplier is not None, mask is not None)
+        flags = self.rule.shaped(flags, tuple(p.shape), p.is_complex())
         active, missing = self.rule.active_states(flags), self._missing(p, state, flags, hyper)
-        tensors = {"p": p} | {s.name: missing.get(s.key, state.get(s.key)) for s in active}
+        found = {s.name: missing.get(s.key, state.get(s.key)) for s in active}
+        mine = [s for s in active if not s.readonly]
+        for s in active:
+            if s.shape == "global":  # one for all parameters of a compute type, written with the first of them
+                place = s.name, STORAGES[NAMES[p.dtype]].compute, p.device
+                first, found[s.name] = self.common.setdefault(place, (p, found[s.name]))
+                missing |= {} if state.get(s.key) is found[s.name] else {s.key: found[s.name]}
+                mine = [other for other in mine if other is not s or first is p]
+        if not p.numel():
+            mine = [s for s in mine if s.walked]  # nothing is summed
+        tensors = {"p": p} | found
         counted = self.opt._counts_steps
         count = 1 + (int((state | missing)["step"]) if counted else int(bool(active) and not missing))
 
         compute = STORAGES[NAMES[p.dtype]].compute
         assert p.grad is not None
         x = {name: real(t).to(TYPES[compute], copy=True) for name, t in tensors.items()}
+        x |= {s.name: x[s.name].double() for s in active if s.cell}
         before = x | {"g": real(p.grad).to(TYPES[compute])}
         after = before | ({} if mask is None else {OPTION + "mask": mask})
         scalars = environment(hyper, count, self.rule) | live
         scalars["grad_multiplier"] = 1.0 if multiplier is None else multiplier
-        with compute_dtype(np.dtype(compute)):
+        with compute_dtype(np.dtype(compute), STORAGES[NAMES[p.dtype]].epsilon):
             apply(self.rule, flags, after, scalars, self._prepared(count, scalars, live))
-        written = ["p", *(s.name for s in active if not s.readonly)]
+        written = ["p", *(s.name for s in mine)]
         values = [(tensors[name], like(after[name], before[name], tensors[name])) for name in written]
         return Update(missing, count if counted else None, values)
 
     def _flags(self, hyper: Mapping[str, Any], live: Mapping[str, Any], scaled: bool, masked: bool) -> dict[str, Any]:
         """The rule's flags and the options'; one of a hyperparameter that requires grad is on even where that is 0 now."""
         flags = self.rule.flags(hyper)
-        switches = {
-            "scaled": scaled or bool(hyper.get("maximize")),
-            "clipped": hyper.get("clip_value") is not None,
-            "sparse": "l1" in live or bool(hyper.get("l1")),
-            "masked": masked,
-        }
         lively = {name: True for name in flags if name.startswith("has_") and name[4:] in live}
-        return flags | lively | {OPTION + name: on for name, on in switches.items()}
+        return flags | lively | switches([hyper], scaled, live) | {OPTION + "masked": masked}
 
     def _missing(
         self, p: torch.Tensor, state: Mapping[str, Any], flags: Mapping[str, Any], hyper: Mapping[str, Any]
@@ -197,16 +257,20 @@ class Step:
             made["step"] = step_tensor(0, {})
         for s in self.rule.active_states(flags):
             if state.get(s.key) is None:
-                made[s.key] = zeros(p, STORAGES[NAMES[p.dtype]].compute)
+                made_of = None if s.walked else self.rule.shape_of(s, tuple(p.shape))
+                made[s.key] = zeros(p, STORAGES[NAMES[p.dtype]].compute, made_of)
                 made[s.key].fill_(filled(float(self.rule.first(s, hyper)), made[s.key]))
         return made
 
     def _live(self, group: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """The hyperparameters that require grad, by the rule's names."""
-        given = {k: v for k, v in group.items() if k in defaults_of(self.rule) and k != "betas"}
-        given |= dict(zip(self.rule.definition().betas, group.get("betas", ()), strict=True))
+        together = self.rule.definition().tuples
+        given = {k: v for k, v in group.items() if k in defaults_of(self.rule) and k not in together}
+        for name, each in together.items():
+            given |= dict(zip(each, group[name], strict=True))
         tensors = {k: v for k, v in given.items() if isinstance(v, torch.Tensor) and v.requires_grad}
-        return {k: v.reshape(()) for k, v in tensors.items()} if self.live else {}
+        named = names(group)
+        return {named.get(k, k): v.reshape(()) for k, v in tensors.items()} if self.live else {}
 
     def _prepared(self, count: int, scalars: Mapping[str, Any], live: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         definition = self.rule.definition()

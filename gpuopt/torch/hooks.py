@@ -6,27 +6,15 @@ of a small model, so it is left out where nothing listens.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
-from functools import cache, wraps
+from functools import wraps
 from typing import Any
 
 import torch
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from gpuopt.errors import GpuoptError, outside
-
-
-@cache
-def listener() -> Callable[[], bool]:
-    """What tells whether a profiler or another observer listens to torch's records; always, in a torch that does not say so."""
-    try:
-        found: Any = ctypes.PyDLL(torch._C.__file__)._ZN2at12hasCallbacksEv
-    except (OSError, AttributeError):
-        return lambda: True
-    found.restype = ctypes.c_bool
-    result: Callable[[], bool] = found
-    return result
+from gpuopt.native.torch import library
 
 
 def defines(cls: type, name: str) -> type:
@@ -37,7 +25,7 @@ def defines(cls: type, name: str) -> type:
 def with_hooks(owner: type, step: Callable[..., Any]) -> Callable[..., Any]:
     """The `step` of a class, in what torch would wrap it into."""
     step = getattr(step, "__wrapped__", step)  # the entry is here
-    recorded, listening = torch.optim.Optimizer.profile_hook_step(step), listener()
+    recorded = torch.optim.Optimizer.profile_hook_step(step)
 
     @wraps(step)
     def hooked(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -45,7 +33,7 @@ def with_hooks(owner: type, step: Callable[..., Any]) -> Callable[..., Any]:
             if type(self).step is not hooked and defines(type(self), "step") is not owner:
                 return step(self, *args, **kwargs)  # called from the step of a subclass, which torch has wrapped
             own = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
-            if own or _global_optimizer_pre_hooks or _global_optimizer_post_hooks or listening():
+            if own or _global_optimizer_pre_hooks or _global_optimizer_post_hooks or library.listening():
                 return recorded(self, *args, **kwargs)
             return step(self, *args, **kwargs)
         except GpuoptError as error:

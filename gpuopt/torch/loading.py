@@ -7,7 +7,7 @@ given, to fail at the next step. Knows no engine.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -15,24 +15,23 @@ import torch
 
 from gpuopt import rules
 from gpuopt.errors import InputError
-from gpuopt.optim.hyper import GROUP_OPTIONS, defaults_of
+from gpuopt.optim.decay import PEAK
+from gpuopt.optim.hyper import own_defaults
+from gpuopt.optim.settings import Settings
 from gpuopt.rules.language import Rule, State
-from gpuopt.torch.tensors import storage
-
-# States of those of torch's optimizers that gpuopt has not, by which their checkpoints are known.
-TORCHS = {"acc_delta", "ax", "exp_inf", "mu_product", "prev"}
+from gpuopt.torch.parameters import labelled, state_dtypes
+from gpuopt.torch.tensors import TYPES, storage
 
 
 @cache
 def everyones() -> frozenset[str]:
     """The names of the states of all optimizers."""
-    return frozenset({state.key for name in rules.NAMES for state in rules.get(name).states} | TORCHS)
+    return frozenset(state.key for name in rules.NAMES for state in rules.get(name).states)
 
 
 def check_groups(rule: Rule, groups: Sequence[Mapping[str, Any]]) -> None:
     """Raise InputError unless the groups of a checkpoint have the hyperparameters that steps need."""
-    known = defaults_of(rule)
-    needed = [name for name, value in known.items() if name not in GROUP_OPTIONS and not isinstance(value, bool)]
+    needed = [name for name, value in own_defaults(rule).items() if not isinstance(value, bool)]
     for index, group in enumerate(groups):
         missing = [name for name in needed if name not in group]
         if missing:
@@ -40,6 +39,14 @@ def check_groups(rule: Rule, groups: Sequence[Mapping[str, Any]]) -> None:
                 f"state_dict: param_groups[{index}] has no {missing[0]!r}: expected a checkpoint of {rule.title}, "
                 f"with {', '.join(needed)}"
             )
+
+
+def with_peaks(groups: Sequence[Mapping[str, Any]], saved: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint with the largest rates that the groups have here, where it tells none, as one of torch's own class."""
+    peaks = [{PEAK: group[PEAK]} if PEAK in group else {} for group in groups]
+    if not any(peaks) or len(peaks) != len(saved["param_groups"]):
+        return saved
+    return {**saved, "param_groups": [p | g for p, g in zip(peaks, saved["param_groups"], strict=True)]}
 
 
 def check_origin(rule: Rule, entry: Mapping[str, Any], label: str) -> None:
@@ -67,9 +74,16 @@ def check_entry(
     for state in needed:
         if counted and state.key not in found:
             raise InputError(f"state of {label}: {state.key!r} is missing, without which {rule.title} cannot go on")
+    others = {state.key: rule.shape_of(state, tuple(p.shape)) for state in rule.states if not state.walked}
     for key, value in found.items():
         if not isinstance(value, torch.Tensor):
             raise InputError(f"{key} of {label}: found {type(value).__name__}: expected a tensor")
+        if key in others:
+            same = tuple(value.shape) == others[key] or (not others[key] and value.numel() == 1)
+            if not same or value.is_complex():
+                what = f"real numbers of shape {others[key]}" if others[key] else "one real number"
+                raise InputError(f"{key} of {label}: {value.dtype} {tuple(value.shape)}: expected {what}")
+            continue
         pairs = p.is_complex() and not value.is_complex()
         shape = (*p.shape, 2) if pairs else tuple(p.shape)
         if tuple(value.shape) != shape:
@@ -91,13 +105,15 @@ def check_step(step: Any, label: str) -> None:
         raise InputError(f"step of {label}: {step!r}: expected a whole number, 0 or more")
 
 
-def required(rule: Rule, group: Mapping[str, Any]) -> tuple[State, ...]:
-    """The states that exist under the options of a group."""
-    return rule.active_states(rule.flags(group))
+def required(rule: Rule, group: Mapping[str, Any], p: torch.Tensor) -> tuple[State, ...]:
+    """The states that exist of a parameter under the options of a group."""
+    return rule.active_states(rule.shaped(rule.flags(group), tuple(p.shape), p.is_complex()))
 
 
-def kept_as(value: torch.Tensor, p: torch.Tensor, dtype: str) -> torch.Tensor:
+def kept_as(rule: Rule, state: State, value: torch.Tensor, p: torch.Tensor, dtype: str) -> torch.Tensor:
     """A loaded state in the dtype in which the parameter's states are kept, on its device; itself where it is already so."""
+    if not state.walked:
+        return value.detach().reshape(rule.shape_of(state, tuple(p.shape))).to(device=p.device, dtype=TYPES[dtype])
     like, kept = storage(p, dtype)
     value = value.detach() if value.requires_grad else value
     if value.is_complex() and not kept.is_complex:
@@ -106,3 +122,23 @@ def kept_as(value: torch.Tensor, p: torch.Tensor, dtype: str) -> torch.Tensor:
         value = torch.view_as_complex(value.to(torch.float64).contiguous())
     assert value.shape == like.shape
     return value.to(device=p.device, dtype=kept)
+
+
+def entries(
+    groups: Sequence[Mapping[str, Any]], saved: Mapping[str, Any]
+) -> Iterator[tuple[str, torch.Tensor, int, Mapping[str, Any]]]:
+    """Label, parameter, group and saved state of every parameter."""
+    indices = [i for group in saved["param_groups"] for i in group["params"]]
+    for index, member in zip(indices, labelled(groups), strict=True):
+        yield *member[:3], saved["state"].get(index) or {}
+
+
+def restore(
+    rule: Rule, settings: Settings, groups: Sequence[Mapping[str, Any]], known: Any, saved: Mapping[str, Any]
+) -> None:
+    """Torch casts loaded states to the parameter's dtype, which may be too narrow for them. known: `self.state`."""
+    for _, p, _, entry in entries(groups, saved):
+        dtypes = state_dtypes(rule, settings, p)
+        for state in rule.states:
+            if entry.get(state.key) is not None:
+                known[p][state.key] = kept_as(rule, state, entry[state.key], p, dtypes[state.name])

@@ -6,7 +6,7 @@ first step that needs it. Knows no kernel; the engine knows no torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,15 +14,27 @@ import torch
 
 from gpuopt import arrays, backends
 from gpuopt.errors import InputError, LayoutError, OptionError, entries
+from gpuopt.optim.between import averages, check_training
+from gpuopt.optim.decay import peak_of
 from gpuopt.optim.engine import Engine
-from gpuopt.optim.hyper import check_group, defaults_of, members
+from gpuopt.optim.hyper import MODE, check_group, defaults_of, members
 from gpuopt.optim.settings import Settings
 from gpuopt.rules.language import Rule
-from gpuopt.torch import differentiable, loading
-from gpuopt.torch.follow import Follower
+from gpuopt.torch import differentiable, joint, loading
+from gpuopt.torch.between import BetweenSteps
+from gpuopt.torch.change_tracker import ChangeTracker
+from gpuopt.torch.parameters import (
+    Member,
+    check_apart,
+    labelled,
+    make_parameter,
+    masks_of,
+    new_states,
+    walked,
+)
 from gpuopt.torch.replayed import Replayed
-from gpuopt.torch.shown import ShownStates, step_tensor, usable
-from gpuopt.torch.slots import Member, check_apart, labelled, make_slot, new_states, state_dtypes, walked
+from gpuopt.torch.state_view import StateView
+from gpuopt.torch.step_tensors import step_tensor, usable
 from gpuopt.torch.tensors import DEVICES, TorchStreams
 
 # Keys of torch's groups that choose another algorithm: only torch's default of that class is what this class does. A checkpoint
@@ -34,7 +46,7 @@ SPARSE = ("adagrad", "sgd")  # torch's classes that take sparse gradients, to th
 
 
 @entries
-class TorchOptimizer(torch.optim.Optimizer):
+class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
     """Common part of `gpuopt.torch.AdamW` and its kin; the class attributes are set by the subclass."""
 
     rule: Rule
@@ -47,8 +59,8 @@ class TorchOptimizer(torch.optim.Optimizer):
         asked = dict(options)
         mask = asked.pop("mask", None) or {}
         self._given, self._asked = Settings(**asked), backend
-        if "betas" in defaults:
-            defaults = {**defaults, "betas": members(defaults["betas"], defaults["betas"])}  # a tuple, as in torch
+        together = {k: members(defaults[k], defaults[k]) for k in self.rule.definition().tuples if k in defaults}
+        defaults = {**defaults, **together}  # tuples, as in torch
         self._keys = tuple(defaults)
         # The steps made with each parameter, where `self.state` does not say it.
         self._taken: dict[torch.Tensor, int] = {}
@@ -59,23 +71,10 @@ class TorchOptimizer(torch.optim.Optimizer):
         super().__init__(params, defaults)
         if defaults.get("fused") and defaults.get("foreach"):
             raise OptionError("`fused` and `foreach` cannot be `True` together.")  # as torch
-        self._mask = self._masks(mask)
+        self._mask = masks_of(mask, self.param_groups)
         self._watch()
         if self.twin in EAGER:
             self._allocate([p for group in self.param_groups for p in group["params"] if p.layout is torch.strided])
-
-    def _masks(self, given: Mapping[Any, torch.Tensor]) -> dict[torch.Tensor, torch.Tensor]:
-        """The masks by parameter; they may be given by name. Raises InputError for what is no parameter of this optimizer."""
-        known = {p: p for group in self.param_groups for p in group["params"]}
-        known |= {n: p for g in self.param_groups for n, p in zip(g.get("param_names", ()), g["params"], strict=False)}
-        for key in given:
-            if not isinstance(key, (str, torch.Tensor)) or key not in known:
-                found = f"a tensor of shape {tuple(key.shape)}" if isinstance(key, torch.Tensor) else repr(key)
-                raise InputError(
-                    f"mask: {found} is no parameter of this optimizer: expected its parameters as keys, or their names where it is "
-                    "made from named_parameters()"
-                )
-        return {known[key]: _of_parts(mask, known[key]) for key, mask in given.items()}
 
     def __repr__(self) -> str:
         """torch's, and the options of the whole optimizer that are set."""
@@ -102,23 +101,28 @@ class TorchOptimizer(torch.optim.Optimizer):
     def _reset(self) -> None:
         # Of the whole optimizer under None, of parameters that gradient release steps together under those; no two of them
         # have a parameter with a gradient in common.
-        self._followers: dict[frozenset[torch.Tensor] | None, Follower] = {}
+        self._trackers: dict[frozenset[torch.Tensor] | None, ChangeTracker] = {}
 
-    # ------------------------------------------------------------------------------------------- groups and slots
+    # ------------------------------------------------------------------------------------------- groups and parameters
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in torch. Raises InputError for a hyperparameter out of range and changes nothing."""
         if isinstance(param_group, dict):  # torch says what it is else
+            peak = peak_of({**self.defaults, **param_group})
             self._check_group({**self.defaults, **param_group}, f"param_groups[{len(self.param_groups)}]")
             self._check_algorithm({**self.defaults, **param_group})
             differentiable.check(self.rule, self._settings(), {**self.defaults, **param_group})
+            param_group.update(peak)
+            if averages(self.rule):
+                param_group.setdefault(MODE, True)
         super().add_param_group(param_group)
         self._save_steps()
         self._reset()
 
     def _check_group(self, group: Mapping[str, Any], label: str) -> None:
         own = defaults_of(self.rule)
-        check_group({k: _plain(v) for k, v in group.items() if k in own}, self.rule, label)
+        given = {k: v for k, v in (peak_of(group) | dict(group)).items() if k in own}
+        check_group({k: differentiable.plain(v) for k, v in given.items()}, self.rule, label)
 
     def _check_algorithm(self, group: Mapping[str, Any]) -> None:
         for key, wanted in self._algorithm().items():
@@ -132,47 +136,50 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     @property
     def _engine(self) -> Engine | None:
-        return self._followers[None].engine if None in self._followers else None
+        return self._trackers[None].engine if None in self._trackers else None
 
-    def _made_follower(self, part: frozenset[torch.Tensor] | None, members: Sequence[Member]) -> Follower:
+    def _made_tracker(self, part: frozenset[torch.Tensor] | None, members: Sequence[Member]) -> ChangeTracker:
         """Follows a new engine over parameters that have a gradient, with the states that are in `self.state`; it replaces those
         that know other states or step counts of these parameters.
         """
-        params, told, old = [p for _, p, *_ in members], self._told(), self._followers.get(part)
-        mine, known = set(params), [*self._followers.items()]
-        gone = [key for key, other in known if told or other is old or not mine.isdisjoint(key or other.params)]
-        self._save_steps([self._followers.pop(key) for key in gone])
+        params, edited, old = [p for _, p, *_ in members], self._state_edited(), self._trackers.get(part)
+        mine, known = set(params), [*self._trackers.items()]
+        gone = [key for key, other in known if edited or other is old or not mine.isdisjoint(key or other.params)]
+        self._save_steps([self._trackers.pop(key) for key in gone])
         every = [p for group in self.param_groups for p in group["params"]] if part is None else params
-        made = Follower(self._made_engine(members), self.param_groups, every, params, self._publish, self._dense)
+        made = ChangeTracker(self._made_engine(members), self.param_groups, every, params, self._publish, self._dense)
         made.patience = made.patience if old is None else old.patience
-        if told:
+        if edited:
             self._watch()
-        self._followers[part] = made
+        self._trackers[part] = made
         return made
 
     def _made_engine(self, members: Sequence[Member]) -> Engine:
         """An engine for parameters with these labels and groups."""
         settings = self._settings()
         engine = Engine(self.rule, settings, self.param_groups, self._asked)
-        walks = [(label, p, walked(p, label)) for label, p, *_ in members]
+        along = self.rule.definition().along
+        walks = [(label, p, walked(p, label, along)) for label, p, *_ in members]
         check_apart(walks)
-        slots, always = [], [state for state in self.rule.states if state.when is None]
+        parameters, always = [], [state for state in self.rule.states if state.when is None]
+        common = joint.states(self.rule, self.param_groups, self.state)
         for (label, p, work), (_, _, index, number) in zip(walks, members, strict=True):
             found = self.state.get(p, {})
             loading.check_entry(self.rule, found, always, self._counts_steps, p, label)
             states = {s.name: found[s.key] for s in self.rule.states if found.get(s.key) is not None}
+            states |= joint.of(self.rule, common, p)
             new = new_states(self.rule, settings, self.param_groups[index], p, states)
             step = (
                 int(found.get("step", 0))
                 if self._counts_steps
                 else max(bool(states), self._taken.get(p, 0)) * (not new)
             )
-            slot = make_slot(work, label, engine.clock(index, step), self._mask.get(p), states | new)
-            slot.clock.word = self._replayed.word(p)
-            slot.number = number
-            engine.choice(slot)
-            slots.append(slot)
-        engine.add(slots)
+            parameter = make_parameter(work, label, engine.counter(index, step), self._mask.get(p), states | new)
+            parameter.counter.word = self._replayed.word(p)
+            parameter.number = number
+            engine.choice(parameter)
+            parameters.append(parameter)
+        engine.add(parameters)
         return engine
 
     # ------------------------------------------------------------------------------------------- step
@@ -192,76 +199,81 @@ class TorchOptimizer(torch.optim.Optimizer):
     @torch._disable_dynamo  # type: ignore[attr-defined]
     def _run(self, part: frozenset[torch.Tensor] | None = None) -> Sequence[torch.Tensor]:
         """Step the parameters that have a gradient, or those of a part, which all have one; returns those that were stepped."""
+        if self.rule.between:
+            check_training(self.rule, self.param_groups)
         if any_has(self.param_groups, differentiable.KEY):
             self._save_steps()
             self._reset()
             differentiable.Step(self).run()
             return ()
-        follower = self._followers.get(part)
-        if follower is not None and follower.same_parameters(self.param_groups) and self._stepped(follower):
-            return follower.params
+        tracker = self._trackers.get(part)
+        if tracker is not None and tracker.same_parameters(self.param_groups) and self._stepped(tracker):
+            return tracker.params
         every = labelled(self.param_groups)
         members = [m for m in every if (m[1].grad is not None if part is None else m[1] in part)]
         if not members:
             return ()
-        made = self._made_follower(part, members)
+        made = self._made_tracker(part, members)
         self._stepped(made)
         return made.params
 
-    def _stepped(self, follower: Follower) -> bool:
+    def _stepped(self, tracker: ChangeTracker) -> bool:
         """One step, where the parameters and states are still the tensors that the engine works on."""
-        if self._told():
+        if self._state_edited():
             return False
-        engine = follower.engine
+        engine = tracker.engine
         engine.settings, engine.groups.dicts = self._settings(), self.param_groups
         engine.groups.check()
         with TorchStreams():
-            return follower.step()
+            return tracker.step()
 
-    def _told(self) -> bool:
+    def _state_edited(self) -> bool:
         """Whether someone put states into `self.state`, or took some out."""
-        return self.state is not self._shown or self._shown.version() != self._agreed
+        return self.state is not self._view or self._view.version() != self._known_version
 
-    def _publish(self, follower: Follower) -> list[torch.Tensor]:
-        """Show states and step counts in `self.state`, in torch's order; returns the step tensors, one for each slot or none."""
+    def _publish(self, tracker: ChangeTracker) -> list[torch.Tensor]:
+        """Show states and step counts in `self.state`, in torch's order; returns the step tensors, one a parameter or none."""
         keys, steps = {s.name: s.key for s in self.rule.states}, []
         own: set[int] = set()
-        for p, slot in zip(follower.params, follower.engine.slots, strict=True):
-            if not slot.states and not self._counts_steps:
+        for p, stepped in zip(tracker.params, tracker.engine.parameters, strict=True):
+            if not stepped.states and not self._counts_steps:
                 continue
-            state = self.state[p]
+            state, counter = self.state[p], stepped.counter
             if self._counts_steps:
                 step = state.get("step")
                 if not usable(step) or step.data_ptr() in own:  # what one parameter's count says is not another's
-                    step = state["step"] = step_tensor(slot.clock.step, self.param_groups[slot.clock.group])
+                    step = state["step"] = step_tensor(counter.step, self.param_groups[counter.group])
                 own.add(step.data_ptr())
                 steps.append(step)
-            state.update({keys[name]: tensor for name, tensor in slot.states.items()})
-        self._agreed = self._shown.version()  # these are its own
+            state.update({keys[name]: tensor for name, tensor in stepped.states.items()})
+        self._known_version = self._view.version()  # these are its own
         return steps
 
     def _dense(self, engine: Engine, gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Sparse gradients as dense ones. Raises LayoutError where torch's class takes none."""
-        for slot, gradient in zip(engine.slots, gradients, strict=True):
-            label = f"gradient of {slot.label}"
+        for parameter, gradient in zip(engine.parameters, gradients, strict=True):
+            label = f"gradient of {parameter.label}"
             if gradient.layout is not torch.sparse_coo or self.twin not in SPARSE:
                 arrays.describe(gradient, label)
-            elif self.param_groups[slot.clock.group].get("weight_decay"):
+            elif self.param_groups[parameter.counter.group].get("weight_decay"):
                 raise LayoutError(f"{label}: a sparse one does not go with weight_decay, which is of every element")
         return [g.to_dense() if g.layout is torch.sparse_coo else g for g in gradients]
 
     def _watch(self) -> None:
         """Notice from now on what others do to `self.state`."""
-        if not isinstance(self.state, ShownStates):  # another optimizer of ours may have the same
-            self.state = ShownStates(self.state)
-        self._shown = self.state  # and what it was when the engine last agreed with it
-        self._agreed = self._shown.version()
+        if not isinstance(self.state, StateView):  # another optimizer of ours may have the same
+            self.state = StateView(self.state)
+        self._view = self.state  # and what it was when the engine last agreed with it
+        self._known_version = self._view.version()
 
     def init_state(self) -> None:
         """Allocate the state of every parameter that requires gradients now, with step 0, instead of at its first step."""
+        self._make_states([p for group in self.param_groups for p in group["params"] if p.requires_grad])
+
+    def _make_states(self, params: list[torch.Tensor]) -> None:
         self._save_steps()
         self._reset()
-        self._allocate(p for group in self.param_groups for p in group["params"] if p.requires_grad)
+        self._allocate(params)
 
     def _allocate(self, params: Iterable[torch.Tensor]) -> None:
         chosen, settings = set(params), self._settings()
@@ -273,24 +285,27 @@ class TorchOptimizer(torch.optim.Optimizer):
             for state in self.rule.states:
                 if state.name in made:
                     self.state[p].setdefault(state.key, made[state.name])
+        joint.share(self.rule, self.param_groups, self.state)
 
     # ------------------------------------------------------------------------------------------- state dict
 
-    def _save_steps(self, followers: Iterable[Follower] | None = None) -> None:
-        """Bring step counts back from the GPU into the step tensors, of all followers or of these; one that was set from outside
+    def _save_steps(self, trackers: Iterable[ChangeTracker] | None = None) -> None:
+        """Bring step counts back from the GPU into the step tensors, of all trackers or of these; one that was set from outside
         stays as it is.
         """
-        for follower in self._followers.values() if followers is None else followers:
+        for tracker in self._trackers.values() if trackers is None else trackers:
             with TorchStreams():
-                follower.engine.synchronize()
-            follower.counts.settle()
-            clocks = {p: slot.clock for p, slot in zip(follower.params, follower.engine.slots, strict=True)}
-            if follower.engine.settings.capturable:
-                self._replayed.remember(clocks)
+                tracker.engine.synchronize()
+            tracker.step_tensors.write_unchanged()
+            counters = {
+                p: stepped.counter for p, stepped in zip(tracker.params, tracker.engine.parameters, strict=True)
+            }
+            if tracker.engine.settings.capturable:
+                self._replayed.remember(counters)
             if not self._counts_steps:
-                self._taken |= {p: clock.step for p, clock in clocks.items()}
-        if self._replayed.clocks:
-            self._replayed.settle(self.state, {p for follower in self._followers.values() for p in follower.params})
+                self._taken |= {p: counter.step for p, counter in counters.items()}
+        if self._replayed.counters:
+            self._replayed.settle(self.state, {p for tracker in self._trackers.values() for p in tracker.params})
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's: it refers to the tensors of the optimizer, whose values go on changing; a deepcopy is a snapshot."""
@@ -306,12 +321,15 @@ class TorchOptimizer(torch.optim.Optimizer):
         """
         loaded: list[Mapping[str, Any]] = []
 
-        def check(_: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+        def check(_: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+            saved = loading.with_peaks(self.param_groups, saved)
             self._check_saved(saved)
             loaded.append(saved)
+            return saved
 
         def restore(_: torch.optim.Optimizer) -> None:
-            self._restore_dtypes(loaded[0])
+            loading.restore(self.rule, self._settings(), self.param_groups, self.state, loaded[0])
+            joint.share(self.rule, self.param_groups, self.state)
 
         # Around torch's own loading, behind the hooks that change what is loaded and before those that look at it.
         hooks = [
@@ -324,12 +342,6 @@ class TorchOptimizer(torch.optim.Optimizer):
             for hook in hooks:
                 hook.remove()
 
-    def _saved_entries(self, saved: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor, int, Mapping[str, Any]]]:
-        """Label, parameter, group and saved state of every parameter."""
-        indices = [i for group in saved["param_groups"] for i in group["params"]]
-        for index, member in zip(indices, labelled(self.param_groups), strict=True):
-            yield *member[:3], saved["state"].get(index) or {}
-
     def _check_saved(self, saved: Mapping[str, Any]) -> None:
         groups = saved["param_groups"]
         if [len(g["params"]) for g in groups] != [len(g["params"]) for g in self.param_groups]:
@@ -337,19 +349,10 @@ class TorchOptimizer(torch.optim.Optimizer):
         loading.check_groups(self.rule, groups)
         for index, group in enumerate(groups):
             self._check_group({**self.defaults, **group}, f"state_dict: param_groups[{index}]")
-        needed = [loading.required(self.rule, {**self.defaults, **group}) for group in groups]
-        for label, p, index, entry in self._saved_entries(saved):
+        for label, p, index, entry in loading.entries(self.param_groups, saved):
             loading.check_origin(self.rule, entry, label)
-            loading.check_entry(self.rule, entry, needed[index], self._counts_steps, p, label)
-
-    def _restore_dtypes(self, saved: Mapping[str, Any]) -> None:
-        """Torch casts loaded states to the parameter's dtype, which may be too narrow for them."""
-        settings = self._settings()
-        for _, p, _, entry in self._saved_entries(saved):
-            dtypes = state_dtypes(self.rule, settings, p)
-            for state in self.rule.states:
-                if entry.get(state.key) is not None:
-                    self.state[p][state.key] = loading.kept_as(entry[state.key], p, dtypes[state.name])
+            needed = loading.required(self.rule, {**self.defaults, **self.torch_later, **groups[index]}, p)
+            loading.check_entry(self.rule, entry, needed, self._counts_steps, p, label)
 
     def __getstate__(self) -> dict[str, Any]:
         self._save_steps()
@@ -361,9 +364,7 @@ class TorchOptimizer(torch.optim.Optimizer):
             self._given, self._asked, self._mask, self._keys = state.pop("gpuopt")
         super().__setstate__(state)
         for group in self.param_groups:
-            for (
-                key
-            ) in self._keys:  # what torch's class did not always have was as it says; our options are as given here
+            for key in self._keys:  # what torch's class did not always have was as it says; ours are as given here
                 group.setdefault(key, self.torch_later.get(key, self.defaults[key]))
             group.update(self._algorithm())
             for p in group["params"]:
@@ -384,16 +385,3 @@ class TorchOptimizer(torch.optim.Optimizer):
 def any_has(groups: Sequence[Mapping[str, Any]], key: str) -> bool:
     """Whether a flag is set in any of the groups."""
     return True in [bool(group.get(key)) for group in groups]
-
-
-def _plain(value: Any) -> Any:
-    """A hyperparameter as a number where it is a one-element tensor."""
-    if isinstance(value, (tuple, list)):
-        return tuple(_plain(v) for v in value)
-    return value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
-
-
-def _of_parts(mask: Any, p: torch.Tensor) -> Any:
-    """A mask of complex numbers as one of their real and imaginary parts, which it may be already."""
-    each = p.is_complex() and isinstance(mask, torch.Tensor) and mask.shape == p.shape
-    return torch.stack((mask, mask), -1) if each else mask

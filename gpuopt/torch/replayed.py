@@ -10,30 +10,30 @@ from typing import Any
 
 import torch
 
-from gpuopt.launch.launcher import Clock
-from gpuopt.torch.shown import usable
+from gpuopt.launch.launcher import StepCounter
+from gpuopt.torch.step_tensors import usable
 
 
 class Replayed:
-    """clocks: of each parameter the last one whose count was on a device."""
+    """counters: of each parameter the last one whose count was on a device."""
 
     def __init__(self) -> None:
-        self.clocks: dict[torch.Tensor, Clock] = {}
+        self.counters: dict[torch.Tensor, StepCounter] = {}
 
-    def remember(self, clocks: Mapping[torch.Tensor, Clock]) -> None:
-        self.clocks |= {p: clock for p, clock in clocks.items() if clock.word is not None}
+    def remember(self, counters: Mapping[torch.Tensor, StepCounter]) -> None:
+        self.counters |= {p: counter for p, counter in counters.items() if counter.word is not None}
 
     def word(self, p: torch.Tensor) -> Any:
         """Where its count is, if it is on a device."""
-        return self.clocks[p].word if p in self.clocks else None
+        return self.counters[p].word if p in self.counters else None
 
     def settle(self, states: Mapping[Any, Any], stepped: Collection[torch.Tensor]) -> None:
         """Bring the counts of all parameters but those that an engine steps into the step tensors that nobody has changed."""
-        alone = {p: clock for p, clock in self.clocks.items() if p not in stepped}
-        before = {p: clock.step for p, clock in alone.items()}
-        for backend in {clock.word.counts.backend for clock in alone.values()}:
+        alone = {p: counter for p, counter in self.counters.items() if p not in stepped}
+        before = {p: counter.step for p, counter in alone.items()}
+        for backend in {counter.word.counts.backend for counter in alone.values()}:
             backend.synchronize(list(alone.values()), {})
-        for p, clock in alone.items():
+        for p, counter in alone.items():
             step = states[p].get("step") if p in states else None
-            if clock.step != before[p] and usable(step) and step == before[p]:
-                step.fill_(clock.step)
+            if counter.step != before[p] and usable(step) and step == before[p]:
+                step.fill_(counter.step)

@@ -83,8 +83,10 @@ def survives_fork(work: Callable[P, R]) -> Callable[P, R]:
 
 
 @survives_fork
-def zeros(like: torch.Tensor, dtype: str) -> torch.Tensor:
-    """A state for a parameter: its shape, memory order and device, complex where it is complex."""
+def zeros(like: torch.Tensor, dtype: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
+    """A state for a parameter: its shape, memory order and device, complex where it is complex; or of another shape."""
+    if shape is not None:
+        return torch.zeros(shape, dtype=TYPES[dtype], device=like.device)
     shaped, kept = storage(like, dtype)
     return torch.zeros_like(shaped, dtype=kept, memory_format=torch.preserve_format, requires_grad=False)
 

@@ -63,6 +63,8 @@ class Kernel:
         """Basic blocks in the order of the text; labels and what follows a branch or a barrier begin one."""
         blocks: list[list[Instruction]] = [[]]
         body = re.sub(r"(?m)^\s*\.shared[^;]*;", "", body)
+        # A scope of its own, `{ .reg .b32 %temp; mov.b64 {%temp, %r1}, %rd1; }`: nothing else has a register of that name.
+        body = re.sub(r"\{\s*(\.reg[^;]*;\s*mov[^;]*;)\s*\}", r"\1", body)
         for statement in re.findall(r"\.reg[^;]*;|[$\w]+:|[^;:]+;", body):
             statement = statement.strip().rstrip(";").strip()
             if not statement or statement.startswith((".pragma", ".loc")):

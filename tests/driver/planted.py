@@ -21,21 +21,23 @@ import gpuopt
 import test_gpu_graphs
 import test_gpu_lifetimes
 import test_gpu_streams
+import test_gpu_sums
 from driver.library import Driver
 from driver.memory import Fault
 from driver.plugin import driver
 from gpuopt import backends
-from gpuopt.backends import device
+from gpuopt.backends import device, passes
 from gpuopt.backends.cupy import CupyRuntime
 from gpuopt.backends.device import DeviceBackend
-from gpuopt.backends.resident import Deciding
+from gpuopt.backends.passes import DevicePasses, OverAll
 from gpuopt.compiler import to_cuda
-from shim.scenarios import BARRIER, EDITS, edited
+from shim.scenarios import BARRIERS, EDITS, edited
+from summing_rules import HYPER, RULES
 from test_bits import FEW
 from test_bits_gpu import SHORT, check
 
 Patch = pytest.MonkeyPatch
-ADDRESS = "record[COL_ADDRESS + role]"
+ADDRESS = "at[M::place(R)]"
 
 
 def everything(backend: str = "cupy") -> None:
@@ -43,19 +45,47 @@ def everything(backend: str = "cupy") -> None:
     check(SHORT["adamw-float32-everything"], backend)
 
 
-def apart() -> None:
-    """Parameters and gradients at the same odd offsets, nothing written around them; a norm is taken."""
+def summing(backend: str = "cupy", dtype: str = "float32") -> None:
+    """Rules that ask for sums, of tensors and over all, in more tensors than blocks and chunks than one."""
+    for name in ("trusting", "distant"):
+        check(SHORT[f"{name}-{dtype}-sums"], backend)
+
+
+def lines(backend: str = "cupy", dtype: str = "float32") -> None:
+    """The one that sums along rows and columns."""
+    check(SHORT[f"lined-{dtype}-sums"], backend)
+
+
+def of_several_dtypes() -> None:
+    """Launches that wait for each other."""
+    test_gpu_sums.test_launches_of_several_dtypes_wait_for_each_other("cupy")
+
+
+def apart(backend: str = "cupy") -> None:
+    """Parameters and gradients at the same odd offsets, nothing behind them, a pack but one among them; a norm is taken."""
     import cupy
 
     rng = np.random.default_rng(0)
-    given = [[rng.standard_normal(n).astype(np.float32) for n in FEW] for _ in range(2)]
+    given = [[rng.standard_normal(n).astype(np.float32) for n in (*FEW, 7, 7)] for _ in range(2)]
     placed: list[list[Any]] = []
     for arrays in given:
-        placed.append([cupy.empty(a.size + 32, a.dtype)[k % 16 : k % 16 + a.size] for k, a in enumerate(arrays)])
+        placed.append([cupy.empty(a.size + k % 16, a.dtype)[k % 16 :] for k, a in enumerate(arrays)])
         for there, here in zip(placed[-1], arrays, strict=True):
             there.set(here)
-    for (params, grads), backend in ((given, "numpy"), (placed, "cupy")):
-        gpuopt.GD(params, lr=1.0, max_grad_norm=1.0, backend=backend).step(grads)
+    for (params, grads), by in ((given, "numpy"), (placed, backend)):
+        gpuopt.GD(params, lr=1.0, max_grad_norm=1.0, backend=by).step(grads)
+    assert all(a.tobytes() == b.get().tobytes() for a, b in zip(given[0], placed[0], strict=True))
+
+
+def lines_apart() -> None:
+    """Matrices, each in memory of its own."""
+    import cupy
+
+    shapes = [(3, 5), (8, 16), (2, 520)]
+    given = [[np.random.default_rng(k).standard_normal(s).astype(np.float32) for s in shapes] for k in range(2)]
+    placed = [[cupy.asarray(a) for a in arrays] for arrays in given]
+    for (params, grads), by in ((given, "numpy"), (placed, "cupy")):
+        gpuopt.optimizer(RULES["lined"], params, backend=by, **HYPER["lined"]).step(grads)
     assert all(a.tobytes() == b.get().tobytes() for a, b in zip(given[0], placed[0], strict=True))
 
 
@@ -193,14 +223,29 @@ def pooled(patch: Patch) -> None:
     patch.setattr(CupyRuntime, "allocate", lambda self, nbytes: cupy.cuda.alloc(nbytes))
 
 
-def common_sums(patch: Patch) -> None:
-    """All optimizers of a device put their sums into one buffer."""
-    common: list[Any] = []
+def not_waiting(patch: Patch) -> None:
+    """Each launch sums over its own tensors only."""
+    right = passes.StepPasses
 
-    def get(self: Deciding) -> Any:
-        return common[0] if common else None
+    class Alone:
+        def __init__(self, backend: Any, each: Any, *given: Any) -> None:
+            self.passes = [right(backend, [one], *given) for one in each]
 
-    patch.setattr(Deciding, "partials", property(get, lambda self, b: common.append(b) if b else None), raising=False)
+        def run(self, given: Any, stream: Any) -> None:
+            for one, addresses in zip(self.passes, given, strict=True):
+                one.run([addresses], stream)
+
+    patch.setattr(device, "StepPasses", Alone)
+
+
+def common(owner: type, name: str) -> Callable[[Patch], None]:
+    """All optimizers of a device have one buffer in common: that of the first of them."""
+
+    def plant(patch: Patch) -> None:
+        made: list[Any] = []
+        patch.setattr(owner, name, property(lambda self: made[0], lambda self, b: made.append(b)), raising=False)
+
+    return plant
 
 
 def strict(patch: Patch) -> None:
@@ -226,10 +271,21 @@ def no_wait(call: str) -> Callable[[Patch], None]:
 
 
 # what is planted: (how, the scenario that must find it)
+BY = {"updates": everything, "decisions": everything, "lines": lines}  # instead of those of the sanitizers
 FAULTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
-    **{f"without barrier {k}": (edit(f"barrier-{k}"), everything) for k in range(to_cuda.headers().count(BARRIER))},
-    **{name: (edit(name), everything) for name in EDITS},
+    **{f"without {name}": (edit(name), BY[of]) for name, of in BARRIERS.items()},
+    **{name: (edit(name), BY[of]) for name, (_, _, of) in EDITS.items()},
+    **{  # those of all tensors are one block's
+        f"sums without {name}": (edit(name), summing) for name in BARRIERS if name.endswith((" chunk", " tensor"))
+    },
+    "values of the next tensor": (
+        text("values[(word >> 32) * M::VALUES", "values[((word >> 32) + 1) * M::VALUES"),
+        summing,
+    ),
+    "wide scalars of the next row": (text("record[COL_ROW] * P::WIDES", "(record[COL_ROW] + 1) * P::WIDES"), summing),
+    "launches that do not wait": (not_waiting, of_several_dtypes),
     **{name: (edit(name), apart) for name in ("head-of-short-tensors", "sums-over-the-end")},
+    "lines-over-the-end": (edit("lines-over-the-end"), lines_apart),
     "tail one short": (text("i < count; i += unit)", "i < count - 1; i += unit)"), everything),
     "address of 32 bits": (text(ADDRESS, f"int({ADDRESS})"), everything),
     "argument of 32 bits": (arguments(lambda a: tuple(np.int32(x) if x is a[2] else x for x in a)), everything),
@@ -239,7 +295,9 @@ FAULTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "no wait between streams": (no_wait("cuStreamWaitEvent"), two_streams),
     "graph not kept": (forgotten, graphs_after_other_plans),
     "tables from the pool": (pooled, dropped),
-    "sums in common": (common_sums, sums_on_two_streams),
+    "sums of chunks in common": (common(DevicePasses, "partials"), sums_on_two_streams),
+    "sums of tensors in common": (common(DevicePasses, "totals"), sums_on_two_streams),
+    "sums over all in common": (common(OverAll, "result"), sums_on_two_streams),
     "capture not relaxed": (strict, graph_steps),
     "arrays of graphs let go": (let_go, graphs_after_their_optimizer),
     "counts of each plan": (apart_from_graphs, counts_after_other_plans),
@@ -254,7 +312,17 @@ OF_GRAPHS = (
     counts_after_other_plans,
     states_of_another_stream,
 )
-SCENARIOS: tuple[Callable[[], None], ...] = (everything, apart, schedules, two_streams, *OF_GRAPHS)
+SCENARIOS: tuple[Callable[[], None], ...] = (
+    everything,
+    summing,
+    lines,
+    of_several_dtypes,
+    apart,
+    lines_apart,
+    schedules,
+    two_streams,
+    *OF_GRAPHS,
+)
 
 
 def failure(scenario: Callable[[], None]) -> str:

@@ -5,6 +5,7 @@ Called by the tests of bits and sanitizers. Knows no backend: it takes the name.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
@@ -16,12 +17,13 @@ from numpy.typing import NDArray
 
 import gpuopt
 from gpuopt import rules
-from gpuopt.compiler.lower import Program
 from gpuopt.compiler.names import OPTION
+from gpuopt.compiler.program import Program
 from gpuopt.formats.dtypes import numpy_dtype
 from gpuopt.launch.launcher import Launch
 from gpuopt.optim.optimizer import Optimizer
-from gpuopt.optim.slots import Slot
+from gpuopt.optim.parameters import Parameter
+from gpuopt.rules.language import Rule
 from gpuopt.source import program
 
 POISON = 0xA5  # as any floating type: a small negative number, neither NaN nor infinity
@@ -29,25 +31,30 @@ GAP = 64  # bytes between arrays, and their alignment before the offset
 
 
 class Arena:
-    """One buffer that holds an array for each of `sizes`, `offsets[k]` elements behind a multiple of 64 bytes."""
+    """One buffer that holds an array of each of `shapes`, `offsets[k]` elements behind a multiple of 64 bytes."""
 
-    def __init__(self, dtype: str, sizes: Sequence[int], offsets: Sequence[int]) -> None:
-        self.dtype = numpy_dtype(dtype)
+    def __init__(self, dtype: str, shapes: Sequence[tuple[int, ...]], offsets: Sequence[int]) -> None:
+        self.dtype, self.shapes = numpy_dtype(dtype), shapes
         item = self.dtype.itemsize
         self.spans = []
         position = GAP
-        for size, offset in zip(sizes, offsets, strict=True):
+        for shape, offset in zip(shapes, offsets, strict=True):
             begin = position + offset * item
-            self.spans.append((begin, begin + size * item))
-            position = -(-(begin + size * item + GAP) // GAP) * GAP
+            end = begin + math.prod(shape) * item
+            self.spans.append((begin, end))
+            position = -(-(end + GAP) // GAP) * GAP
         self._place(np.full(position, POISON, np.uint8))
+
+    def views(self, memory: Any) -> list[Any]:
+        """The arrays in that memory, of NumPy or CuPy."""
+        return [memory[a:b].view(self.dtype).reshape(s) for (a, b), s in zip(self.spans, self.shapes, strict=True)]
 
     def _place(self, content: NDArray[np.uint8]) -> None:
         raw = np.empty(content.size + GAP, np.uint8)
         skip = -raw.ctypes.data % GAP
         self.memory = raw[skip : skip + content.size]
         self.memory[...] = content
-        self.arrays = [self.memory[a:b].view(self.dtype) for a, b in self.spans]
+        self.arrays = self.views(self.memory)
 
     def copy(self) -> Arena:
         """The same bytes in memory of its own."""
@@ -64,7 +71,7 @@ class Arena:
 
     def bits(self) -> NDArray[Any]:
         """All elements as integers, every NaN the same one."""
-        joined = np.concatenate([np.empty(0, self.dtype), *self.arrays])
+        joined = np.concatenate([np.empty(0, self.dtype), *(a.ravel() for a in self.arrays)])
         if self.dtype.kind == "b":
             return joined
         bits = joined.view(f"u{self.dtype.itemsize}")
@@ -91,9 +98,9 @@ def values(rng: np.random.Generator, dtype: str, size: int, odd: float) -> NDArr
     return result
 
 
-def slots_of(made: Optimizer) -> list[Slot]:
+def parameters_of(made: Optimizer) -> list[Parameter]:
     """An optimizer's tensors; the one place in these tests that knows where it keeps them."""
-    return made._engine.slots
+    return made._engine.parameters
 
 
 def launches_of(made: Optimizer) -> list[Launch]:
@@ -101,14 +108,22 @@ def launches_of(made: Optimizer) -> list[Launch]:
     return [launch for _, launches, _ in made._engine._launches for launch in launches]
 
 
+def as_matrix(size: int) -> tuple[int, int]:
+    """A shape of so many elements, as near to a square as it goes."""
+    rows = next((r for r in range(math.isqrt(size), 0, -1) if size % r == 0), 3)
+    return rows, size // rows
+
+
 @dataclass
 class Case:
     """Steps of one optimizer on one list of arrays. offsets: role -> one for each array, 0 where a role is missing.
+    sizes: elements of each; matrices, if the rule sums along rows or columns.
 
+    rule: a name or a rule of a user's own, whose states of one number or of one a row or column come back beside the arrays.
     odd: the share of odd values; seen: which tensors have a gradient, one tuple of indices a step, None for all.
     """
 
-    rule: str
+    rule: str | Rule
     hyper: Mapping[str, Any]
     param_dtype: str
     sizes: Sequence[int]
@@ -127,7 +142,14 @@ class Case:
     def program(self) -> Program:
         """What its one kernel computes."""
         wide = {"grad_dtype": self.grad_dtype, "mask": self.mask, "state_format": self.state_format}
-        return program(self.rule, param_dtype=self.param_dtype, **self.hyper, **self.options, **wide)
+        given = {**self.options, **self.hyper}  # a rule may have an option of its own under the same name
+        return program(self.rule, param_dtype=self.param_dtype, **given, **wide)
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Of the arrays."""
+        along = (rules.get(self.rule) if isinstance(self.rule, str) else self.rule).definition().along
+        return [as_matrix(n) if along else (n,) for n in self.sizes]
 
     @cached_property
     def start(self) -> dict[str, Arena]:
@@ -135,8 +157,8 @@ class Case:
         made = {}
         for k, role in enumerate(self.program.roles):
             name = role.name.removeprefix(OPTION)
-            arena = Arena(role.storage, self.sizes, self.offsets.get(name, [0] * len(self.sizes)))
-            for i, array in enumerate(arena.arrays):
+            arena = Arena(role.storage, self.shapes, self.offsets.get(name, [0] * len(self.sizes)))
+            for i, array in enumerate(a.reshape(-1) for a in arena.arrays):
                 rng = np.random.default_rng([self.seed, k, i])
                 array[...] = values(rng, role.storage, array.size, self.odd)
                 if role.storage != "bool" and k > 1:  # mostly positive: roots are taken of many a state
@@ -152,12 +174,32 @@ class Case:
         if self.mask:
             chosen["mask"] = [arenas["mask"].arrays[k::count] for k in range(count)]
         groups = [{"params": arenas["p"].arrays[k::count], **g} for k, g in enumerate(self.groups)]
-        made = gpuopt.create(self.rule, groups, backend=backend, state_format=self.state_format, **self.hyper, **chosen)
-        order = [k for group in range(count) for k in range(group, len(self.sizes), count)]
-        names = {s.name for s in rules.get(self.rule).states} & set(arenas)
-        for slot, k in zip(slots_of(made), order, strict=True):
-            slot.states = {name: arenas[name].arrays[k] for name in names}
+        chosen |= {"backend": backend, "state_format": self.state_format, **self.hyper}
+        make = gpuopt.create if isinstance(self.rule, str) else gpuopt.optimizer
+        made = make(self.rule, groups, **chosen)  # type: ignore[arg-type]
+        names = {s.name for s in made.rule.states} & set(arenas)
+        for parameter, k in zip(parameters_of(made), self.order, strict=True):
+            parameter.states = {name: arenas[name].arrays[k] for name in names}
         return made
+
+    @property
+    def order(self) -> list[int]:
+        """The arrays as the optimizer has them, group behind group."""
+        count = len(self.groups)
+        return [k for group in range(count) for k in range(group, len(self.sizes), count)]
+
+    def beside(self, made: Optimizer) -> dict[str, Arena]:
+        """The states that are no arrays like the parameter: of one number, or of one a row or column. A tensor without steps has
+        none.
+        """
+        found = {}
+        for role in (*self.program.signature.cells, *self.program.signature.vectors):
+            of = [parameter.states[role.name] for parameter in parameters_of(made) if role.name in parameter.states]
+            of = [np.asarray(value.get() if hasattr(value, "get") else value) for value in of]  # CuPy's or the host's
+            found[role.name] = Arena(role.storage, [value.shape for value in of], [0] * len(of))
+            for array, value in zip(found[role.name].arrays, of, strict=True):
+                array[...] = value
+        return found
 
     def run(self, backend: str) -> tuple[dict[str, Arena], Optimizer]:
         """All steps on that backend."""
@@ -168,7 +210,15 @@ class Case:
             if self.seen is not None:
                 grads = [g if k in set(self.seen[step]) else None for k, g in enumerate(grads)]
             made.step([grads[k::count] for k in range(count)])
-        return arenas, made
+        return arenas | self.beside(made), made
+
+
+def same(a: Any, b: Any) -> bool:
+    """Bit for bit, any NaN equal to any NaN."""
+    a, b = np.asarray(a), np.asarray(b)
+    both = np.isnan(a) & np.isnan(b)
+    bits = [x.view(f"u{x.itemsize}") for x in (a, b)]
+    return a.dtype == b.dtype and a.shape == b.shape and bool((both | (bits[0] == bits[1])).all())
 
 
 def assert_same(one: Mapping[str, Arena], other: Mapping[str, Arena], which: str = "") -> None:

@@ -7,7 +7,7 @@ choose tile size, unit and blocks; "shim-device" is gpuopt/backends/device.py it
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ctypes import c_int64
 from typing import Any
@@ -19,13 +19,15 @@ from numpy.typing import NDArray
 from gpuopt import backends
 from gpuopt.backends.cupy import CupyRuntime
 from gpuopt.backends.device import DeviceBackend
-from gpuopt.backends.host import HostBackend
-from gpuopt.backends.simulator import SimulatorRuntime
-from gpuopt.compiler import to_cuda
-from gpuopt.compiler.lower import Program
+from gpuopt.backends.host import Addresses, HostBackend
+from gpuopt.backends.passes import kernel_of, pieces_of
+from gpuopt.compiler import to_cuda, to_cuda_sums
+from gpuopt.compiler.program import Layout, Pass, PerMatrix, PerTensor, Program, Step
 from gpuopt.launch.launcher import Launch
+from gpuopt.launch.plan import Plan
 from gpuopt.launch.table import THREADS
 from shim.build import Kernel, build
+from simulator_runtime import SimulatorRuntime
 
 
 def address(array: NDArray[Any]) -> int:
@@ -50,8 +52,18 @@ class Runtime(SimulatorRuntime):
     def update_kernel(self, program: Program) -> Kernel:
         return build(to_cuda.update_source(program), "gpuopt_update", self.sanitize)
 
-    def sums_kernel(self, storage: str, compute: str) -> Kernel:
-        return build(to_cuda.sums_source(storage, compute), "gpuopt_sums", self.sanitize)
+    def reduce_kernel(self, layout: Layout, cut: Pass) -> Kernel:
+        name = "gpuopt_reduce_along" if cut.along else "gpuopt_reduce"
+        return build(to_cuda_sums.reduce_source(layout, cut), name, self.sanitize)
+
+    def per_matrix_kernel(self, made: PerMatrix) -> Kernel:
+        return build(to_cuda_sums.per_matrix_source(made), "gpuopt_per_matrix", self.sanitize)
+
+    def per_tensor_kernel(self, made: PerTensor) -> Kernel:
+        return build(to_cuda_sums.per_tensor_source(made), "gpuopt_per_tensor", self.sanitize)
+
+    def all_tensors_kernel(self) -> Kernel:
+        return build(to_cuda_sums.all_tensors_source(), "gpuopt_all_tensors", self.sanitize)
 
     def prepare_kernel(self, program: Program, inputs: tuple[str, ...]) -> Kernel:
         return build(to_cuda.prepare_source(program, inputs), "gpuopt_prepare", self.sanitize)
@@ -83,24 +95,37 @@ class Backend(HostBackend):
             launch.private["shim-update"] = runtime.update_kernel(plan.program)
         if plan.tile_size != self.tile_size:
             plan.cut_tiles(self.tile_size)
+        found = launch.private["passes"].at[-2:] if "passes" in launch.private else (0, 0)
         by_pointer = self.device_rows or len(rows) > to_cuda.rows_capacity(plan.program)
         shape = (len(plan.tiles), self.tile_size, self.unit)
-        pointers = (address(rows) if by_pointer else 0, 0)
+        pointers = (address(rows) if by_pointer else 0, 0, *found)
         by_value = runtime.rows_argument(plan.program, None if by_pointer else rows)
         arguments = (address(plan.table), address(plan.tiles), *shape, *pointers, by_value)
         runtime.launch(launch.private["shim-update"], self.blocks, arguments)
 
-    def sums(self, launch: Launch) -> NDArray[Any]:
-        """Partial sums of every chunk: [chunks, 2]."""
-        plan = launch.plan
-        role, storage = next((k, r.storage) for k, r in enumerate(plan.program.roles) if r.name == "g")
-        if "shim-sums" not in launch.private:
-            launch.private["shim-sums"] = self.runtime.sums_kernel(storage, plan.program.compute)
-        partials = np.full((len(plan.chunks), 2), np.nan)
-        shape = (plan.table.shape[1], role, address(plan.chunks), len(plan.chunks))
-        arguments = (address(plan.table), *shape, address(partials))
-        self.runtime.launch(launch.private["shim-sums"], min(self.blocks, max(1, len(plan.chunks))), arguments)
-        return partials
+    def prepared(self, plan: Plan, layout: Layout, step: Step) -> Callable[[Addresses], None]:
+        """One pass that sums, or what is done once a tensor or matrix."""
+        name, kernel = pieces_of(step), kernel_of(self, layout, step)
+        pieces = {"tensors": plan.begins, "chunks": plan.chunks, "blocks": plan.blocks, "matrices": plan.matrices}[name]
+        count = len(plan.table) if name == "tensors" else len(pieces)
+        which = (count, address(pieces)) if name == "tensors" else (address(pieces), count)
+
+        def run(at: Addresses) -> None:
+            last = {
+                "tensors": (at.wide, at.partials, at.totals, at.values),
+                "chunks": (at.rows, at.values, at.slots, at.partials),
+                "blocks": (at.rows, at.values, at.slots),
+                "matrices": (at.rows, at.values, at.slots, 0),
+            }[name]
+            arguments = (address(plan.table), plan.table.shape[1], *which, *last)
+            self.runtime.launch(kernel, min(self.blocks, max(1, count)), arguments)
+
+        return run
+
+    def kernel(self, kind: str, *key: Any) -> Kernel:
+        """As DeviceBackend.kernel."""
+        made: Kernel = getattr(self.runtime, f"{kind}_kernel")(*key)
+        return made
 
 
 class OnDevice(DeviceBackend):

@@ -10,6 +10,7 @@ import atexit
 import ctypes
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -21,8 +22,14 @@ from typing import Any
 
 import numpy as np
 
+from gpuopt.compiler.program import Program
+from gpuopt.source import parts
+
 HEADER = Path(__file__).parent / "shim.h"
 FLAGS = ("-std=c++20", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC", "-pthread", "-Wall", "-Wextra")
+# Each library has shared memory of its own: by default all of a process would share one array of each name, of the first one's
+# size.
+FLAGS += ("-fno-gnu-unique",)
 FLAGS += ("-Wno-unknown-pragmas", "-Wno-unused-parameter", "-Wno-unused-variable", "-Werror")
 SANITIZERS = {
     None: (),
@@ -30,7 +37,13 @@ SANITIZERS = {
     "thread": ("-g1", "-fsanitize=thread"),
 }
 FOLDER = "GPUOPT_SHIM_FOLDER"
-WITH_BARRIER = ("gpuopt_sums", "gpuopt_prepare")  # one std::thread for each CUDA thread
+WITH_BARRIER = (
+    "gpuopt_reduce",
+    "gpuopt_reduce_along",
+    "gpuopt_per_tensor",
+    "gpuopt_per_matrix",
+    "gpuopt_all_tensors",
+)  # the threads of a block run together
 
 
 class Kernel:
@@ -42,7 +55,7 @@ class Kernel:
 
     def __call__(self, blocks: int, threads: int, *args: Any, parallel: bool | None = None) -> None:
         """Launch and wait. args: a ctypes number each, or an array whose bytes are the argument (a struct by value).
-        parallel: a std::thread for each CUDA thread; None where the kernel needs it.
+        parallel: the threads of a block together; None where the kernel needs it.
         """
         values = [a.ctypes.data if isinstance(a, np.ndarray) else ctypes.addressof(a) for a in args]
         parallel = self.name in WITH_BARRIER if parallel is None else parallel
@@ -81,7 +94,7 @@ def header(sanitize: str | None) -> Path:
         return copy
     place.mkdir()
     shutil.copy(HEADER, place)
-    flags = (*FLAGS[:-1], *SANITIZERS[sanitize])
+    flags = (*FLAGS, *SANITIZERS[sanitize])
     compile_with(flags, "-w", "-x", "c++-header", copy, "-o", place / "shim.h.gch")
     return copy
 
@@ -104,6 +117,17 @@ def prefetch(source: str, kernel_name: str, sanitize: str | None = None) -> Futu
         header(sanitize)
         _libraries[key] = pool().submit(_compile, source, kernel_name, sanitize, folder() / f"{key}.so")
     return _libraries[key]
+
+
+def cuda_sources(program: Program) -> dict[str, str]:
+    """The units of a program that the backend "shim" compiles, by the names of the parts: passes that sum, and the update."""
+    decided = ("sums", "prepare", "all_tensors")
+    return {name: text() for name, text in parts(program, "cuda").items() if name not in decided}
+
+
+def name_in_c(part: str) -> str:
+    """The name of the kernel of such a part: gpuopt_reduce of reduce_1."""
+    return "gpuopt_" + re.sub(r"_\d+$", "", part)
 
 
 def build(source: str, kernel_name: str, sanitize: str | None = None) -> Kernel:

@@ -19,35 +19,66 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from gpuopt import rules
 from gpuopt.compiler import to_cuda
+from gpuopt.formats.dtypes import PARAMETER_DTYPES
 from shim.arena import Arena, Case
 from shim.backend import Backend, installed
 from shim.build import prefetch
 from shim.variants import EVERYTHING, richest
+from summing_rules import HYPER, RULES
 
 SIZES = [0, 1, 2, 3, 5, 8, 31, 33, 64, 257, 0, 1023, 2047, 2049, 4097, 9001, 2, 100]
 GROUPS = ({"lr": 0.01}, {"lr": 0.02}, {"lr": 0.03})
-# name -> (text of the kernels, what stands there instead)
+# name -> (text of the kernels, what stands there instead, the scenario that finds it)
 EDITS = {
-    "tail-one-too-far": ("i < count; i += unit)", "i <= count; i += unit)"),
-    "head-of-short-tensors": ("lane < head && lane < numel)", "lane < head)"),
-    "packs-unaligned": ("record[COL_ALIGNED] & 1 ? count", "true ? count"),
-    "next-row": ("record[COL_ROW] * U::SCALARS", "(record[COL_ROW] + 1) * U::SCALARS"),
-    "tile-too-many": ("tile < tile_count;", "tile <= tile_count;"),
-    "sums-over-the-end": ("if (aligned && i + N <= count)", "if (aligned)"),
-    "sums-unaligned": ("record[COL_ALIGNED] >> (1 + role) & 1", "true"),
-    "partials-too-many": ("c < d.chunk_count;", "c <= d.chunk_count;"),
-    "row-too-many": ("r < d.row_count;", "r <= d.row_count;"),
+    "tail-one-too-far": ("i < count; i += unit)", "i <= count; i += unit)", "updates"),
+    "head-of-short-tensors": ("lane < head && lane < numel)", "lane < head)", "updates"),
+    "packs-unaligned": ("record[COL_ALIGNED] & 1 ? count", "true ? count", "updates"),
+    "next-row": ("record[COL_ROW] * U::SCALARS", "(record[COL_ROW] + 1) * U::SCALARS", "updates"),
+    "tile-too-many": ("tile < tile_count;", "tile <= tile_count;", "updates"),
+    "sums-over-the-end": ("if (aligned && i + N <= count)", "if (aligned)", "decisions"),
+    "sums-unaligned": ("(record[COL_ALIGNED] & M::ALIGNED) == M::ALIGNED;", "true;", "decisions"),
+    "chunk-too-many": ("chunk < chunk_count;", "chunk <= chunk_count;", "decisions"),
+    "partials-too-many": ("c < end;", "c <= end;", "decisions"),
+    "tensor-too-many": ("tensor < tensor_count;", "tensor <= tensor_count;", "decisions"),
+    "sum-too-many": ("k < sums;", "k <= sums;", "decisions"),
+    "total-too-many": ("t < part[1]; t += THREADS) *", "t <= part[1]; t += THREADS) *", "decisions"),
+    "row-too-many": ("r < d.row_count;", "r <= d.row_count;", "decisions"),
+    "lines-unaligned": ("(record[COL_ALIGNED] & M::ALIGNED) == M::ALIGNED && width", "width", "lines"),
+    "width-no-whole-pack": ("== M::ALIGNED && width % N == 0", "== M::ALIGNED", "lines"),
+    "lines-over-the-end": ("aligned && c + N <= column_count", "aligned", "lines"),
+    "block-too-many": ("block < block_count;", "block <= block_count;", "lines"),
+    "matrix-too-many": ("m < matrix_count;", "m <= matrix_count;", "lines"),
+    "block-of-a-row-too-many": ("b < wide;", "b <= wide;", "lines"),
+    "block-of-a-column-too-many": ("b < high;", "b <= high;", "lines"),
 }
 BARRIER = "__syncthreads();"
+# those of the kernels in their order, each with the scenario that finds it missing
+BARRIERS = {
+    "the tree of a chunk": "decisions",
+    "before the next chunk": "decisions",
+    "lanes of a row": "lines",
+    "before columns take the place of rows": "lines",
+    "warps of a column": "lines",
+    "before the next block": "lines",
+    "the tree of a tensor": "decisions",
+    "before the next tensor": "decisions",
+    "before the next matrix": "lines",
+    "the tree of a matrix": "lines",
+    "before the sum over a matrix is read": "lines",
+    "before all tensors are joined": "decisions",
+    "the tree of all tensors": "decisions",
+    "before the sum over all is read": "decisions",
+}
 
 
 def edited(text: str, edit: str) -> str:
-    """The kernels' text with a mistake in it: one of EDITS, or `barrier-K`, the K-th barrier removed."""
-    if edit.startswith("barrier-"):
+    """The kernels' text with a mistake in it: one of EDITS, or one of BARRIERS removed."""
+    if edit in BARRIERS:
         parts = text.split(BARRIER)
-        k = int(edit.removeprefix("barrier-"))
+        assert len(parts) == len(BARRIERS) + 1, "the kernels have other barriers"
+        k = list(BARRIERS).index(edit)
         return BARRIER.join(parts[: k + 1]) + BARRIER.join(["", *parts[k + 1 :]]).removeprefix(BARRIER)
-    old, new = EDITS[edit]
+    old, new, _ = EDITS[edit]
     assert text.count(old) == 1, f"{edit}: the kernels no longer say {old!r}"
     return text.replace(old, new)
 
@@ -114,15 +145,28 @@ def decisions(shim: Backend, dtype: str) -> None:
         steps(replace(case, offsets=places(seed, len(sizes))), "shim-device")
 
 
+def sums(shim: Backend, dtype: str, names: Sequence[str] = tuple(RULES)) -> None:
+    """Rules that ask for sums: more tensors than blocks, and a tensor of several chunks, or of several blocks as a matrix."""
+    for name in names:
+        case = Case(RULES[name], HYPER[name], dtype, [*SIZES, 20_000, 72_000], groups=GROUPS, odd=0)
+        steps(replace(case, offsets=places(1, len(case.sizes))), "shim-device")
+
+
+def lines(shim: Backend, dtype: str) -> None:
+    """The one of them that sums along rows and columns."""
+    sums(shim, dtype, ["lined"])
+
+
 def main(name: str, sanitizer: str, edit: str = "") -> None:
     scenario, _, dtype = name.partition("-")
     text = edited(to_cuda.headers(), edit) if edit else to_cuda.headers()
     with installed(sanitizer) as shim, mock.patch.object(to_cuda, "headers", lambda: text):
         shim.runtime.parallel = True if sanitizer == "thread" else None
         if scenario == "updates":
-            updates(shim, dtype, ("adamw",) if edit else rules.NAMES)
+            of = PARAMETER_DTYPES.index(dtype) % 2  # each rule in two of the four dtypes
+            updates(shim, dtype, ("adamw",) if edit else rules.NAMES[of::2])
         else:
-            decisions(shim, dtype)
+            {"decisions": decisions, "sums": sums, "lines": lines}[scenario](shim, dtype)
     print("finished")
 
 

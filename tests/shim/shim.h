@@ -1,16 +1,20 @@
 // What lets g++ compile the CUDA C of this repository as it is, with `-include shim.h`, and run it on a CPU.
 // Used by tests/shim/build.py only. Knows CUDA's words, not the kernels. Needs g++ 12 (std::barrier, _Float16).
 //
-// A launch runs its blocks one after another. The threads of a block run one after another too, unless the kernel calls
-// __syncthreads(): then each is a std::thread, so that ThreadSanitizer sees what a missing barrier would do.
+// A launch runs its blocks one after another. The threads of a block run one after another too, each up to its end or, where the
+// kernel calls __syncthreads(), up to the next of these calls: a context of its own, all in one thread of the CPU. Under a sanitizer
+// each is a std::thread instead, so that ThreadSanitizer sees what a missing barrier would do; that takes many times as long.
 #pragma once
 #include <barrier>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
+#include <memory>
 #include <thread>
 #include <type_traits>
+#include <ucontext.h>
 #include <utility>
 #include <vector>
 
@@ -23,15 +27,89 @@
 
 struct shim_index { unsigned x, y, z; };
 static thread_local shim_index threadIdx, blockIdx, blockDim, gridDim;
+
+inline void shim_stop(const char* why) {
+  std::fprintf(stderr, "shim: %s\n", why);
+  std::abort();
+}
+
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
 static std::barrier<>* shim_barrier = nullptr;
 
 inline void __syncthreads() {
-  if (!shim_barrier) {
-    std::fputs("shim: __syncthreads() in a kernel launched without threads\n", stderr);
-    std::abort();
-  }
+  if (!shim_barrier) shim_stop("__syncthreads() in a kernel launched without threads");
   shim_barrier->arrive_and_wait();
 }
+
+// run(block, thread) for all of them, the threads of a block together.
+inline void shim_together(unsigned blocks, unsigned threads, const std::function<void(unsigned, unsigned)>& run) {
+  std::barrier<> barrier(threads);
+  shim_barrier = &barrier;
+  std::vector<std::thread> team;
+  for (unsigned thread = 0; thread < threads; ++thread)
+    team.emplace_back([=, &barrier] {
+      for (unsigned block = 0; block < blocks; ++block) {
+        run(block, thread);
+        barrier.arrive_and_wait();  // a block has shared memory of its own, here all have the same
+      }
+    });
+  for (auto& thread : team) thread.join();
+  shim_barrier = nullptr;
+}
+#else
+// The threads of one block, taking turns.
+struct shim_turns {
+  static constexpr std::size_t STACK = 256 * 1024;
+  ucontext_t between;
+  std::vector<ucontext_t> each;
+  std::function<void(unsigned)> run;
+  unsigned current;
+  bool waits;
+};
+static shim_turns* shim_block = nullptr;
+
+inline void __syncthreads() {
+  if (!shim_block) shim_stop("__syncthreads() in a kernel launched without threads");
+  shim_block->waits = true;
+  swapcontext(&shim_block->each[shim_block->current], &shim_block->between);
+}
+
+inline void shim_thread() { shim_block->run(shim_block->current); }
+
+// Not inline: getcontext may return twice, as far as the compiler knows.
+__attribute__((noinline)) inline void shim_make(ucontext_t& made, char* stack, ucontext_t* next) {
+  getcontext(&made);
+  made.uc_stack.ss_sp = stack;
+  made.uc_stack.ss_size = shim_turns::STACK;
+  made.uc_link = next;
+  makecontext(&made, shim_thread, 0);
+}
+
+// run(block, thread) for all of them, the threads of a block together.
+inline void shim_together(unsigned blocks, unsigned threads, const std::function<void(unsigned, unsigned)>& run) {
+  shim_turns turns;
+  turns.each.resize(threads);
+  const std::unique_ptr<char[]> stacks(new char[threads * shim_turns::STACK]);
+  shim_block = &turns;
+  for (unsigned block = 0; block < blocks; ++block) {
+    turns.run = [=](unsigned thread) { run(block, thread); };
+    for (unsigned thread = 0; thread < threads; ++thread)
+      shim_make(turns.each[thread], stacks.get() + thread * shim_turns::STACK, &turns.between);
+    for (unsigned waiting = threads; waiting;) {
+      waiting = 0;
+      for (unsigned thread = 0; thread < threads; ++thread) {
+        turns.current = thread;
+        turns.waits = false;
+        threadIdx.x = thread;
+        swapcontext(&turns.between, &turns.each[thread]);
+        waiting += turns.waits;
+      }
+      if (waiting && waiting < threads) shim_stop("__syncthreads() that not every thread of a block reaches");
+    }
+  }
+  shim_block = nullptr;
+}
+#endif
 
 inline float shim_half_to_float(unsigned short bits) {
   _Float16 x;
@@ -67,18 +145,7 @@ template <class... A> void shim_launch(void (*kernel)(A...), unsigned blocks, un
       for (unsigned thread = 0; thread < threads; ++thread) run(block, thread);
     return;
   }
-  std::barrier<> barrier(threads);
-  shim_barrier = &barrier;
-  std::vector<std::thread> team;
-  for (unsigned thread = 0; thread < threads; ++thread)
-    team.emplace_back([=, &barrier] {
-      for (unsigned block = 0; block < blocks; ++block) {
-        run(block, thread);
-        barrier.arrive_and_wait();  // a block has shared memory of its own, here all have the same
-      }
-    });
-  for (auto& thread : team) thread.join();
-  shim_barrier = nullptr;
+  shim_together(blocks, threads, run);
 }
 
 // Stands behind the unit: the one function that Python calls.

@@ -11,24 +11,31 @@ from itertools import product
 from typing import Any
 
 from gpuopt import rules
-from gpuopt.optim.hyper import defaults_of
+from gpuopt.optim.decay import MODES
+from gpuopt.optim.hyper import defaults_of, own_defaults
+from gpuopt.rules.definition import MATRIX
 from gpuopt.source import program
 
 # Values at which no term of a rule vanishes; flags `has_x` need x here.
 LIVELY = {"lr": 0.01, "weight_decay": 0.1, "dampening": 0.1, "lr_decay": 0.9, "eps": 1e-6, "momentum": 0.9}
+LIVELY |= {"max_grad_norm": 1.0}
+MOST = 8  # kernels for the flags of one rule, beyond which not every combination is tried
 EVERYTHING = {"maximize": True, "clip_value": 0.75, "l1": 0.125}
+# Groups with a decay of every mode, and one with none: one launch with all of the fragments.
+DECAYS = ({}, *({"weight_decay": 0.1, "weight_decay_mode": mode, "lr_max": 0.02} for mode in MODES))
 
 
 def lively(name: str) -> dict[str, Any]:
     """Hyperparameters of a rule for which every term counts."""
-    return {k: v for k, v in LIVELY.items() if k in defaults_of(rules.get(name))}
+    known = rules.get(name).hyperparameters
+    return {k: v for k, v in LIVELY.items() if k in own_defaults(rules.get(name)) and k in known}
 
 
 @cache
 def _variants(name: str) -> tuple[Mapping[str, Any], ...]:
-    flags = rules.get(name).tree.flags
+    flags = {flag: choices for flag, choices in rules.get(name).tree.flags.items() if flag != MATRIX}
     found: dict[object, Mapping[str, Any]] = {}
-    for values in product(*flags.values()):
+    for values in chosen(list(flags.values())):
         hyper = lively(name)
         for flag, value in zip(flags, values, strict=True):
             if flag.startswith("has_"):
@@ -38,8 +45,18 @@ def _variants(name: str) -> tuple[Mapping[str, Any], ...]:
         allowed = possible(name, hyper)
         if allowed is not None:
             made = program(name, **allowed)
-            found.setdefault((made.body, made.row), allowed)
+            found.setdefault((made.passes, made.row), allowed)
     return tuple(found.values())
+
+
+def chosen(choices: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Every combination of flags; of more than MOST the first choices, the last ones, and each other choice among both."""
+    every = list(product(*choices))
+    if len(every) <= MOST:
+        return every
+    ends = [tuple(found[k] for found in choices) for k in (0, -1)]
+    single = [(*end[:k], one, *end[k + 1 :]) for end in ends for k, found in enumerate(choices) for one in found]
+    return list(dict.fromkeys([*ends, *single]))[: 2 * MOST]
 
 
 def possible(name: str, hyper: dict[str, Any]) -> dict[str, Any] | None:
@@ -59,7 +76,7 @@ def richest(name: str) -> dict[str, Any]:
 
     def length(hyper: Mapping[str, Any]) -> tuple[int, int]:
         made = program(name, **hyper)
-        return len(made.roles), len(made.body)
+        return len(made.roles), len(made.update.body)
 
     return max(variants(name), key=length)
 

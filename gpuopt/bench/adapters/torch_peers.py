@@ -36,6 +36,11 @@ BNB8 = {"adamw": "AdamW8bit", "adam": "Adam8bit", "lion": "Lion8bit", "sgd": "SG
 BNB32 = {"adamw": "AdamW32bit", "adam": "Adam32bit", "lion": "Lion32bit"}
 FLASH = {"adamw": "FlashAdamW", "adam": "FlashAdam", "lion": "FlashLion", "sgd": "FlashSGD"}
 OPTIMI = {"adamw": "AdamW", "lion": "Lion"}  # its Adam and SGD decay in another way: not the same step
+# Those of these libraries whose step is the author's, as ours is: pytorch_optimizer's Lamb, for one, has no bias correction.
+PYTORCH_OPTIMIZER = {"ademamix": "AdEMAMix"}
+AMSGRAD = ("amsgrad",)
+TIMM = {"lamb": "Lamb", "adafactor": "Adafactor", "lars": "Lars", "novograd": "NvNovoGrad"}
+WARM_UPS = ("alpha_warmup", "beta3_warmup")  # none by default there too
 TWO = ("float32", "bfloat16")
 PEERS = (
     Peer("bitsandbytes 8-bit", "bitsandbytes", "bitsandbytes.optim", GPU, BNB8, "int8", dtypes=TWO),
@@ -44,6 +49,17 @@ PEERS = (
     Peer("flashoptim 24-bit", "flashoptim", "flashoptim", GPU, FLASH, "int8", "split8", ("bfloat16",)),
     Peer("optimi", "torch-optimi", "optimi", BOTH, OPTIMI),
     Peer("torchao 8-bit", "torchao", "torchao.optim", GPU, {"adamw": "AdamW8bit", "adam": "Adam8bit"}, "int8"),
+    Peer(
+        "pytorch_optimizer",
+        "pytorch_optimizer",
+        "pytorch_optimizer",
+        BOTH,
+        PYTORCH_OPTIMIZER,
+        drop=WARM_UPS,
+        options={"weight_decouple": True},
+    ),
+    Peer("timm", "timm", "timm.optim", BOTH, TIMM, drop=AMSGRAD),
+    Peer("prodigyopt", "prodigyopt", "prodigyopt", BOTH, {"prodigy": "Prodigy"}, drop=()),
     Peer("apex", "apex", "apex.optimizers", GPU, {"adamw": "FusedAdam", "sgd": "FusedSGD"}),
     Peer("DeepSpeed FusedAdam", "deepspeed", "deepspeed.ops.adam", GPU, {"adamw": "FusedAdam"}),
     Peer("DeepSpeed CPUAdam", "deepspeed", "deepspeed.ops.adam", ("cpu",), {"adamw": "DeepSpeedCPUAdam"}),

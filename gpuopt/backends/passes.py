@@ -1,0 +1,128 @@
+"""What the passes of a step that sum need on a GPU, and what is done once a tensor and over all tensors between them.
+
+Made by `device_launch` and `device`. Knows no library of arrays; memory is a `Runtime`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gpuopt.backends.buffers import DeviceBuffers, Upload
+from gpuopt.compiler.program import Layout, Pass, PerTensor, Step
+from gpuopt.formats.dtypes import STORAGES
+from gpuopt.launch.plan import Plan
+
+if TYPE_CHECKING:
+    from gpuopt.backends.device import DeviceBackend
+
+# Of a sum in a launch: the address of the first tensor's total, their count, the bytes between them.
+Part = tuple[int, int, int]
+
+
+class DevicePasses(DeviceBuffers):
+    """Those of one launch. layouts: of each step; schedule: passes that sum, and what is done once a tensor or matrix, in their
+    order; slots: numbers and dtype of each slot of the program.
+    """
+
+    def __init__(
+        self, backend: DeviceBackend, plan: Plan, layouts: Sequence[Layout], schedule: Sequence[Step],
+        slots: Sequence[tuple[int, str]], stream: Any, upload: Upload,
+    ) -> None:  # fmt: skip
+        super().__init__(backend)
+        self.plan, self.schedule = plan, schedule
+        self.kernels = [kernel_of(backend, *each) for each in zip(layouts, schedule, strict=True)]
+        # The pieces that each kind of step goes through, and, of those once a tensor, where their chunks begin.
+        pieces = {"tensors": plan.begins, "chunks": plan.chunks, "blocks": plan.blocks, "matrices": plan.matrices}
+        self.counts = {name: len(array) for name, array in pieces.items()} | {"tensors": len(plan.table)}
+        wanted = {pieces_of(step) for step in schedule}
+        self.pieces = {name: self.filled(array, stream, upload) for name, array in pieces.items() if name in wanted}
+        alone = [step for step in schedule if isinstance(step, PerTensor)]
+        tensors, stride = len(plan.table), 8 * max((step.totals for step in alone), default=0)
+        self.partials = self.allocate(8 * len(plan.chunks) * max(len(step.sums) for step in schedule))
+        self.totals = self.allocate(tensors * stride)
+        values = max(len(step.values) for step in (*schedule, plan.program.update))
+        self.values = self.allocate(STORAGES[plan.program.compute].itemsize * tensors * values)
+        there = [self.address(self.allocate(STORAGES[dtype].itemsize * size)) for size, dtype in slots]
+        self.slots = self.filled(np.array(there, np.int64), stream, upload)
+        blocks = 4 * backend.runtime.multiprocessors()
+        self.grids = [min(self.counts[pieces_of(step)], blocks) for step in schedule]
+        self.waits = [isinstance(step, PerTensor) and bool(step.over_all) for step in schedule]
+        first = self.address(self.totals)
+        self.joins = [[(first + 8 * k, tensors, stride) for k in step.over_all] for step in alone if step.over_all]
+        self._made: list[tuple[Any, ...]] = []
+        self._made_for: tuple[int, int, int, int] = (-1, -1, -1, -1)
+
+    def run(self, table: int, rows: int, wide: int, skip: int, stream: Any) -> Iterator[None]:
+        """Enqueue them; yields where totals have to be joined over all tensors. Addresses of the table, of the rows of scalars, and
+        of the word that says whether this step is skipped, or 0.
+        """
+        if self._made_for != (table, rows, wide, skip):
+            self._made_for = table, rows, wide, skip
+            self._made = [self.backend.runtime.packed(self._arguments(step, *self._made_for)) for step in self.schedule]
+        for kernel, grid, given, waits in zip(self.kernels, self.grids, self._made, self.waits, strict=True):
+            if grid:
+                self.backend.runtime.launch(kernel, grid, given, stream)
+            if waits:
+                yield
+
+    def _arguments(self, step: Step, table: int, rows: int, wide: int, skip: int) -> tuple[int, ...]:
+        partials, totals, values, slots = map(self.address, (self.partials, self.totals, self.values, self.slots))
+        name = pieces_of(step)
+        pieces, count = self.address(self.pieces[name]), self.counts[name]
+        head = table, self.plan.table.shape[1]
+        return {
+            "tensors": (*head, count, pieces, wide, partials, totals, values),
+            "chunks": (*head, pieces, count, rows, values, slots, partials),
+            "blocks": (*head, pieces, count, rows, values, slots),
+            "matrices": (*head, pieces, count, rows, values, slots, skip),
+        }[name]
+
+
+def pieces_of(step: Step) -> str:
+    """What a step goes through."""
+    if isinstance(step, Pass):
+        return "blocks" if step.along else "chunks"
+    return "tensors" if isinstance(step, PerTensor) else "matrices"
+
+
+def kernel_of(backend: DeviceBackend, layout: Layout, step: Step) -> Any:
+    """The compiled kernel of a step."""
+    if isinstance(step, Pass):
+        return backend.kernel("reduce", layout, step)
+    return backend.kernel("per_tensor" if isinstance(step, PerTensor) else "per_matrix", step)
+
+
+class OverAll(DeviceBuffers):
+    """Sums over all tensors of several launches, of each of which `parts` has those sums."""
+
+    def __init__(self, backend: DeviceBackend, parts: Sequence[Sequence[Part]], stream: Any, upload: Upload) -> None:
+        super().__init__(backend)
+        self.kernel = backend.kernel("all_tensors")
+        there = self.filled(np.array(parts, np.int64), stream, upload)
+        self.result = self.allocate(8 * len(parts[0]))
+        given = self.address(there), len(parts), len(parts[0]), self.address(self.result)
+        self.arguments = backend.runtime.packed(given)
+
+
+class StepPasses:
+    """Those of all launches of a step, which wait for each other where something is summed over all tensors."""
+
+    def __init__(self, backend: DeviceBackend, passes: Sequence[DevicePasses], stream: Any, upload: Upload) -> None:
+        self.runtime, self.passes = backend.runtime, list(passes)
+        longest = max((len(each.joins) for each in passes), default=0)
+        self.over_all = [
+            OverAll(backend, [each.joins[k] for each in passes if k < len(each.joins)], stream, upload)
+            for k in range(longest)
+        ]
+
+    def run(self, given: Sequence[tuple[int, int, int, int]], stream: Any) -> None:
+        """Enqueue all of them. given: of each the addresses of DevicePasses.run."""
+        running = [each.run(*addresses, stream) for each, addresses in zip(self.passes, given, strict=True)]
+        for join in (*self.over_all, None):
+            for each in running:
+                next(each, None)
+            if join is not None:
+                self.runtime.launch(join.kernel, 1, join.arguments, stream)

@@ -1,0 +1,148 @@
+"""Joins of partial sums on the host, in the orders of kernels/per_tensor.cuh and kernels/all_tensors.cuh.
+
+Used by the host backends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpuopt.launch import table as t
+
+Doubles = NDArray[np.float64]
+
+
+def tree(lanes: NDArray[np.floating], kind: str) -> NDArray[np.floating]:
+    """[lanes, ...] -> [...]: the upper half onto the lower one, until one is left."""
+    half = len(lanes) // 2
+    while half:
+        lanes = joined(kind, lanes[:half], lanes[half : 2 * half])
+        half //= 2
+    found: NDArray[np.floating] = lanes[0]
+    return found
+
+
+def joined(kind: str, a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Two parts of a sum in one; of a maximum NaN where one is NaN, as `primitives.maximum`."""
+    return np.where((a > b) | (a != a), a, b) if kind == "tensor_max" else np.asarray(a + b)
+
+
+def beginning(kind: str) -> float:
+    """What a sum of nothing is."""
+    return -np.inf if kind == "tensor_max" else 0.0
+
+
+def chunk_sums(terms: NDArray[np.floating], kind: str, pack: int) -> Doubles:
+    """[elements] in the compute type -> [chunks]: element k of a chunk belongs to accumulator k mod (THREADS * pack), `pack` of
+    them to a lane, as in kernels/reduce.cuh.
+    """
+    width = t.THREADS * pack
+    count = -(-terms.size // t.CHUNK)
+    sums = np.full((count, width), beginning(kind), terms.dtype)
+    padded = np.zeros((count, t.CHUNK), terms.dtype)
+    padded.reshape(-1)[: terms.size] = terms
+    for turn in range(t.CHUNK // width):
+        there = np.minimum(np.maximum(terms.size - np.arange(count) * t.CHUNK - turn * width, 0), width)
+        mask = np.arange(width) < there[:, None]
+        sums = np.where(mask, joined(kind, sums, padded[:, turn * width : (turn + 1) * width]), sums)
+    packs = sums.reshape(count, t.THREADS, pack)
+    lanes = packs[:, :, 0]
+    for k in range(1, pack):
+        lanes = joined(kind, lanes, packs[:, :, k])
+    return tree(lanes.T, kind).astype(np.float64)
+
+
+def row_sums(x: NDArray[np.floating], pack: int) -> NDArray[np.floating]:
+    """[matrices, rows, columns] -> [matrices, rows, 1], as kernels/reduce_along.cuh and per_matrix.cuh: in each block column c
+    belongs to accumulator c mod (WARP * pack), `pack` of them to a lane; lanes are joined one by one, then blocks in float64.
+    """
+    tiles = blocked(x, 2, t.BLOCK_COLUMNS)  # [matrices, rows, blocks, columns of a block]
+    sums = np.zeros((*tiles.shape[:3], t.WARP * pack), x.dtype)
+    for begin in range(0, t.BLOCK_COLUMNS, t.WARP * pack):
+        sums = sums + tiles[..., begin : begin + t.WARP * pack]
+    lanes = one_by_one(sums.reshape(*sums.shape[:-1], t.WARP, pack))
+    return one_by_one(one_by_one(lanes).astype(np.float64), 0.0).astype(x.dtype)[..., None]
+
+
+def column_sums(x: NDArray[np.floating]) -> NDArray[np.floating]:
+    """[matrices, rows, columns] -> [matrices, 1, columns]: in each block row r belongs to warp r mod WARPS; warps are joined one by
+    one, then blocks in float64.
+    """
+    warps = t.THREADS // t.WARP
+    tiles = blocked(x.swapaxes(1, 2), 2, t.BLOCK_ROWS)  # [matrices, columns, blocks, rows of a block]
+    sums = np.zeros((*tiles.shape[:3], warps), x.dtype)
+    for begin in range(0, t.BLOCK_ROWS, warps):
+        sums = sums + tiles[..., begin : begin + warps]
+    return one_by_one(one_by_one(sums).astype(np.float64), 0.0).astype(x.dtype)[:, None, :]
+
+
+def matrix_sums(x: NDArray[np.floating]) -> NDArray[np.floating]:
+    """[matrices, numbers] -> [matrices, 1, 1]: lane by lane in float64, then the tree."""
+    tiles = blocked(x.astype(np.float64), 1, t.THREADS)  # [matrices, turns, lanes]
+    lanes = one_by_one(tiles.swapaxes(1, 2), 0.0)
+    return tree(lanes.T, "sum").astype(x.dtype)[:, None, None]
+
+
+def blocked(x: NDArray[np.floating], axis: int, size: int) -> NDArray[np.floating]:
+    """The last axis in blocks, the last one filled up with zeros."""
+    count = -(-x.shape[axis] // size)
+    padded = np.zeros((*x.shape[:axis], count * size), x.dtype)
+    padded[..., : x.shape[axis]] = x
+    return padded.reshape(*x.shape[:axis], count, size)
+
+
+def one_by_one(x: NDArray[np.floating], first: float | None = None) -> NDArray[np.floating]:
+    """The sum over the last axis in its order."""
+    total = x[..., 0] if first is None else first + x[..., 0]
+    for k in range(1, x.shape[-1]):
+        total = total + x[..., k]
+    return np.asarray(total)
+
+
+def tensor_total(partials: Doubles, kind: str) -> float:
+    """[chunks] of one tensor -> its total: lane by lane, then the tree."""
+    count = -(-max(1, len(partials)) // t.THREADS)
+    padded = np.full((count, t.THREADS), beginning(kind))
+    padded.reshape(-1)[: len(partials)] = partials
+    lanes = np.full(t.THREADS, beginning(kind))
+    for row in padded:
+        lanes = joined(kind, lanes, row)
+    return float(tree(lanes, kind))
+
+
+def over_all(found: Sequence[tuple[Doubles, list[int]]]) -> None:
+    """Of every launch totals [tensors, sums] and which of them: each becomes that over all tensors, the same in whatever order they
+    come.
+    """
+    if found:
+        whole = np.concatenate([totals[:, columns] for totals, columns in found])
+        made = [total(column) for column in whole.T]
+        for totals, columns in found:
+            totals[:, columns] = made
+
+
+def total(values: Doubles) -> float:
+    """A sum that does not depend on the order (Demmel & Nguyen 2013): on a grid coarse enough, additions are exact; what that
+    leaves out is summed on a second grid, 2**-52 times as fine, and what that leaves out is left.
+    """
+    largest = np.abs(values).max(initial=0.0)
+    if not np.isfinite(largest):
+        return float(values.sum())
+    count = max(0, len(values) - 1).bit_length()
+    exponent = int(largest.view(np.int64) >> 52) - 1022  # all are below 2**exponent
+    scaling = 2.0**-128 if exponent + 2 * count > 1000 else 1.0
+    if scaling != 1.0:
+        values, exponent = values * scaling, exponent - 128
+    coarse, fine = 1.5 * power_of_two(exponent + count), 1.5 * power_of_two(exponent + 2 * count - 52)
+    first = (values + coarse) - coarse
+    rest = values - first
+    second = (rest + fine) - fine
+    return float(first.sum() + second.sum()) / scaling
+
+
+def power_of_two(exponent: int) -> float:
+    """Zero below the smallest normal number: there every addition is exact as it is."""
+    return 2.0**exponent if exponent >= -1022 else 0.0

@@ -1,0 +1,130 @@
+"""What a rule declares beside its function: states, what hyperparameters may be, and which are taken together as one tuple.
+
+Checked by `rules.language` where a rule is made, so that a mistake is reported at the author's line; `State` is read by all who
+keep or move states. Knows no function of a rule and no optimizer.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from gpuopt.errors import RuleSyntaxError, caller
+
+# Of a state beside a parameter; axis: the parameter's first one that counts columns.
+SHAPES: dict[str, Callable[[tuple[int, ...], int], tuple[int, ...]]] = {
+    "parameter": lambda shape, axis: shape,
+    "scalar": lambda shape, axis: (),
+    "global": lambda shape, axis: (),
+    "row": lambda shape, axis: (*shape[:axis], *(1 for _ in shape[axis:])),
+    "column": lambda shape, axis: (*shape[: axis - 1], 1, *shape[axis:]),
+}
+_INTERVAL = re.compile(r"[\[(] *-?(inf|[\d.e+-]+) *, *-?(inf|[\d.e+-]+) *[\])]")
+NOT = "not "
+STATE_KEYS = ("step",)  # what `state_dict` has beside the states of a tensor
+
+
+@dataclass(frozen=True)
+class State:
+    """One tensor that a rule keeps beside each parameter, of the parameter's shape.
+
+    name: the variable in the rule; key: its name in `state_dict` (torch's where torch has the optimizer);
+    when: the flag that must be true for it to exist, or "not flag", or "flag == 'choice'"; init: its first value, a number or the
+    name of a hyperparameter; readonly: an input such as a mask, read by the rule and never written. shape: "parameter" (as the
+    parameter), "scalar" (one number a tensor), "global" (one number for all tensors), "row" or "column" (one a row or column of the
+    matrix, see `rule`). exact: parameters in another place, which are rounded only where `state_format` names them.
+    """
+
+    name: str
+    key: str
+    when: str | None = None
+    init: float | str = 0.0
+    readonly: bool = False
+    shape: str = "parameter"
+    exact: bool = False
+
+    @property
+    def cell(self) -> bool:
+        """Whether it is one number."""
+        return self.shape in ("scalar", "global")
+
+    @property
+    def walked(self) -> bool:
+        """Whether it is of the parameter's shape."""
+        return self.shape == "parameter"
+
+    @property
+    def condition(self) -> tuple[str, object]:
+        """The flag that it depends on, and what that must be."""
+        flag, _, choice = str(self.when).partition(" == ")
+        return flag.removeprefix(NOT), ast.literal_eval(choice) if choice else not flag.startswith(NOT)
+
+    def exists(self, flags: Mapping[str, Any]) -> bool:
+        """Whether it is there under these flags."""
+        flag, choice = self.condition
+        return self.when is None or flags[flag] == choice
+
+
+def checked_states(spec: Iterable[str | State] | Mapping[str, str | State]) -> tuple[State, ...]:
+    """The states of a rule. Raises RuleSyntaxError at the author's line for what says none, or two that cannot be told apart."""
+    if isinstance(spec, str) or not isinstance(spec, Iterable):
+        refuse(f"state = {spec!r}: expected names, such as state=('m',)")
+    items = (
+        spec.items() if isinstance(spec, Mapping) else [(s.name, s) if isinstance(s, State) else (s, s) for s in spec]
+    )
+    made = []
+    for name, value in items:
+        state = State(name, value) if isinstance(value, str) else value
+        if not isinstance(state, State) or not isinstance(state.key, str) or not state.key:
+            refuse(f"state {name!r}: {value!r}: expected its name in state_dict(), or State(name, key, init=...)")
+        if state.name != name or not isinstance(name, str):
+            refuse(f"state {name!r}: a State called {state.name!r}: expected the same name twice")
+        if isinstance(state.init, bool) or not isinstance(state.init, (int, float, str)):
+            refuse(f"state {name!r} begins as {state.init!r}: expected a number or the name of a hyperparameter")
+        if state.shape not in SHAPES:
+            refuse(f"state {name!r}: shape = {state.shape!r}: expected one of {', '.join(SHAPES)}")
+        made.append(state)
+    for what, found in (("name", [s.name for s in made]), ("key", [s.key for s in made])):
+        for word in found:
+            if found.count(word) > 1:
+                refuse(f"two states have the {what} {word!r}: expected another for each")
+            if word in (("p", "g") if what == "name" else STATE_KEYS):
+                refuse(f"a state has the {what} {word!r}, which every rule has already: call it something else")
+    return tuple(made)
+
+
+def checked_tuples(spec: Any) -> dict[str, tuple[str, ...]]:
+    """The tuples of a rule. Raises RuleSyntaxError at the author's line for what names none, or a hyperparameter twice."""
+    from gpuopt.compiler.parse import refuse_reserved
+
+    def fail(_: Any, message: str) -> NoReturn:
+        refuse(f"tuples: {message}")
+
+    found: list[str] = []
+    for name, members in spec.items() if isinstance(spec, Mapping) else [("", spec)]:
+        names = members if isinstance(members, (tuple, list)) else ()
+        if not isinstance(name, str) or not name or not names or not all(isinstance(n, str) for n in names):
+            refuse(
+                f"tuples: {name!r}: {members!r}: expected names of hyperparameters, such as {{'nus': ('nu1', 'nu2')}}"
+            )
+        refuse_reserved(fail, {name: None})
+        found += [name, *names]
+    for name in found:
+        if found.count(name) > 1 or (re.fullmatch("beta[0-9]+", name)):
+            refuse(f"tuples: {name!r} is in two places: expected each hyperparameter in one tuple")
+    return {name: tuple(members) for name, members in spec.items()}
+
+
+def checked_ranges(spec: Mapping[str, str]) -> dict[str, str]:
+    """The ranges of a rule. Raises RuleSyntaxError at the author's line for what is no interval."""
+    for name, interval in spec.items():
+        if not isinstance(interval, str) or not _INTERVAL.fullmatch(interval):
+            refuse(f"ranges: {name!r}: {interval!r}: expected an interval such as '[0, 1)' or '(0, inf)'")
+    return dict(spec)
+
+
+def refuse(message: str) -> NoReturn:
+    raise RuleSyntaxError(message, *caller())

@@ -1,0 +1,70 @@
+"""Parts that several rules share: plain functions in the language, whose statements stand where a rule calls them.
+
+Called by rules and by their `prepare`; each is the only place of its arithmetic. Knows no rule by name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpuopt.rules.language import column_sum, maximum, rows, sqrt, where
+
+
+def heavy_ball(g: Any, b: Any, momentum: Any, gain: Any, *, nesterov: bool) -> Any:
+    """The direction of a step with momentum, and the buffer: Sutskever et al. 2013, in torch's form."""
+    b = momentum * b + gain * g
+    d = b
+    if nesterov:
+        d = g + momentum * b
+    return d, b
+
+
+def first_undamped(step: Any, dampening: Any) -> Any:
+    """What the first gradient enters the buffer with is 1, whatever the dampening."""
+    gain = 1 if step == 1 else 1 - dampening
+    return gain
+
+
+def needed_by_nesterov(nesterov: bool, momentum: float, dampening: float) -> str | None:
+    """What is wrong with these options together."""
+    if nesterov and (momentum <= 0 or dampening != 0):
+        return f"nesterov with momentum {momentum} and dampening {dampening}: expected a momentum and no dampening"
+    return None
+
+
+def over_root(g: Any, r: Any, c: Any) -> Any:
+    """g / sqrt(r c / mean(r)), a second moment of one number a row and one a column, as transformers and CAME's authors have it."""
+    u = g * (1 / sqrt(r / (column_sum(r) / rows(g)))) * (1 / sqrt(c))
+    return u
+
+
+def averaged_step(
+    p: Any, z: Any, u: Any, h: Any, c: Any, kept: Any, rate: Any, peak: Any, growth: Any, before: Any
+) -> Any:
+    """A step of Defazio et al. 2024 along u: p, between z and the average of all z, and what the average needs, see `weighed`.
+
+    h: the largest rate so far, to the power; c: the share of this step in the average.
+    """
+    last = before * h
+    h = maximum(h, peak)
+    weight = growth * h
+    total = last / where(c > 0, c, 1) + weight
+    c = weight / where(total > 0, total, 1)
+    p = where(z == p, p, p + (z - p) * c) + rate * (kept * (1 - c) - 1) * u
+    z = z - rate * u
+    return p, z, h, c
+
+
+def weighed(step: Any, rate: Any, r: Any, weight_lr_power: Any) -> Any:
+    """What `averaged_step` takes of the step: the weights are step^r max(rates so far)^weight_lr_power."""
+    return rate**weight_lr_power, step**r, (step - 1) ** r
+
+
+def evaluated(p: Any, z: Any, kept: Any) -> Any:
+    """The average, of the point that is trained."""
+    return p + (z - p) * (1 - 1 / kept)
+
+
+def resumed(p: Any, z: Any, kept: Any) -> Any:
+    """The point that is trained, of the average."""
+    return p + (z - p) * (1 - kept)

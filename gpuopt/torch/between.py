@@ -1,0 +1,106 @@
+"""What is asked of a torch optimizer between two steps: parameters to evaluate, and states from other gradients.
+
+The part of `torch.optimizer` that is no step, as `optim.between` is of the optimizer over arrays. By torch's own operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from gpuopt.errors import InputError, entries, entry
+from gpuopt.formats.dtypes import STORAGES
+from gpuopt.optim.between import check_averages, computed, of_rule
+from gpuopt.optim.hyper import MODE, defaults_of, environment
+from gpuopt.rules.between import EVALUATE, RESUME
+from gpuopt.rules.language import Rule
+from gpuopt.rules.primitives import compute_dtype
+from gpuopt.torch.differentiable import like, plain, real
+from gpuopt.torch.tensors import NAMES, TYPES
+
+
+@entries
+class BetweenSteps:
+    """Used by TorchOptimizer."""
+
+    rule: Rule
+    param_groups: list[dict[str, Any]]
+    state: Any
+
+    @entry
+    def _eval(self) -> None:
+        """Bring the parameters to evaluate into the tensors, in place, until `train()`."""
+        self._switch(False, EVALUATE)
+
+    @entry
+    def _train(self) -> None:
+        """Bring the parameters to train back into the tensors, in place, after `eval()`."""
+        self._switch(True, RESUME)
+
+    @torch.no_grad()
+    def _switch(self, train: bool, name: str) -> None:
+        check_averages(self.rule, back=True)
+        for group in self.param_groups:
+            for p in group["params"] if group.get(MODE, True) is not train else ():
+                if self.state.get(p):
+                    p.copy_(self._asked_of(name, group, p, p))
+            group[MODE] = train
+
+    @torch.no_grad()
+    def averaged_params(self) -> list[torch.Tensor]:
+        """The parameters to evaluate as new tensors, in the order of the groups and their parameters; nothing is changed.
+
+        Raises InputError where a rule evaluates what it trains.
+        """
+        check_averages(self.rule)
+        return [
+            self._asked_of(EVALUATE, group, p, p).to(p.dtype)
+            if self.state.get(p) and group.get(MODE, True)
+            else p.detach().clone()
+            for group in self.param_groups
+            for p in group["params"]
+        ]
+
+    def __getattr__(self, name: str) -> Any:
+        return of_rule(self, type(self).rule, name)
+
+    @torch.no_grad()
+    def _observe(self, name: str, grads: Iterable[torch.Tensor | None] | None = None) -> None:
+        """Change a state by gradients, one or None for each parameter in order; by those in `.grad` where none are given."""
+        members = [(group, p) for group in self.param_groups for p in group["params"]]
+        given: Sequence[torch.Tensor | None] = [p.grad for _, p in members] if grads is None else list(grads)
+        if len(given) != len(members):
+            raise InputError(
+                f"{name}: {len(given)} gradients: expected one or None for each of {len(members)} parameters"
+            )
+        for (_, p), g in zip(members, given, strict=True):
+            if g is not None and (g.shape != p.shape or g.layout is not torch.strided):
+                raise InputError(
+                    f"{name}: a gradient of shape {tuple(g.shape)}: expected a dense one of {tuple(p.shape)}"
+                )
+        missing = [p for (_, p), g in zip(members, given, strict=True) if g is not None and not self.state.get(p)]
+        if missing:
+            self._make_states(missing)
+        by_name = {s.name: s.key for s in self.rule.states}
+        target = by_name[self.rule.between[name].arrays[1]]
+        for (group, p), g in zip(members, given, strict=True):
+            if g is not None:
+                kept = self.state[p][target]
+                kept.copy_(self._asked_of(name, group, p, kept, g))
+
+    def _make_states(self, params: list[torch.Tensor]) -> None:
+        raise NotImplementedError
+
+    def _asked_of(self, name: str, group: Any, p: torch.Tensor, target: torch.Tensor, g: Any = None) -> torch.Tensor:
+        """What a function of the rule says of a parameter, in the compute type."""
+        hyper = {k: plain(v) for k, v in group.items() if k in defaults_of(self.rule)}
+        state = self.state[p]
+        scalars = environment(hyper, max(1, int(state.get("step", 1))), self.rule)
+        given = {"p": p, "g": g, **{s.name: state.get(s.key) for s in self.rule.states}}
+        compute = STORAGES[NAMES[p.dtype]].compute
+        with compute_dtype(np.dtype(compute)):
+            made = computed(self.rule.between[name], given, scalars, lambda t: real(t.detach()).to(TYPES[compute]))
+        return like(made, real(target.detach()).to(TYPES[compute]), target)

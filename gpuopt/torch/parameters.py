@@ -1,0 +1,153 @@
+"""What the engine is given of torch's parameters: a Parameter for each that has a gradient, with the states found in `self.state`.
+
+Called by the optimizer when an engine is made. Parameters whose memory has gaps, or not the order that a rule needs, are stepped in
+a dense copy. Parameters without a gradient are not looked at. Knows no kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from gpuopt import arrays
+from gpuopt.errors import InputError
+from gpuopt.formats.dtypes import STORAGES, state_dtype
+from gpuopt.launch.launcher import StepCounter
+from gpuopt.optim.parameters import Parameter, checked_mask, parameter_view
+from gpuopt.optim.settings import Settings
+from gpuopt.pairs import filled
+from gpuopt.rules.language import Rule
+from gpuopt.torch.tensors import DEVICES, NAMES, zeros
+
+# What errors call a parameter, the parameter, its group, and its place among all.
+Member = tuple[str, torch.Tensor, int, int]
+
+
+def labelled(groups: Sequence[Mapping[str, Any]]) -> Iterator[Member]:
+    """Every parameter, called by its name where it has one, else by its place."""
+    number = 0
+    for index, group in enumerate(groups):
+        params = group["params"]
+        names = group.get("param_names") or ()
+        if len(names) != len(params):  # there are none, or someone changed one of the lists
+            names = [f"param_groups[{index}]['params'][{k}]" for k in range(len(params))]
+        for label, p in zip(names, params, strict=True):
+            yield label, p, index, number
+            number += 1
+
+
+def state_dtypes(rule: Rule, settings: Settings, p: torch.Tensor) -> dict[str, str]:
+    """State name -> the dtype in which a parameter's states are kept; those of float64 are float64."""
+    storage = STORAGES.get(NAMES.get(p.dtype, ""), STORAGES["float32"])
+    formats = settings.formats(rule)
+    stored = {s.name: state_dtype(formats[s.name], storage.compute) for s in rule.states}
+    return stored | {s.name: storage.compute for s in rule.states if not s.walked}
+
+
+def new_states(
+    rule: Rule, settings: Settings, group: Mapping[str, Any], p: torch.Tensor, found: Collection[str] = ()
+) -> dict[str, torch.Tensor]:
+    """The states that a parameter needs and that are not found, by role name, as they are before its first step. As in torch,
+    both parts of a complex one begin alike.
+    """
+    dtypes, made = state_dtypes(rule, settings, p), {}
+    flags = rule.shaped(rule.flags(group), tuple(p.shape), p.is_complex())
+    for state in rule.active_states(flags):
+        if state.name in found:
+            continue
+        shape = None if state.walked else rule.shape_of(state, tuple(p.shape))
+        made[state.name] = zeros(p, dtypes[state.name], shape)
+        init = float(rule.first(state, group))
+        if init:
+            made[state.name].fill_(filled(init, made[state.name]))
+    return made
+
+
+def walked(p: torch.Tensor, label: str, along: bool = False) -> torch.Tensor:
+    """The parameter itself, or a dense tensor to step in its place where its memory has gaps, or holds its values conjugated or
+    negated, or its rows do not lie one behind the other. Raises InputError where elements share memory, as torch does.
+
+    along: whether the rule looks at rows, which complex numbers and one axis have not.
+    """
+    if p.layout is not torch.strided or p.device.type not in DEVICES:
+        return p  # to be refused in words
+    rows = along and p.ndim > 1 and not p.is_complex()
+    if not arrays.is_dense(tuple(p.shape), p.stride()):
+        if overlaps_itself(p):
+            raise InputError(f"{label}: shape {tuple(p.shape)} with strides {p.stride()} overlaps itself: use .clone()")
+    elif not (p.is_conj() or p.is_neg() or (rows and not p.is_contiguous())):
+        return p
+    order = torch.contiguous_format if rows else torch.preserve_format
+    return torch.empty_like(p, memory_format=order, requires_grad=False)
+
+
+def overlaps_itself(p: torch.Tensor) -> bool:
+    """Whether two elements lie in one place."""
+    extent, apart = 0, True
+    for stride, size in sorted((stride, size) for stride, size in zip(p.stride(), p.shape, strict=True) if size > 1):
+        apart, extent = apart and stride > extent, extent + stride * (size - 1)
+    if apart:
+        return False
+    grid = np.zeros(1, np.int64)
+    for size, stride in zip(p.shape, p.stride(), strict=True):
+        grid = np.unique(grid[:, None] + np.arange(size) * stride)
+    return len(grid) < p.numel()
+
+
+class Place:
+    """Where a tensor lies, as NumPy takes it: nothing of the memory is read."""
+
+    def __init__(self, p: torch.Tensor) -> None:
+        strides = tuple(s * p.itemsize for s in p.stride())
+        shape = tuple(p.shape)
+        data = (p.data_ptr(), False)
+        self.__array_interface__ = dict(shape=shape, strides=strides, data=data, typestr=f"|V{p.itemsize}", version=3)
+
+
+def check_apart(members: Sequence[tuple[str, torch.Tensor, torch.Tensor]]) -> None:
+    """Raise InputError if a parameter with gaps shares an element with another; (label, parameter, what is stepped for it).
+
+    Those that are stepped where they lie are checked by the engine.
+    """
+    for k, (label, p, work) in enumerate(members):
+        for j, (other, q, twin) in enumerate(members if p is not work else ()):
+            if j == k or (j < k and q is not twin) or p.device != q.device or not p.numel() * q.numel():
+                continue
+            if np.shares_memory(np.asarray(Place(p)), np.asarray(Place(q))):
+                raise InputError(
+                    f"{other} overlaps {label} in memory: expected every parameter once, in memory of its own"
+                )
+
+
+def make_parameter(
+    work: torch.Tensor, label: str, counter: StepCounter, mask: Any, states: dict[str, torch.Tensor]
+) -> Parameter:
+    """What the engine steps: work, the parameter itself or a dense copy of it; mask: of its real numbers."""
+    parameter = Parameter(label, work, parameter_view(work, label), counter.group, counter, None, states)
+    parameter.mask = checked_mask(mask, parameter)
+    return parameter
+
+
+def masks_of(
+    given: Mapping[Any, torch.Tensor], groups: Sequence[Mapping[str, Any]]
+) -> dict[torch.Tensor, torch.Tensor]:
+    """The masks by parameter; they may be given by name. Raises InputError for what is no parameter of the optimizer."""
+    known = {p: p for group in groups for p in group["params"]}
+    known |= {n: p for g in groups for n, p in zip(g.get("param_names", ()), g["params"], strict=False)}
+    for key in given:
+        if not isinstance(key, (str, torch.Tensor)) or key not in known:
+            found = f"a tensor of shape {tuple(key.shape)}" if isinstance(key, torch.Tensor) else repr(key)
+            raise InputError(
+                f"mask: {found} is no parameter of this optimizer: expected its parameters as keys, or their names where it is "
+                "made from named_parameters()"
+            )
+    return {known[key]: _of_parts(mask, known[key]) for key, mask in given.items()}
+
+
+def _of_parts(mask: Any, p: torch.Tensor) -> Any:
+    """A mask of complex numbers as one of their real and imaginary parts, which it may be already."""
+    each = p.is_complex() and isinstance(mask, torch.Tensor) and mask.shape == p.shape
+    return torch.stack((mask, mask), -1) if each else mask

@@ -1,0 +1,80 @@
+"""Which combinations of rule, dtype, architecture and options the ordinary suite tries, and which only `--long`.
+
+A full product costs each further rule a minute of one core, though rules differ only in their arithmetic: how memory is walked,
+options are fused and states stored is machinery that all share. So:
+
+- REPRESENTATIVES keep the full product: between them they have every shape of rule (states that depend on flags, none, several);
+- every other rule meets FEW values of the longest axis, say of the dtypes, begun at another place for each rule, and the other axes
+  turn with it. Over as many neighbouring rules as those axes have combinations, each of them meets each value: every pair of values
+  of two axes is tried, by a few rules at least. `test_covering.py` holds that;
+- what is left out carries the mark `long`, and is run by `.ci/long`.
+
+Every rule is still compared bit for bit between NumPy, Numba, generated CUDA C and PTX of both GPU backends, the latter with other
+storage dtypes than the former, and every kernel of it compiled and measured. Read by the tests that take every rule; knows no rule
+but the representatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from itertools import product
+from typing import Any
+
+import pytest
+
+from gpuopt import rules
+
+REPRESENTATIVES = ("adam", "adamw", "sgd")
+FEW = 2
+Axis = Collection[Any]
+
+
+def some(name: str, axis: Axis, begin: int = 0) -> list[Any]:
+    """FEW values of an axis, others for each rule; all of them for a representative. begin: other ones than another test tries."""
+    values = list(axis)
+    if name in REPRESENTATIVES or name not in rules.NAMES or len(values) <= FEW:
+        return values
+    places = {(rules.NAMES.index(name) + begin + k) % len(values) for k in range(FEW)}
+    return [values[k] for k in sorted(places)]
+
+
+def chosen(name: str, *given: Axis) -> list[tuple[Any, ...]]:
+    """The combinations of a rule in the ordinary suite, a value of each axis in each."""
+    if name in REPRESENTATIVES or name not in rules.NAMES:
+        return list(product(*given))
+    axes = [list(axis) for axis in given]
+    longest = max(range(len(axes)), key=lambda a: len(axes[a]))
+    made = []
+    for place, value in enumerate(some(name, axes[longest])):
+        turn, row = rules.NAMES.index(name) // len(axes[longest]), list[Any]()
+        for a, axis in enumerate(axes):
+            row.append(value if a == longest else axis[(place + turn) % len(axis)])
+            turn //= 1 if a == longest else len(axis)
+        made.append(tuple(row))
+    return made
+
+
+def one(name: str, axis: Axis) -> list[Any]:
+    """One value of an axis, another for each rule; all of them for a representative."""
+    values = list(axis)
+    return values if name in REPRESENTATIVES or not values else [values[rules.NAMES.index(name) % len(values)]]
+
+
+def each(names: Iterable[str], *axes: Axis, single: bool = False) -> list[Any]:
+    """Parameters of a test that takes a rule's name and a value of each axis: all of them, what is not chosen marked `long`.
+
+    single: of a rule that is no representative, one combination in all.
+    """
+    made = []
+    for name in names:
+        ordinary = one(name, list(product(*axes))) if single else chosen(name, *axes)
+        for row in product(*axes):
+            made.append(pytest.param(name, *row, marks=[] if row in ordinary else pytest.mark.long))
+    return made
+
+
+def marked(cases: Mapping[str, Any], ordinary: Iterable[str]) -> list[Any]:
+    """Parameters of a test that takes a case: all of them under their labels, those that are not named marked `long`."""
+    known = set(ordinary)
+    assert known <= set(cases), known - set(cases)
+    return [pytest.param(c, id=label, marks=[] if label in known else pytest.mark.long) for label, c in cases.items()]

@@ -1,0 +1,210 @@
+"""Numba's CUDA simulator as a runtime: kernels run in Python on host memory that they reach by address.
+
+`SimulatedBackend` is the backend numba-cuda on it, for processes under NUMBA_ENABLE_CUDASIM=1. Used by simulate.py and, for its
+host memory, by shim.backend and test_gpu_graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpuopt.backends import numba_cuda
+from gpuopt.compiler.program import Draw, Layout, Pass, PerMatrix, PerTensor, Program
+from gpuopt.compiler.scalars import ipow
+from gpuopt.formats import philox
+from gpuopt.formats.dtypes import STORAGES, numpy_dtype
+from gpuopt.formats.stochastic import encode
+from gpuopt.launch import table as t
+from gpuopt.launch.sums import power_of_two
+from gpuopt.native.memory import memory
+from gpuopt.rules.language import maximum, minimum, sign, sqrt, where
+
+WHOLE = np.dtype(np.int64)
+
+
+class Memory:
+    """Loads, stores and arithmetic in Python, on NumPy scalars of the compute type."""
+
+    def __init__(self, compute: str) -> None:
+        self.compute = compute
+
+    def load(self, storage: str, scope: int = 0, scopes: int = 1, compute: str | None = None) -> Callable[..., Any]:
+        if storage == "int64":
+            return lambda base, i: int(memory(base + 8 * i, WHOLE)[0])
+        dtype = numpy_dtype(storage)
+        target = np.dtype(compute or (self.compute if storage == "bool" else STORAGES[storage].compute)).type
+        return lambda base, i: target(memory(base + dtype.itemsize * i, dtype)[0])
+
+    def store(
+        self, storage: str, scope: int = 0, scopes: int = 1, compute: str | None = None, draw: Draw | None = None
+    ) -> Callable[..., Any]:
+        dtype = WHOLE if storage == "int64" else numpy_dtype(storage)
+
+        def store(base: int, i: int, value: Any, word: Any = None) -> None:
+            memory(base + dtype.itemsize * i, dtype)[:] = encoded(storage, dtype, [value], [word], draw)
+
+        return store
+
+    def load_pack(self, storage: str, count: int) -> Callable[..., Any]:
+        dtype, target = numpy_dtype(storage), np.dtype(self.compute).type
+
+        def load(address: int) -> tuple[Any, ...]:
+            check_pack(address, dtype.itemsize * count)
+            return tuple(target(x) for x in memory(address, dtype, count))
+
+        return load
+
+    def store_pack(self, storage: str, count: int, draw: Draw | None = None) -> Callable[..., Any]:
+        dtype = numpy_dtype(storage)
+
+        def store(address: int, values: tuple[Any, ...], words: Sequence[Any] = ()) -> None:
+            check_pack(address, dtype.itemsize * count)
+            memory(address, dtype, count)[:] = encoded(storage, dtype, np.array(values, self.compute), words, draw)
+
+        return store
+
+    def random(self) -> dict[str, Any]:
+        def words(block: int, stream: int, step: int, tensor: int, seed: int) -> tuple[Any, ...]:
+            return tuple(philox.words(seed, tensor, step, stream, block * philox.PER_BLOCK, philox.PER_BLOCK))
+
+        return {"philox": words, "chosen": lambda made, index: made[index]}
+
+    def quotient(self) -> Callable[..., Any]:
+        return lambda a, b: a // b
+
+    def double_bits(self) -> Callable[..., Any]:
+        return lambda x: int(np.float64(x).view(np.int64))
+
+    def power_of_two(self) -> Callable[..., Any]:
+        return lambda exponent: np.float64(power_of_two(exponent))
+
+    def arithmetic(self) -> dict[str, Any]:
+        return {
+            "mul": lambda a, b: a * b,
+            "div": np.divide,
+            "sqrt": sqrt,
+            "absolute": abs,
+            "minimum": minimum,
+            "maximum": maximum,
+            "sign": lambda x: np.asarray(x).dtype.type(sign(x)),
+            "select": lambda c, a, b: type(a)(where(c, a, b)),
+            "ipow": lambda base, n: np.float64(ipow(float(base), int(n))),
+        }
+
+
+def encoded(storage: str, dtype: np.dtype[Any], values: Any, words: Any, draw: Draw | None) -> NDArray[Any]:
+    """Values as they are stored, rounded with the random words where the role draws."""
+    if draw is None:
+        return np.asarray(values).astype(dtype)
+    return encode(storage, np.asarray(values, np.float32), np.asarray(words, np.uint32) >> np.uint32(draw.shift))
+
+
+def check_pack(address: int, size: int) -> None:
+    """A GPU faults on a misaligned vector access; so does the simulator."""
+    if address % size:
+        raise ValueError(f"misaligned access of {size} bytes at {address}")
+
+
+class SimulatorRuntime:
+    """A `Runtime` on host memory."""
+
+    row_limit: int | None = 1
+
+    def on_device(self, index: int) -> Any:
+        return nullcontext()
+
+    def stream(self, index: int) -> Any:
+        return 0
+
+    def handle(self, stream: Any) -> int:
+        return 0
+
+    def capturing(self, stream: Any) -> bool:
+        return False
+
+    def multiprocessors(self) -> int:
+        return 1
+
+    def allocate(self, nbytes: int) -> Any:
+        return np.zeros(-(-nbytes // 8), np.int64)
+
+    def address(self, buffer: Any) -> int:
+        return int(buffer.ctypes.data)
+
+    def pinned(self, nbytes: int) -> NDArray[np.uint8]:
+        return np.zeros(nbytes, np.uint8)
+
+    def upload(self, buffer: Any, pinned: NDArray[np.uint8], stream: Any) -> None:
+        buffer.view(np.uint8)[: pinned.size] = pinned
+
+    def download(self, buffer: Any, nbytes: int, stream: Any) -> NDArray[np.uint8]:
+        result: NDArray[np.uint8] = buffer.view(np.uint8)[:nbytes].copy()
+        return result
+
+    def wait(self) -> None:
+        pass
+
+    def event(self) -> Any:
+        return _Event()
+
+    def update_kernel(self, program: Program) -> Any:
+        return simulated(numba_cuda.walk_function(program, Memory))
+
+    def reduce_kernel(self, layout: Layout, cut: Pass) -> Any:
+        return simulated(numba_cuda.reduce_function(layout, cut, Memory))
+
+    def per_tensor_kernel(self, made: PerTensor) -> Any:
+        return simulated(numba_cuda.per_tensor_function(made, Memory))
+
+    def per_matrix_kernel(self, made: PerMatrix) -> Any:
+        return simulated(numba_cuda.per_matrix_function(made, Memory))
+
+    def all_tensors_kernel(self) -> Any:
+        return simulated(numba_cuda.all_tensors_function(Memory))
+
+    def prepare_kernel(self, program: Program, inputs: tuple[str, ...]) -> Any:
+        return simulated(numba_cuda.prepare_function(program, inputs, Memory))
+
+    def rows_argument(self, program: Program, rows: NDArray[Any] | None, last: Any = None) -> Any:
+        return tuple(rows[0]) if rows is not None and len(rows) else ()
+
+    def decision_arguments(self, decision: Any) -> tuple[Any, ...]:
+        return tuple(decision.item())
+
+    def packed(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        return plain(arguments)
+
+    def launch(self, kernel: Any, grid: int, arguments: tuple[Any, ...], stream: Any) -> None:
+        with np.errstate(all="ignore"):
+            kernel[grid, t.THREADS](*arguments)
+
+
+def simulated(python: Callable[..., Any]) -> Any:
+    """A kernel of the simulator, which takes arguments of any type."""
+    from numba import cuda
+
+    return cuda.jit(python)
+
+
+def plain(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Whole numbers of any width as Python's own: Numba's kernels take int64 everywhere."""
+    return tuple(int(a) if isinstance(a, np.integer) else a for a in arguments)
+
+
+class _Event:
+    def record(self, stream: Any) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+
+class SimulatedBackend(numba_cuda.Backend):
+    """The backend numba-cuda in the simulator."""
+
+    runtime_class = SimulatorRuntime
