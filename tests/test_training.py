@@ -21,10 +21,7 @@ def test_gradients_of_the_transformer_agree_with_differences() -> None:
 
 @pytest.mark.parametrize("optimizer", gpuopt.optimizers())
 def test_every_optimizer_goes_down_the_valley_and_learns_text(optimizer: str) -> None:
-    losses = training.transformer(optimizer, steps=30)
-    assert np.mean(losses[-5:]) < losses[0] - SLOWER.get(optimizer, 0.2)
+    losses = training.transformer(optimizer)
+    assert np.mean(losses[-5:]) < losses[0] - 0.3
     losses = training.valley(optimizer, steps=200)
     assert losses[-1] < 0.5 * losses[0]
-
-
-SLOWER: dict[str, float] = {"prodigy": 0.0}

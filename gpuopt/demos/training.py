@@ -6,9 +6,10 @@ Called by `every.py`. Plain NumPy with gradients by hand; gpuopt is met only in 
 
 from __future__ import annotations
 
-import inspect
+import codecs
+import contextlib
+import io
 import math
-import textwrap
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,9 @@ VALLEY_STEPS, VALLEY_START = 400, (-1.2, 1.0)
 
 # Other than those: too high without a warm-up, too low for so few steps.
 RATES = {
-    "lars": 0.05,
+    "lars": 0.2,
     "lamb": 0.01,
+    "radam": 0.05,
     "schedulefreeradam": 0.05,
 }
 
@@ -72,8 +74,10 @@ def valley(optimizer: str, steps: int = VALLEY_STEPS) -> list[float]:
 
 
 def text() -> Array:
-    """The text of Python's textwrap as numbers of its characters, from 0 on."""
-    raw = np.frombuffer(inspect.getsource(textwrap).encode("ascii", "replace"), np.uint8)
+    """The Zen of Python, the same in every version of it, as numbers of its characters, from 0 on."""
+    with contextlib.redirect_stdout(io.StringIO()):  # the module prints itself
+        import this
+    raw = np.frombuffer(codecs.decode(this.s, "rot13").encode(), np.uint8)
     return np.unique(raw, return_inverse=True)[1]
 
 
