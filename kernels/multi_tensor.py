@@ -6,6 +6,8 @@ the program; `load_word(address, k)` and its like are bound by gpuopt/backends/n
 
 HOLE("constants")
 
+HOLE("function")
+
 
 def walk(table, tiles, tile_count, tile_size, unit, device_rows, skip, values, slots, rows):
     if skip != 0 and load_flag(skip, 0) != 0:

@@ -7,6 +7,8 @@ gpuopt/backends/numba_cuda.py.
 
 HOLE("constants")
 
+HOLE("function")
+
 
 def reduce(table, columns, chunks, chunk_count, rows, values, slots, partials):
     shared = cuda.shared.array((SUMS, THREADS), C)

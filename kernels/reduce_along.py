@@ -7,6 +7,8 @@ lane for the fourth of its columns, `across0_1` that for the second element of e
 
 HOLE("constants")
 
+HOLE("function")
+
 
 def reduce_along(table, columns, blocks, block_count, rows, values, slots):
     shared = cuda.shared.array(SHARED, C)

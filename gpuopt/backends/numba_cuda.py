@@ -99,6 +99,11 @@ class IntrinsicMemory:
 
         return {"philox": numba_random.philox(self.intrinsic), "chosen": numba_random.chosen(self.intrinsic)}
 
+    def device(self) -> Callable[..., Any]:
+        """Makes a function one of the device, which is put into the place of each call."""
+        made: Callable[..., Any] = _cuda().jit(device=True, forceinline=True)
+        return made
+
     def quotient(self) -> Callable[..., Any]:
         from gpuopt.compiler import numba_ir
 
@@ -132,6 +137,7 @@ def namespace(compute: str, memory: Memory = IntrinsicMemory) -> dict[str, Any]:
     names: dict[str, Any] = found.arithmetic()
     return names | {
         "cuda": _cuda(),
+        "device": found.device(),
         "C": np.dtype(compute).type,
         "D": np.float64,
         "int64": np.int64,

@@ -210,7 +210,7 @@ def of_column(layout: Layout, i: str) -> list[str]:
     return [f"vector{k} = load_scalar(from_{k}, {i})" for k, (kind, _) in enumerate(layout.slots) if kind == "column"]
 
 
-def of_element(layout: Layout, element: str, suffix: str = "") -> list[str]:
+def of_element(layout: Layout, element: str) -> list[str]:
     """The numbers of the row, column and matrix of one element that a pass uses; `shape`: the end of the tensor's record."""
     if not layout.slots:
         return []
@@ -224,7 +224,7 @@ def of_element(layout: Layout, element: str, suffix: str = "") -> list[str]:
         f"row = quotient({element}, width)",
         "matrix = quotient(row, load_word(shape, OF_ROWS))",
         *(
-            f"vector{k}{suffix} = load_scalar(load_word(slots, {slot}), {where[kind]})"
+            f"vector{k} = load_scalar(load_word(slots, {slot}), {where[kind]})"
             for k, (kind, slot) in enumerate(layout.slots)
         ),
     ]

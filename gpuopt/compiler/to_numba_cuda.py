@@ -1,14 +1,16 @@
 """Program -> typed Python text for `numba.cuda`: the statements that fill kernels/multi_tensor.py, reduce.py and prepare.py.
 
-Prints only; the backend numba-cuda binds the names. The update is printed by `to_numba`, as for the CPU, once for each
-element of a pack, because Numba compiles no separate device function without a GPU.
+Prints only; the backend numba-cuda binds the names. What is done to one element is a function of the device in front of the walk,
+printed by `to_numba` as for the CPU and called for each element of a pack: Numba reads and types it once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from gpuopt.compiler.host import prepare_statements, whole_variables
+from gpuopt.compiler.kinds import LINE_SUMS
 from gpuopt.compiler.names import safe
 from gpuopt.compiler.program import Layout, Pass, PerMatrix, PerTensor, Program, Role
 from gpuopt.compiler.template import kernel
@@ -56,7 +58,32 @@ def _address(index: int, role: Role, element: str) -> str:
     return f"load_word(at, {index}) + ({element}) * {STORAGES[role.storage].itemsize}"
 
 
-def _packed(program: Program) -> list[str]:
+def _of_one(name: str, layout: Layout, cut: Pass, results: list[str]) -> tuple[list[str], Callable[..., str]]:
+    """A pass on one element as a function of the device, and its call: of the element at `at`, on variables that have a suffix.
+    results: roles that it returns; with none, the sums of the pass: `sum0`, `sum1` ..., which the call may have under other names.
+    """
+    parts = (part for s in cut.body for part in s.expr.parts())
+    numbers = sorted({(p.op, int(p.args[0])) for p in parts if p.op in ("scalar", "value")})  # type: ignore[arg-type]
+    shared = [f"{op[0]}{k}" for op, k in numbers] + ["shape", "slots"] * bool(layout.slots)
+    own = [safe(layout.roles[k].name) for k in cut.reads]
+    sums = [] if results else [f"sum{k}" for k in range(len(cut.sums))]
+    into = [total for total, kind in zip(sums, cut.sums, strict=False) if kind not in LINE_SUMS]
+    lines = [
+        *of_element(layout, "element"),
+        *statements(cut.body, first=cut.first),
+        f"return {', '.join(results or sums)}",
+    ]
+    function = ["@device", f"def {name}({', '.join(['element', *own, *into, *shared])}):", *_indented(lines)]
+
+    def call(at: str, suffix: str = "", lane: str = "") -> str:
+        given = [at, *(n + suffix for n in own), *(n + lane for n in into), *shared]
+        found = [n + suffix for n in results] or [n + lane for n in sums]
+        return f"{', '.join(found)} = {name}({', '.join(given)})"
+
+    return function, call
+
+
+def _packed(program: Program, update: Callable[..., str]) -> list[str]:
     """The statements for `lanes` elements from `element` on: as in kernels/multi_tensor.cuh, one turn after another."""
     lanes, roles = program.lanes, program.roles
     turn = min(per_access(r, lanes) for r in roles)
@@ -71,8 +98,7 @@ def _packed(program: Program) -> list[str]:
                     f"{cells}{',' if width == 1 else ''} = load_pack_{k}({_address(k, r, f'element + {offset}')})"
                 )
         for j in range(offset, offset + turn):
-            lines += of_element(program.layout_of(program.update), f"(element + {j})", f"_{j}")
-            lines += statements(program.update.body, f"_{j}")
+            lines.append(update(f"element + {j}", f"_{j}"))
         for block in range(-(-offset // PER_BLOCK) * PER_BLOCK, offset + turn, PER_BLOCK):
             for s in range(program.streams):
                 words = _tuple(f"w{s}_{block + j}" for j in range(PER_BLOCK))
@@ -92,12 +118,11 @@ def _tuple(names: Iterable[str]) -> str:
     return f"({''.join(f'{name}, ' for name in names)})"
 
 
-def _single(program: Program) -> list[str]:
+def _single(program: Program, update: Callable[..., str]) -> list[str]:
     """The statements for the one `element`."""
     roles = program.roles
     lines = [f"{safe(r.name)} = load_{k}(load_word(at, {k}), element)" for k, r in enumerate(roles)]
-    lines += of_element(program.layout_of(program.update), "element")
-    lines += statements(program.update.body)
+    lines.append(update("element"))
     for s in range(program.streams):
         lines.append(f"w{s} = chosen(philox(element // PER_BLOCK, {s}, step, tensor, seed), element % PER_BLOCK)")
     for k, r in enumerate(roles):
@@ -109,14 +134,18 @@ def _single(program: Program) -> list[str]:
 def cuda_source(program: Program) -> str:
     """The whole text of the GPU kernel: kernels/multi_tensor.py for one program."""
     names = scalar_names(program)
+    everything = replace(program.update, reads=tuple(range(len(program.roles))))
+    written = [safe(r.name) for r in program.roles if r.written]
+    function, update = _of_one("update", program.layout_of(program.update), everything, written)
     holes = {
+        "function": function,
         "scalars_by_value": [f"{name} = rows[{k}]" for k, name in enumerate(names)],
         "scalars_by_address": [f"{name} = load_scalar(device_rows, entry + {k})" for k, name in enumerate(names)],
         "values": value_loads(program.update.values),
         "store_cells": cell_stores(program, "record"),
         "step": step_count(program),
-        "update_packs": _packed(program),
-        "update_one": _single(program),
+        "update_packs": _packed(program, update),
+        "update_one": _single(program, update),
     }
     return kernel("multi_tensor.py", walk_constants(program) | {"LANES": program.lanes}, holes)
 
@@ -128,8 +157,7 @@ def reduce_source(layout: Layout, cut: Pass) -> str:
     ahead = min(steps, cut.ahead)
     names = {k: safe(layout.roles[k].name) for k in cut.reads}
 
-    def measured(k: int, suffix: str, element: str) -> list[str]:
-        return of_element(layout, element, suffix) + statements(cut.body, suffix, cut.first, f"sum{{k}}_{k}")
+    function, measure = _of_one("measure", layout, cut, [])
 
     def pack(suffix: str, offset: str) -> tuple[list[str], list[str]]:
         """The loads of a pack of each array, and what its elements add."""
@@ -141,8 +169,7 @@ def reduce_source(layout: Layout, cut: Pass) -> str:
                 loads.append(
                     f"{cells} = load_pack_{role}({_address(role, layout.roles[role], f'element + {offset} + {begin}')})"
                 )
-        each = [measured(j, f"_{j}{suffix}", f"(element + {offset} + {j})") for j in range(width)]
-        return loads, [line for lines in each for line in lines]
+        return loads, [measure(f"element + {offset} + {j}", f"_{j}{suffix}", f"_{j}") for j in range(width)]
 
     packs = [pack(f"_{a}", f"{a} * THREADS * N") for a in range(ahead)]
     single = []
@@ -150,7 +177,7 @@ def reduce_source(layout: Layout, cut: Pass) -> str:
         loads = [f"{name}_{k} = load_{role}(load_word(at, {role}), element + {k})" for role, name in names.items()]
         single += [
             f"if i + {k} < count:",
-            *("    " + line for line in (*loads, *measured(k, f"_{k}", f"(element + {k})"))),
+            *_indented([*loads, measure(f"element + {k}", f"_{k}", f"_{k}")]),
         ]
     loads, adds = pack("", "0")
     share = []
@@ -158,6 +185,7 @@ def reduce_source(layout: Layout, cut: Pass) -> str:
         share += [f"sum{j}_0 = {joined(kind, f'sum{j}_0', f'sum{j}_{k}')}" for k in range(1, width)]
         share.append(f"shared[{j}, lane] = sum{j}_0")
     holes = {
+        "function": function,
         "scalars": scalar_loads(layout.scalars),
         "values": value_loads(cut.values),
         "begin": [f"sum{j}_{k} = {beginning(kind, 'C')}" for j, kind in ranks for k in range(width)],
@@ -178,6 +206,7 @@ def reduce_along_source(layout: Layout, cut: Pass) -> str:
     packs = t.BLOCK_COLUMNS // (t.WARP * width)
     rows, columns = ranked(cut.sums, "row_sum"), ranked(cut.sums, "column_sum")
     names = {k: safe(layout.roles[k].name) for k in cut.reads}
+    function, measure_one = _of_one("measure", layout, cut, [])
     asked: list[list[str]] = []  # of each pack
     measured: list[list[str]] = []
     for j in range(packs):
@@ -192,8 +221,7 @@ def reduce_along_source(layout: Layout, cut: Pass) -> str:
         for k in range(width):
             element = f"(first + {at} + {k})"
             alone = [f"{name}_{j}_{k} = load_{role}(load_word(at, {role}), {element})" for role, name in names.items()]
-            lines = ["if not aligned:", *_indented(alone), *of_element(layout, element, f"_{j}_{k}")]
-            lines += statements(cut.body, f"_{j}_{k}", cut.first, f"sum{{k}}_{k}")
+            lines = ["if not aligned:", *_indented(alone), measure_one(element, f"_{j}_{k}", f"_{k}")]
             lines += [f"across{q}_{k} = across{q}_{k} + sum{place}_{k}" for q, place in rows]
             lines += [f"down{q}_{j * width + k} = down{q}_{j * width + k} + sum{place}_{k}" for q, place in columns]
             adds += [f"if {at} + {k} < column_count:", *_indented(lines)]
@@ -229,6 +257,7 @@ def reduce_along_source(layout: Layout, cut: Pass) -> str:
             "cuda.syncthreads()",
         ]
     holes = {
+        "function": function,
         "scalars": scalar_loads(layout.scalars),
         "values": value_loads(cut.values),
         "begin_columns": [f"down{q}_{k} = C(0)" for q, _ in columns for k in range(packs * width)],
