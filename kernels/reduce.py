@@ -1,7 +1,7 @@
 """Sums over every element of every tensor for Numba CUDA: the twin of reduce.cuh, the same chunks, accumulators and tree.
 
-A line HOLE("name") is where gpuopt/compiler/to_numba_cuda.py puts the statements of one pass: `sum0_0`, `sum0_1` ... are the N
-accumulators of a lane for the first sum. Names in capitals are constants; `load_word` and its like are bound by
+A line HOLE("name") is where gpuopt/compiler/to_numba_cuda.py puts the statements of one pass: `sum0` is the tuple of the
+N accumulators of a lane for the first sum. Names in capitals are constants; `load_word` and its like are bound by
 gpuopt/backends/numba_cuda.py.
 """
 

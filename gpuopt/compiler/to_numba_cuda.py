@@ -58,9 +58,12 @@ def _address(index: int, role: Role, element: str) -> str:
     return f"load_word(at, {index}) + ({element}) * {STORAGES[role.storage].itemsize}"
 
 
-def _of_one(name: str, layout: Layout, cut: Pass, results: list[str]) -> tuple[list[str], Callable[..., str]]:
-    """A pass on one element as a function of the device, and its call: of the element at `at`, on variables that have a suffix.
-    results: roles that it returns; with none, the sums of the pass: `sum0`, `sum1` ..., which the call may have under other names.
+def _of_one(
+    name: str, layout: Layout, cut: Pass, results: list[str]
+) -> tuple[list[str], Callable[..., str], list[str]]:
+    """A pass on one element as a function of the device; its call: of the element at `at`, on variables that have a suffix; and
+    what it is given that is the same for all elements. results: roles that it returns; with none, the sums of the pass: `sum0`,
+    `sum1` ..., which the call may have under other names.
     """
     parts = (part for s in cut.body for part in s.expr.parts())
     numbers = sorted({(p.op, int(p.args[0])) for p in parts if p.op in ("scalar", "value")})  # type: ignore[arg-type]
@@ -80,7 +83,7 @@ def _of_one(name: str, layout: Layout, cut: Pass, results: list[str]) -> tuple[l
         found = [n + suffix for n in results] or [n + lane for n in sums]
         return f"{', '.join(found)} = {name}({', '.join(given)})"
 
-    return function, call
+    return function, call, shared
 
 
 def _packed(program: Program, update: Callable[..., str]) -> list[str]:
@@ -136,7 +139,7 @@ def cuda_source(program: Program) -> str:
     names = scalar_names(program)
     everything = replace(program.update, reads=tuple(range(len(program.roles))))
     written = [safe(r.name) for r in program.roles if r.written]
-    function, update = _of_one("update", program.layout_of(program.update), everything, written)
+    function, update, _ = _of_one("update", program.layout_of(program.update), everything, written)
     holes = {
         "function": function,
         "scalars_by_value": [f"{name} = rows[{k}]" for k, name in enumerate(names)],
@@ -151,48 +154,57 @@ def cuda_source(program: Program) -> str:
 
 
 def reduce_source(layout: Layout, cut: Pass) -> str:
-    """The whole text of a pass that sums: kernels/reduce.py."""
+    """The whole text of a pass that sums: kernels/reduce.py. The accumulators `sum0_0`, `sum0_1` ... of a lane, and the elements of
+    a pack, go as tuples `sum0`, `p_` ... through a function of the device that measures a pack.
+    """
     width, ranks = layout.lanes, list(enumerate(cut.sums))
     steps = t.CHUNK // (t.THREADS * width)
     ahead = min(steps, cut.ahead)
     names = {k: safe(layout.roles[k].name) for k in cut.reads}
+    function, measure, shared = _of_one("measure", layout, cut, [])
+    sums = [f"sum{j}" for j, _ in ranks]
+    into = ", ".join(sums)
 
-    function, measure = _of_one("measure", layout, cut, [])
+    def cells(name: str) -> str:
+        return _tuple(f"{name}_{k}" for k in range(width))
 
-    def pack(suffix: str, offset: str) -> tuple[list[str], list[str]]:
-        """The loads of a pack of each array, and what its elements add."""
-        loads = []
+    apart = [f"{cells(name)} = {name}" for name in sums]
+    together = [f"{name} = {cells(name)}" for name in sums]
+    pack = [f"{cells(name)} = {name}" for name in names.values()] + apart
+    pack += [measure(f"element + {k}", f"_{k}", f"_{k}") for k in range(width)]
+    arguments = ", ".join(["element", *names.values(), *sums, *shared])
+    function += ["", "", "@device", f"def measure_pack({arguments}):", *_indented([*pack, *together, f"return {into}"])]
+
+    def loads(suffix: str, offset: str) -> list[str]:
+        lines = []
         for role, name in names.items():
-            per = per_access(layout.roles[role], width)
-            for begin in range(0, width, per):
-                cells = _tuple(f"{name}_{begin + j}{suffix}" for j in range(per))[1:-1]
-                loads.append(
-                    f"{cells} = load_pack_{role}({_address(role, layout.roles[role], f'element + {offset} + {begin}')})"
-                )
-        return loads, [measure(f"element + {offset} + {j}", f"_{j}{suffix}", f"_{j}") for j in range(width)]
+            per, of = per_access(layout.roles[role], width), layout.roles[role]
+            parts = (_address(role, of, f"element + {offset} + {begin}") for begin in range(0, width, per))
+            lines.append(f"{name}{suffix} = {' + '.join(f'load_pack_{role}({part})' for part in parts)}")
+        return lines
 
-    packs = [pack(f"_{a}", f"{a} * THREADS * N") for a in range(ahead)]
+    def measured(suffix: str, offset: str) -> str:
+        given = ", ".join([f"element + {offset}", *(n + suffix for n in names.values()), *sums, *shared])
+        return f"{into} = measure_pack({given})"
+
     single = []
     for k in range(width):
-        loads = [f"{name}_{k} = load_{role}(load_word(at, {role}), element + {k})" for role, name in names.items()]
-        single += [
-            f"if i + {k} < count:",
-            *_indented([*loads, measure(f"element + {k}", f"_{k}", f"_{k}")]),
-        ]
-    loads, adds = pack("", "0")
-    share = []
+        one = [f"{name}_{k} = load_{role}(load_word(at, {role}), element + {k})" for role, name in names.items()]
+        single += [f"if i + {k} < count:", *_indented([*one, measure(f"element + {k}", f"_{k}", f"_{k}")])]
+    share = list(apart)
     for j, kind in ranks:
         share += [f"sum{j}_0 = {joined(kind, f'sum{j}_0', f'sum{j}_{k}')}" for k in range(1, width)]
         share.append(f"shared[{j}, lane] = sum{j}_0")
+    places = [(f"_{a}", f"{a} * THREADS * N") for a in range(ahead)]
     holes = {
         "function": function,
         "scalars": scalar_loads(layout.scalars),
         "values": value_loads(cut.values),
-        "begin": [f"sum{j}_{k} = {beginning(kind, 'C')}" for j, kind in ranks for k in range(width)],
-        "load_ahead": [line for each, _ in packs for line in each],
-        "measure_ahead": [line for _, each in packs for line in each],
-        "measure_pack": [*loads, *adds],
-        "measure_single": single,
+        "begin": [f"sum{j} = {_tuple([beginning(kind, 'C')] * width)}" for j, kind in ranks],
+        "load_ahead": [line for place in places for line in loads(*place)],
+        "measure_ahead": [measured(*place) for place in places],
+        "measure_pack": [*loads("", "0"), measured("", "0")],
+        "measure_single": [*apart, *single, *together],
         "share": share,
         "join_lanes": join_lanes(cut.sums, "shared[{}, lane]", "shared[{}, lane + half]"),
     }
@@ -206,7 +218,7 @@ def reduce_along_source(layout: Layout, cut: Pass) -> str:
     packs = t.BLOCK_COLUMNS // (t.WARP * width)
     rows, columns = ranked(cut.sums, "row_sum"), ranked(cut.sums, "column_sum")
     names = {k: safe(layout.roles[k].name) for k in cut.reads}
-    function, measure_one = _of_one("measure", layout, cut, [])
+    function, measure_one, _ = _of_one("measure", layout, cut, [])
     asked: list[list[str]] = []  # of each pack
     measured: list[list[str]] = []
     for j in range(packs):
