@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuopt.backends import numba_cuda
+from gpuopt.compiler.numba_gpu import Text
 from gpuopt.compiler.program import Draw, Layout, Pass, PerMatrix, PerTensor, Program
 from gpuopt.compiler.scalars import ipow
 from gpuopt.formats import philox
@@ -156,22 +157,22 @@ class SimulatorRuntime:
         return _Event()
 
     def update_kernel(self, program: Program) -> Any:
-        return simulated(numba_cuda.walk_function(program, Memory))
+        return simulated(numba_cuda.walk_text(program, Memory))
 
     def reduce_kernel(self, layout: Layout, cut: Pass) -> Any:
-        return simulated(numba_cuda.reduce_function(layout, cut, Memory))
+        return simulated(numba_cuda.reduce_text(layout, cut, Memory))
 
     def per_tensor_kernel(self, made: PerTensor) -> Any:
-        return simulated(numba_cuda.per_tensor_function(made, Memory))
+        return simulated(numba_cuda.per_tensor_text(made, Memory))
 
     def per_matrix_kernel(self, made: PerMatrix) -> Any:
-        return simulated(numba_cuda.per_matrix_function(made, Memory))
+        return simulated(numba_cuda.per_matrix_text(made, Memory))
 
     def all_tensors_kernel(self) -> Any:
-        return simulated(numba_cuda.all_tensors_function(Memory))
+        return simulated(numba_cuda.all_tensors_text(Memory))
 
     def prepare_kernel(self, program: Program, inputs: tuple[str, ...]) -> Any:
-        return simulated(numba_cuda.prepare_function(program, inputs, Memory))
+        return simulated(numba_cuda.prepare_text(program, inputs, Memory))
 
     def rows_argument(self, program: Program, rows: NDArray[Any] | None, last: Any = None) -> Any:
         return tuple(rows[0]) if rows is not None and len(rows) else ()
@@ -187,11 +188,11 @@ class SimulatorRuntime:
             kernel[grid, t.THREADS](*arguments)
 
 
-def simulated(python: Callable[..., Any]) -> Any:
+def simulated(text: Text) -> Any:
     """A kernel of the simulator, which takes arguments of any type."""
     from numba import cuda
 
-    return cuda.jit(python)
+    return cuda.jit(text.function)
 
 
 def plain(arguments: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -18,7 +18,7 @@ import gpuopt
 from fake_driver import FakeDriver
 from gpuopt import driver, info, messages
 from gpuopt.backends import cupy, numba_cuda
-from gpuopt.compiler import nvrtc
+from gpuopt.compiler import numba_gpu, nvrtc
 from repository import FILES, ROOT
 
 BACKENDS = {"cupy": cupy, "numba-cuda": numba_cuda}
@@ -43,7 +43,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Install:
         monkeypatch.setattr(cupy, "version", distributions(cupy_for))
         monkeypatch.setitem(sys.modules, "cupy", fake_cupy(answer) if cupy_for else None)
         usable = SimpleNamespace(is_available=lambda: answered(answer) > 0)
-        monkeypatch.setattr(numba_cuda, "_cuda", lambda: usable)
+        monkeypatch.setattr(numba_gpu, "numba_cuda", lambda: usable)
         monkeypatch.setattr(numba_cuda, "simulated", lambda: False)
         monkeypatch.setattr(nvrtc, "version", lambda: version_or_error(nvrtc_version))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 
 import gpuopt
 from gpuopt import backends
-from gpuopt.backends import numba_cuda
+from gpuopt.compiler import cache, numba_gpu
 
 pytestmark = pytest.mark.gpu
 STAND_IN = "/tests/driver/"  # what it does is not the step's doing
@@ -108,17 +109,10 @@ def test_a_step_makes_at_most_one_upload(kind: str, backend: str) -> None:
 def test_numba_launches_where_it_does_not_say_what_it_has_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Numba's own way to launch, which is slower, gives the same bits."""
 
-    class Silent:
-        def __init__(self, dispatcher: Any) -> None:
-            self.dispatcher = dispatcher
-
-        def __getitem__(self, configuration: Any) -> Any:
-            return self.dispatcher[configuration]
-
-    kernel, results = numba_cuda.Kernel, []
+    results = []
     for silent in (False, True):
         if silent:
-            monkeypatch.setattr(numba_cuda, "Kernel", lambda dispatcher, *more: kernel(Silent(dispatcher), *more))
+            monkeypatch.setattr(numba_gpu, "_loaded", lambda data: None)
         backends.get.cache_clear()
         params, grads = arrays(2), arrays(2)
         for norm in (None, 1.0):
@@ -128,3 +122,28 @@ def test_numba_launches_where_it_does_not_say_what_it_has_compiled(monkeypatch: 
         results.append([p.get().tobytes() for p in params])
     backends.get.cache_clear()
     assert results[0] == results[1]
+
+
+def test_numba_takes_from_disk_what_it_has_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Update, sums and what is done once a tensor; where the driver does not take an entry, it is compiled again."""
+    monkeypatch.setenv("GPUOPT_CACHE_DIR", str(tmp_path / "kernels"))
+    monkeypatch.delenv("GPUOPT_CACHE", raising=False)
+    compiled, key, results = numba_gpu._compiled, cache.key, []
+    counts: list[int] = []
+
+    def counted(*given: Any) -> Any:
+        counts[-1] += 1
+        return compiled(*given)
+
+    monkeypatch.setattr(numba_gpu, "_compiled", counted)
+    for _ in range(3):
+        counts.append(0)
+        backends.get.cache_clear()
+        params, grads = arrays(2), arrays(2)
+        gpuopt.LAMB(params, backend="numba-cuda").step(grads)
+        results.append([p.get().tobytes() for p in params])
+        if len(counts) == 2:
+            monkeypatch.setattr(cache, "key", lambda *parts: key("another", *parts))
+    backends.get.cache_clear()
+    assert counts[0] >= 4 and counts[1] == 0 and counts[2] == counts[0]
+    assert results[0] == results[1] == results[2]

@@ -42,7 +42,9 @@ def walk_ptx(name: str, dtype: str, options: bool, state_format: str = "float32"
 
     made = variants(name, dtype, options, state_format)
     row = types.UniTuple(getattr(types, made.compute), len(made.row))
-    return ptx(numba_cuda.walk_function(made), (types.int64,) * numba_cuda.walk_signature(made).index(" ") + (row,))
+    return ptx(
+        numba_cuda.walk_text(made).function, (types.int64,) * numba_cuda.walk_signature(made).index(" ") + (row,)
+    )
 
 
 @pytest.mark.parametrize(("name", "dtype"), each(rules.NAMES, PARAMETER_DTYPES, single=True))
@@ -90,7 +92,7 @@ def test_prepare_compiles_without_contraction(name: str) -> None:
     made = variants(name, "float32", options=True)
     whole = types.int64
     arguments = (whole, types.float64, types.float64, *(whole,) * 10)
-    prepare = numba_cuda.prepare_function(made, row_inputs(made))
+    prepare = numba_cuda.prepare_text(made, row_inputs(made)).function
     inexact = {
         "exp": math.fabs,
         "log": math.fabs,
@@ -103,7 +105,7 @@ def test_prepare_compiles_without_contraction(name: str) -> None:
 def test_sums_of_gradients_compile_without_contraction() -> None:
     from numba import types
 
-    sums = numba_cuda.reduce_function(*gradient_sums("float32", "float32"))
+    sums = numba_cuda.reduce_text(*gradient_sums("float32", "float32")).function
     text = ptx(sums, (types.int64,) * len(numba_cuda.REDUCE_SIGNATURE))
     assert "ld.global.v4" in text
     assert not re.findall(r"\bfma\.", text)

@@ -7,7 +7,6 @@ place of `Backend.runtime_class`, and its own loads and stores that of `Intrinsi
 from __future__ import annotations
 
 import ctypes
-import linecache
 import os
 import sys
 import threading
@@ -23,7 +22,8 @@ import numpy as np
 from gpuopt import driver
 from gpuopt.backends.device import DeviceBackend
 from gpuopt.backends.runtime import Runtime
-from gpuopt.compiler import nvrtc, to_numba_cuda
+from gpuopt.compiler import numba_gpu, nvrtc, to_numba_cuda
+from gpuopt.compiler.numba_gpu import Text
 from gpuopt.compiler.program import Draw, Layout, Pass, PerMatrix, PerTensor, Program
 from gpuopt.compiler.to_cuda import blocks_per_sm
 from gpuopt.compiler.to_cuda_sums import reduce_blocks
@@ -34,13 +34,6 @@ from gpuopt.messages import one_line
 C_VALUES: dict[str, Any] = {"float32": ctypes.c_float, "float64": ctypes.c_double}
 
 
-def _cuda() -> Any:
-    """numba.cuda, untyped: its annotations are those of the simulator."""
-    from numba import cuda
-
-    return cuda
-
-
 def simulated() -> bool:
     """Whether Numba's CUDA simulator stands in for a GPU."""
     return os.environ.get("NUMBA_ENABLE_CUDASIM", "0") == "1"
@@ -49,7 +42,7 @@ def simulated() -> bool:
 def missing() -> str | None:
     """None where Numba CUDA imports, finds a GPU and can compile for its driver."""
     try:
-        found = _cuda().is_available()
+        found = numba_gpu.numba_cuda().is_available()
     except Exception as error:
         return driver.why_not("Numba CUDA", one_line(error))
     if not found:
@@ -101,7 +94,7 @@ class IntrinsicMemory:
 
     def device(self) -> Callable[..., Any]:
         """Makes a function one of the device, which is put into the place of each call."""
-        made: Callable[..., Any] = _cuda().jit(device=True, forceinline=True)
+        made: Callable[..., Any] = numba_gpu.numba_cuda().jit(device=True, forceinline=True)
         return made
 
     def quotient(self) -> Callable[..., Any]:
@@ -136,7 +129,7 @@ def namespace(compute: str, memory: Memory = IntrinsicMemory) -> dict[str, Any]:
     found = memory(compute)
     names: dict[str, Any] = found.arithmetic()
     return names | {
-        "cuda": _cuda(),
+        "cuda": numba_gpu.numba_cuda(),
         "device": found.device(),
         "C": np.dtype(compute).type,
         "D": np.float64,
@@ -159,18 +152,8 @@ def namespace(compute: str, memory: Memory = IntrinsicMemory) -> dict[str, Any]:
     }
 
 
-def function(source: str, name: str, values: dict[str, Any]) -> Callable[..., Any]:
-    """The Python function of a generated text; the text stays visible in tracebacks."""
-    filename = f"<gpuopt cuda {name} {hash(source):x}>"
-    linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
-    scope = dict(values)
-    exec(compile(source, filename, "exec"), scope)
-    made: Callable[..., Any] = scope[name]
-    return made
-
-
-def walk_function(program: Program, memory: Memory = IntrinsicMemory) -> Callable[..., Any]:
-    """`walk` of a program, not yet compiled."""
+def walk_text(program: Program, memory: Memory = IntrinsicMemory) -> Text:
+    """`walk` of a program."""
     found = memory(program.compute)
     values = namespace(program.compute, memory) | found.random()
     for k, role in enumerate(program.roles):
@@ -181,35 +164,37 @@ def walk_function(program: Program, memory: Memory = IntrinsicMemory) -> Callabl
             draw = program.draws.get(k)
             values[f"store_{k}"] = found.store(role.storage, k, len(program.roles), draw=draw)
             values[f"store_pack_{k}"] = found.store_pack(role.storage, width, draw)
-    return function(to_numba_cuda.cuda_source(program), "walk", values)
+    meaning = (program.compute, [(r.storage, r.written) for r in program.roles], sorted(program.draws.items()))
+    return Text(to_numba_cuda.cuda_source(program), "walk", values, repr(meaning))
 
 
-def reduce_function(layout: Layout, cut: Pass, memory: Memory = IntrinsicMemory) -> Callable[..., Any]:
-    """A pass that sums, not yet compiled."""
+def reduce_text(layout: Layout, cut: Pass, memory: Memory = IntrinsicMemory) -> Text:
+    """A pass that sums."""
     found = memory(layout.compute)
     values = dict(namespace(layout.compute, memory))
     for k in cut.reads:
         role = layout.roles[k]
         values[f"load_{k}"] = found.load(role.storage)
         values[f"load_pack_{k}"] = found.load_pack(role.storage, to_numba_cuda.per_access(role, layout.lanes))
+    meaning = repr((layout.compute, [layout.roles[k].storage for k in cut.reads]))
     if cut.along:
-        return function(to_numba_cuda.reduce_along_source(layout, cut), "reduce_along", values)
-    return function(to_numba_cuda.reduce_source(layout, cut), "reduce", values)
+        return Text(to_numba_cuda.reduce_along_source(layout, cut), "reduce_along", values, meaning)
+    return Text(to_numba_cuda.reduce_source(layout, cut), "reduce", values, meaning)
 
 
-def per_matrix_function(made: PerMatrix, memory: Memory = IntrinsicMemory) -> Callable[..., Any]:
-    """What is done once a matrix, not yet compiled."""
-    return function(to_numba_cuda.per_matrix_source(made), "per_matrix", namespace(made.compute, memory))
+def per_matrix_text(made: PerMatrix, memory: Memory = IntrinsicMemory) -> Text:
+    """What is done once a matrix."""
+    return Text(to_numba_cuda.per_matrix_source(made), "per_matrix", namespace(made.compute, memory), made.compute)
 
 
-def per_tensor_function(made: PerTensor, memory: Memory = IntrinsicMemory) -> Callable[..., Any]:
-    """What is done once a tensor, not yet compiled: its arithmetic is float64, its values are of the compute type."""
-    return function(to_numba_cuda.per_tensor_source(made), "per_tensor", doubles(made.compute, memory))
+def per_tensor_text(made: PerTensor, memory: Memory = IntrinsicMemory) -> Text:
+    """What is done once a tensor: its arithmetic is float64, its values are of the compute type."""
+    return Text(to_numba_cuda.per_tensor_source(made), "per_tensor", doubles(made.compute, memory), made.compute)
 
 
-def all_tensors_function(memory: Memory = IntrinsicMemory) -> Callable[..., Any]:
-    """Sums over all tensors, not yet compiled."""
-    return function(to_numba_cuda.all_tensors_source(), "all_tensors", namespace("float64", memory))
+def all_tensors_text(memory: Memory = IntrinsicMemory) -> Text:
+    """Sums over all tensors."""
+    return Text(to_numba_cuda.all_tensors_source(), "all_tensors", namespace("float64", memory), "float64")
 
 
 def doubles(compute: str, memory: Memory) -> dict[str, Any]:
@@ -218,30 +203,22 @@ def doubles(compute: str, memory: Memory) -> dict[str, Any]:
     return namespace("float64", memory) | rounded
 
 
-def prepare_function(program: Program, inputs: tuple[str, ...], memory: Memory = IntrinsicMemory) -> Callable[..., Any]:
-    """`prepare` of a program, not yet compiled; its arithmetic is float64, its rows are of the compute type."""
-    return function(to_numba_cuda.prepare_source(program, inputs), "prepare", doubles(program.compute, memory))
+def prepare_text(program: Program, inputs: tuple[str, ...], memory: Memory = IntrinsicMemory) -> Text:
+    """`prepare` of a program; its arithmetic is float64, its rows are of the compute type."""
+    values = doubles(program.compute, memory)
+    return Text(to_numba_cuda.prepare_source(program, inputs), "prepare", values, program.compute)
 
 
-def compiled(python: Callable[..., Any], blocks: int, signature: str) -> Any:
-    """The kernel, with at most 65536 / (256 * blocks) registers a thread. signature: a letter for each argument, `i` of a whole
-    number, `d` of a double; behind them the compute type and count of the scalars that come in one tuple.
-    """
-    from numba import types
-
+def compiled(text: Text, blocks: int, signature: str) -> Kernel:
+    """The kernel; see numba_gpu.kernel."""
     letters, _, row = signature.partition(" ")
-    found: list[Any] = [types.int64 if letter == "i" else types.float64 for letter in letters]
-    if row:
-        name, _, count = row.partition(" x ")
-        made: Any = types  # untyped
-        found.append(made.UniTuple(getattr(types, name), int(count)) if int(count) else made.Tuple(()))
-    return Kernel(_cuda().jit(tuple(found), launch_bounds=(t.THREADS, blocks))(python), len(letters), bool(row))
+    return Kernel(numba_gpu.kernel(text, blocks, signature), len(letters), bool(row))
 
 
 class Kernel(NamedTuple):
-    """A compiled kernel, the count of its arguments, and whether a tuple of scalars comes behind them."""
+    """A compiled kernel, cuda.core's or Numba's, the count of its arguments, and whether a tuple of scalars comes behind them."""
 
-    dispatcher: Any
+    made: Any
     leading: int
     row: bool
 
@@ -249,18 +226,15 @@ class Kernel(NamedTuple):
         """What launches it, given all arguments and scalars one by one as C values. Numba's own way takes ten times as long: it
         asks each argument at every launch what it is. It is the way where Numba does not say what it has compiled.
         """
-        try:
-            from cuda.core import LaunchConfig, Stream, launch
-
-            (made,) = self.dispatcher.overloads.values()
-            function = made._codelibrary.get_cufunc().kernel
-            where, shape = Stream.from_handle(int(stream.handle)), LaunchConfig(grid=grid, block=t.THREADS)
-        except (ImportError, AttributeError):
+        if hasattr(self.made, "overloads"):
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Grid size")  # a small step has small grids: nothing to mend
-                usual = self.dispatcher[grid, t.THREADS, stream]
+                usual = self.made[grid, t.THREADS, stream]
             return lambda *given: usual(*self.joined([value.value for value in given]))
-        return partial(launch, where, shape, function)
+        from cuda.core import LaunchConfig, Stream, launch
+
+        where, shape = Stream.from_handle(int(stream.handle)), LaunchConfig(grid=grid, block=t.THREADS)
+        return partial(launch, where, shape, self.made)
 
     def joined(self, values: Sequence[Any]) -> tuple[Any, ...]:
         """As the function takes them."""
@@ -287,7 +261,7 @@ class NumbaRuntime:
     def __init__(self) -> None:
         from numba.cuda.cudadrv.driver import driver
 
-        self.cuda, self.driver = _cuda(), driver
+        self.cuda, self.driver = numba_gpu.numba_cuda(), driver
         self.streams: dict[int, Any] = {}  # by address: Numba configures a launch anew for every new object
         self.configured: dict[tuple[Any, int, Any], Any] = {}
         self.thread = threading.local()
@@ -343,23 +317,23 @@ class NumbaRuntime:
         return self.cuda.event(timing=False)
 
     def update_kernel(self, program: Program) -> Any:
-        return compiled(walk_function(program), blocks_per_sm(program), walk_signature(program))
+        return compiled(walk_text(program), blocks_per_sm(program), walk_signature(program))
 
     def reduce_kernel(self, layout: Layout, cut: Pass) -> Any:
         signature = REDUCE_ALONG_SIGNATURE if cut.along else REDUCE_SIGNATURE
-        return compiled(reduce_function(layout, cut), reduce_blocks(layout, cut), signature)
+        return compiled(reduce_text(layout, cut), reduce_blocks(layout, cut), signature)
 
     def per_matrix_kernel(self, made: PerMatrix) -> Any:
-        return compiled(per_matrix_function(made), 1, PER_MATRIX_SIGNATURE)
+        return compiled(per_matrix_text(made), 1, PER_MATRIX_SIGNATURE)
 
     def per_tensor_kernel(self, made: PerTensor) -> Any:
-        return compiled(per_tensor_function(made), 1, PER_TENSOR_SIGNATURE)
+        return compiled(per_tensor_text(made), 1, PER_TENSOR_SIGNATURE)
 
     def all_tensors_kernel(self) -> Any:
-        return compiled(all_tensors_function(), 1, ALL_TENSORS_SIGNATURE)
+        return compiled(all_tensors_text(), 1, ALL_TENSORS_SIGNATURE)
 
     def prepare_kernel(self, program: Program, inputs: tuple[str, ...]) -> Any:
-        return compiled(prepare_function(program, inputs), 1, PREPARE_SIGNATURE)
+        return compiled(prepare_text(program, inputs), 1, PREPARE_SIGNATURE)
 
     def rows_argument(self, program: Program, rows: Any, last: Any = None) -> Any:
         if last is None:

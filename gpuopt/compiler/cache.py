@@ -1,7 +1,7 @@
 """The disk cache of compiled kernels: one directory that only its owner can write, verified on every read, no pickle.
 
-Used by `nvrtc` and `numba_cpu`. `GPUOPT_CACHE=0` turns it off, `GPUOPT_CACHE_DIR` moves it. A cache that cannot be used
-(read-only, full, owned by someone else, writable by others) is not an error: kernels are then compiled again in each process.
+Used by `nvrtc`, `numba_cpu` and `numba_gpu`. `GPUOPT_CACHE=0` turns it off, `GPUOPT_CACHE_DIR` moves it. A cache that cannot be
+used (read-only, full, owned by someone else, writable by others) is not an error: kernels are then compiled again in each process.
 """
 
 from __future__ import annotations

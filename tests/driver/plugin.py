@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from typing import Any
 
 import pytest
@@ -21,16 +22,23 @@ def compile_ptx(source: str, arch: str) -> bytes:
     """In the place of gpuopt.compiler.nvrtc.compile_cubin: the same options, PTX instead of machine code."""
     from cuda.core import Program, ProgramOptions
 
+    from gpuopt.compiler import cache
     from gpuopt.compiler.nvrtc import OPTIONS
 
-    program = Program(source, "c++", options=ProgramOptions(arch=arch, **OPTIONS))
-    return bytes(program.compile("ptx").code) + b"\0"
+    name = cache.key(source, arch, repr(OPTIONS))
+    code = cache.read(name, "ptx")
+    if code is None:
+        program = Program(source, "c++", options=ProgramOptions(arch=arch, **OPTIONS))
+        code = bytes(program.compile("ptx").code) + b"\0"
+        cache.write(name, code, "ptx")
+    return code
 
 
 def install() -> library.Driver:
     """The driver, CuPy on it, gpuopt's cupy backend on CuPy; nvJitLink hidden, which would take the PTX away."""
     sys.path.insert(0, str(cupy_wheel.folder()))
-    os.environ |= {"CUPY_COMPILE_WITH_PTX": "1", "CUPY_CACHE_IN_MEMORY": "1", "GPUOPT_CACHE": "0"}
+    os.environ |= {"CUPY_COMPILE_WITH_PTX": "1", "CUPY_CACHE_IN_MEMORY": "1"}
+    os.environ.setdefault("GPUOPT_CACHE_DIR", tempfile.mkdtemp(prefix="gpuopt-kernels-"))
     os.environ["NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS"] = "0"
     made = library.install()
     seed = os.environ.get("PTX_SEED")
