@@ -89,12 +89,11 @@ class Launch:
         if (address + np.uint64(size) > np.uint64(limit)).any():
             raise Fault(f"{where}: offset {int(address.max())} is outside of .{space}")
         if space == "shared":
-            at, me = self._in_block(address, threads), self.chosen(threads) + 1
-            for byte in range(size):
-                self._touch_shared(at + byte, me, write, where)
+            at = np.add.outer(self._in_block(address, threads), np.arange(size)).reshape(-1)
+            self._touch_shared(at, np.repeat(self.chosen(threads) + 1, size), write, where)
 
     def _touch_shared(self, at: NDArray[np.int64], me: NDArray[np.int64], write: bool, where: object) -> None:
-        """One byte of shared memory for each thread: no other thread may have used it otherwise since the last barrier."""
+        """Bytes of shared memory and who uses each: no other thread may have used it otherwise since the last barrier."""
         writer, reader = self.writer[at], self.reader[at]
         if ((writer != 0) & (writer != me)).any() or (write and ((reader != 0) & (reader != me)).any()):
             used = "used" if write else "wrote"
