@@ -2,8 +2,8 @@
 // Used by tests/shim/build.py only. Knows CUDA's words, not the kernels. Needs g++ 12 (std::barrier, _Float16).
 //
 // A launch runs its blocks one after another. The threads of a block run one after another too, each up to its end or, where the
-// kernel calls __syncthreads(), up to the next of these calls: a context of its own, all in one thread of the CPU. Under a sanitizer
-// each is a std::thread instead, so that ThreadSanitizer sees what a missing barrier would do; that takes many times as long.
+// kernel calls __syncthreads(), up to the next of these calls: a context of its own, all in one thread of the CPU. Under
+// ThreadSanitizer each is a std::thread instead, so that it sees what a missing barrier would do; that takes many times as long.
 #pragma once
 #include <barrier>
 #include <cmath>
@@ -11,7 +11,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
-#include <memory>
 #include <thread>
 #include <type_traits>
 #include <ucontext.h>
@@ -33,7 +32,7 @@ inline void shim_stop(const char* why) {
   std::abort();
 }
 
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+#ifdef __SANITIZE_THREAD__
 static std::barrier<>* shim_barrier = nullptr;
 
 inline void __syncthreads() {
@@ -87,14 +86,15 @@ __attribute__((noinline)) inline void shim_make(ucontext_t& made, char* stack, u
 
 // run(block, thread) for all of them, the threads of a block together.
 inline void shim_together(unsigned blocks, unsigned threads, const std::function<void(unsigned, unsigned)>& run) {
+  static std::vector<char> stacks;  // kept for the next launch
+  if (stacks.size() < threads * shim_turns::STACK) stacks.resize(threads * shim_turns::STACK);
   shim_turns turns;
   turns.each.resize(threads);
-  const std::unique_ptr<char[]> stacks(new char[threads * shim_turns::STACK]);
   shim_block = &turns;
   for (unsigned block = 0; block < blocks; ++block) {
     turns.run = [=](unsigned thread) { run(block, thread); };
     for (unsigned thread = 0; thread < threads; ++thread)
-      shim_make(turns.each[thread], stacks.get() + thread * shim_turns::STACK, &turns.between);
+      shim_make(turns.each[thread], stacks.data() + thread * shim_turns::STACK, &turns.between);
     for (unsigned waiting = threads; waiting;) {
       waiting = 0;
       for (unsigned thread = 0; thread < threads; ++thread) {
