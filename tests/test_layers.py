@@ -39,6 +39,7 @@ LAYERS = (
     ("torch", "native.torch"),
     ("",),  # gpuopt itself, whose names are looked up in all of these when they are first asked for
     ("info", "drawing"),
+    ("training",),
     ("cli", "bench", "demos", "__main__"),
 )
 # (from, to) -> why this one goes up or closes a circle. Each is inside of a function.
