@@ -50,13 +50,14 @@ class Contender:
 @dataclass(frozen=True)
 class Comparison:
     """What `compare` found. contenders: the best first. metric: what the scores are. greater: whether more of it is better.
-    training: in words, such as "30 passes".
+    training: in words, such as "30 passes". rate: what `lr` is, the rate of all steps or the peak of a schedule.
     """
 
     contenders: tuple[Contender, ...]
     metric: str
     greater: bool
     training: str
+    rate: str = "lr"
 
     @property
     def winner(self) -> str:
@@ -74,9 +75,7 @@ class Comparison:
     def advice(self) -> str:
         """What to do, in words."""
         best, tied = self.contenders[0], [c for c in self.contenders if c.optimizer in self.tied]
-        words = (
-            f"Train with {best.optimizer} at lr={best.lr:.2g}: {self.metric} {best.score:.4g} after {self.training}."
-        )
+        words = f"Train with {best.optimizer} at {self.rate}={best.lr:.2g}: {self.metric} {best.score:.4g} after {self.training}."
         others = [c.optimizer for c in tied[1:]]
         if others:
             words += f" {' and '.join(others)} {'is' if len(others) == 1 else 'are'} as good within the noise."
@@ -91,7 +90,7 @@ class Comparison:
 
     def table(self) -> str:
         """The contenders as text, those as good as the winner marked by a star."""
-        lines = [f"{'optimizer':<20}{'lr':>10}{self.metric:>22}{'+/-':>10}{'seconds':>10}"]
+        lines = [f"{'optimizer':<20}{self.rate:>10}{self.metric:>22}{'+/-':>10}{'seconds':>10}"]
         for c in self.contenders:
             star = " *" if c.optimizer in self.tied else ""
             lines.append(f"{c.optimizer:<20}{c.lr:>10.2g}{c.score:>22.4g}{c.error:>10.2g}{c.seconds:>10.2f}{star}")
@@ -155,10 +154,10 @@ def compare(
     optimizers: names. budget: of one training with one optimizer, in `unit`: "passes" over the data (the default for data), "steps"
     (the default with a loss) or "seconds".
 
-    Of data: `estimator` (by default an MLPClassifier or MLPRegressor of gpuopt.sklearn, by the kind of y, behind a StandardScaler;
-    any estimator or pipeline with the parameters optimizer, lr and max_iter) is cross-validated with the folds of `cv` and the
-    metric of `scoring` (both as scikit-learn's cross_validate; by default the estimator's own score). The rate is chosen among
-    `rates` (nine from 1e-4 to 1) by scikit-learn's HalvingGridSearchCV on the same folds. n_jobs: as there.
+    Of data: `estimator` (by default an MLPClassifier or MLPRegressor of gpuopt.sklearn, regression where y are floating numbers,
+    behind a StandardScaler; any estimator or pipeline with the parameters optimizer, lr and max_iter) is cross-validated with the
+    folds of `cv` and the metric of `scoring` (both as scikit-learn's cross_validate; by default the estimator's own score). The
+    rate is chosen among `rates` (nine from 1e-4 to 1) by scikit-learn's HalvingGridSearchCV on the same folds. n_jobs: as there.
 
     Of a loss, `loss(params, step)` as in `lr_range_test`: the rate is that of a range test with five trials; each training goes
     from where the parameters are, `repeats` times on steps of other numbers (3), and its score is the mean loss of its last fifth.
@@ -199,11 +198,16 @@ def checked_names(optimizers: Any) -> list[str]:
     return names
 
 
-def ranked(found: Sequence[Contender], metric: str, greater: bool, training: str) -> Comparison:
+def whole_budget(budget: float) -> int:
+    """A budget of steps or passes. Raises InputError naming it where it is a fraction."""
+    return whole("budget", int(budget) if budget.is_integer() else budget, 1)
+
+
+def ranked(found: Sequence[Contender], metric: str, greater: bool, training: str, rate: str = "lr") -> Comparison:
     """The best first; what is no number comes last."""
     sign = -1 if greater else 1
     order = sorted(found, key=lambda c: (not math.isfinite(c.score), sign * c.score))
-    return Comparison(tuple(order), metric, greater, training)
+    return Comparison(tuple(order), metric, greater, training, rate)
 
 
 def of_loss(
@@ -211,7 +215,7 @@ def of_loss(
 ) -> Contender:
     """Train a problem with one optimizer, from where it is, `repeats` times."""
     params = problem.params if isinstance(problem, ArrayProblem) else problem.model
-    steps = int(budget) if unit == "steps" else fitting(problem, name, budget, options)
+    steps = whole_budget(budget) if unit == "steps" else fitting(problem, name, budget, options)
     tested = lr_range_test(params, problem.loss, name, num_steps=min(max(steps, 10), 100), trials=TRIALS, **options)
     scores, begin = [], time.perf_counter()
     for k in range(repeats):
@@ -224,7 +228,7 @@ def run(
 ) -> float:
     """The mean loss over the last fifth of the steps with these numbers; inf where it is no number any more."""
     losses: list[float] = []
-    with problem.restored(), np.errstate(over="ignore", invalid="ignore"):
+    with problem.restored(), np.errstate(all="ignore"):
         opt = problem.optimizer(name, lr, options)
         for step in range(first, first + steps):
             value, gradients = problem.evaluate(step)

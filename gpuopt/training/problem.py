@@ -102,7 +102,8 @@ class ModelProblem:
             p.grad = None
         value = self.loss(self.model, at)
         if not hasattr(value, "backward") or value.numel() != 1:
-            raise InputError(f"loss returned {abbreviated(value)}: expected a tensor of one element")
+            found = f"shape {tuple(value.shape)}" if hasattr(value, "shape") else abbreviated(value)
+            raise InputError(f"loss returned {found}: expected a tensor of one element")
         value.backward()
         return float(value.detach()), None
 

@@ -117,7 +117,7 @@ def sweep(problem: ArrayProblem | ModelProblem, opt: Any, rates: Array, divergen
     """(rates, losses before the step at each) until the losses diverge or are no numbers."""
     losses: list[float] = []
     mean, least = 0.0, math.inf
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         for step, rate in enumerate(rates):
             value, gradients = problem.evaluate(step)
             if not math.isfinite(value):
@@ -148,7 +148,7 @@ def trial(
     diverges.
     """
     losses: list[float] = []
-    with problem.restored(), np.errstate(over="ignore", invalid="ignore"):
+    with problem.restored(), np.errstate(all="ignore"):
         opt = problem.optimizer(optimizer, rate, options)
         for step in range(steps):
             value, gradients = problem.evaluate(step)

@@ -18,12 +18,16 @@ import numpy as np
 
 from gpuopt.errors import GpuoptError, InputError
 from gpuopt.messages import abbreviated, install
-from gpuopt.training.checks import real, whole
-from gpuopt.training.comparison import Comparison, Contender, ranked
+from gpuopt.training.checks import real
+from gpuopt.training.comparison import Comparison, Contender, ranked, whole_budget
 
 RATES = tuple(np.geomspace(1e-4, 1.0, 9).tolist())
-FACTOR = 3  # of the rates, the best third goes on with three times the passes
-NEEDED = ("optimizer", "lr", "max_iter")
+FACTOR = (
+    3  # all rates get a third of the passes, the best third of them all passes: shorter runs would favour high rates
+)
+CLOCK = 10  # passes whose time says how many fit into a budget of seconds
+OPTIONS = "optimizer_options"
+DIVERGED = "training diverged"  # what the estimators say then
 
 
 def checked_data(data: Any) -> tuple[Any, Any]:
@@ -44,11 +48,10 @@ def sklearn(module: str) -> Any:
 
 
 def default_estimator(y: Any, options: dict[str, Any]) -> Any:
-    """A network behind a StandardScaler, for classes or for numbers."""
+    """A network behind a StandardScaler: y of floating numbers is a regression, everything else are classes."""
     sklearn("base")
     ours = import_module("gpuopt.sklearn")
-    continuous = sklearn("utils.multiclass").type_of_target(y).startswith("continuous")
-    made = (ours.MLPRegressor if continuous else ours.MLPClassifier)(**options)
+    made = (ours.MLPRegressor if np.asarray(y).dtype.kind == "f" else ours.MLPClassifier)(**options)
     return sklearn("pipeline").make_pipeline(sklearn("preprocessing").StandardScaler(), made)
 
 
@@ -74,7 +77,12 @@ class Validation:
         if not hasattr(self.estimator, "get_params"):
             raise InputError(f"estimator = {abbreviated(self.estimator)}: expected one of scikit-learn's kind")
         known = self.estimator.get_params()
-        self.keys = {name: parameter(known, name) for name in NEEDED}
+        self.keys = {name: parameter(known, name) for name in ("optimizer", "lr", "max_iter")}
+        given = known[self.keys["lr"]]
+        self.peaks = given is None or isinstance(given, str)  # a schedule of the estimator, whose peak is an option
+        if self.peaks:
+            self.keys["lr"] = parameter(known, OPTIONS)
+            self.options = dict(known[self.keys["lr"]] or {})
         if isinstance(self.rates, (str, bytes)) or not (self.rates is None or len(self.rates)):
             raise InputError(f"rates = {abbreviated(self.rates)}: expected at least one rate")
         self.grid = [real(f"rates[{k}]", rate) for k, rate in enumerate(RATES if self.rates is None else self.rates)]
@@ -90,7 +98,7 @@ class Validation:
         """Every optimizer; see `gpuopt.training.compare`."""
         found = [self.contender(name, self.passes(name, budget, unit)) for name in names]
         greater = True  # as in scikit-learn, whose scorers negate what is better when it is less
-        return ranked(found, self.metric(), greater, f"{budget:g} {unit}")
+        return ranked(found, self.metric(), greater, f"{budget:g} {unit}", "peak lr" if self.peaks else "lr")
 
     def metric(self) -> str:
         """The name of the metric."""
@@ -101,44 +109,79 @@ class Validation:
     def passes(self, name: str, budget: float, unit: str) -> int:
         """The passes over the data that the budget means."""
         if unit == "passes":
-            return whole("budget", int(budget) if float(budget).is_integer() else budget, 1)
-        once = self.made(name, self.grid[len(self.grid) // 2], 1)
+            return whole_budget(budget)
+        self.seconds(name, 1)  # compiled now
+        first = self.seconds(name, 1)
+        more = min(CLOCK, int(budget / first))
+        if more < 2:
+            return 1
+        each = max((self.seconds(name, more) - first) / (more - 1), first / CLOCK)
+        return max(1, 1 + int((budget - first) / each))
+
+    def seconds(self, name: str, passes: int) -> float:
+        """How long a training of so many passes takes, on the rows of the first fold."""
         rows = self.folds[0][0]
-        x, y = take(self.x, rows), take(self.y, rows)
-        once.fit(x, y)  # compiled now
+        made, x, y = self.made(name, self.grid[0], passes), take(self.x, rows), take(self.y, rows)
         begin = time.perf_counter()
-        once.fit(x, y)
-        return max(1, int(budget / (time.perf_counter() - begin)))
+        made.fit(x, y)
+        return time.perf_counter() - begin
 
     def made(self, name: str, lr: float, passes: int) -> Any:
         """The estimator with one optimizer at one rate."""
-        values = dict(zip(self.keys.values(), (name, lr, passes), strict=True))
+        values = dict(zip(self.keys.values(), (name, self.rate(lr), passes), strict=True))
         return sklearn("base").clone(self.estimator).set_params(**values)
+
+    def rate(self, lr: float) -> Any:
+        """A rate as the value of the parameter that sets it."""
+        return {**self.options, "lr": lr} if self.peaks else lr
 
     def contender(self, name: str, passes: int) -> Contender:
         """One optimizer: its rate by halving, then its scores on the folds."""
         lr = self.best_rate(name, passes)
-        with quiet():
-            found = sklearn("model_selection").cross_validate(
-                self.made(name, lr, passes), self.x, self.y, scoring=self.scoring, cv=self.folds, n_jobs=self.n_jobs,
-                error_score=math.nan,
-            )  # fmt: skip
-        return Contender(name, lr, tuple(map(float, found["test_score"])), float(np.mean(found["fit_time"])))
+        return Contender(name, lr, *self.scores(name, lr, passes))
+
+    def scores(self, name: str, lr: float, passes: int) -> tuple[tuple[float, ...], float]:
+        """(scores on the folds, seconds of one training in the mean); NaN where training diverges on a fold."""
+        try:
+            with tried():
+                found = sklearn("model_selection").cross_validate(
+                    self.made(name, lr, passes),
+                    self.x,
+                    self.y,
+                    scoring=self.scoring,
+                    cv=self.folds,
+                    n_jobs=self.n_jobs,
+                    error_score=math.nan,
+                )
+        except InputError as error:
+            if DIVERGED not in str(error.__cause__):
+                raise
+            return (math.nan,) * len(self.folds), math.nan
+        return tuple(map(float, found["test_score"])), float(np.mean(found["fit_time"]))
 
     def best_rate(self, name: str, passes: int) -> float:
         """The rate that halving leaves over; the only one where there is no choice."""
         if len(self.grid) == 1:
             return self.grid[0]
         sklearn("experimental.enable_halving_search_cv")
-        least = max(1, passes // FACTOR ** math.ceil(math.log(len(self.grid), FACTOR)))
         search = sklearn("model_selection").HalvingGridSearchCV(
-            self.made(name, self.grid[0], passes), {self.keys["lr"]: self.grid}, resource=self.keys["max_iter"],
-            max_resources=passes, min_resources=least, factor=FACTOR, cv=self.folds, scoring=self.scoring,
-            n_jobs=self.n_jobs, refit=False, error_score=math.nan, random_state=self.random_state,
-        )  # fmt: skip
-        with quiet():
+            self.made(name, self.grid[0], passes),
+            {self.keys["lr"]: [self.rate(lr) for lr in self.grid]},
+            resource=self.keys["max_iter"],
+            max_resources=passes,
+            min_resources=max(1, passes // FACTOR),
+            factor=FACTOR,
+            cv=self.folds,
+            scoring=self.scoring,
+            n_jobs=self.n_jobs,
+            refit=False,
+            error_score=math.nan,
+            random_state=self.random_state,
+        )
+        with tried():
             search.fit(self.x, self.y)
-        return float(search.best_params_[self.keys["lr"]])
+        best = search.best_params_[self.keys["lr"]]
+        return float(best["lr"] if self.peaks else best)
 
 
 def parameter(known: Any, name: str) -> str:
@@ -148,7 +191,7 @@ def parameter(known: Any, name: str) -> str:
         raise InputError(
             f"estimator: it has no parameter {name!r}: expected an estimator of gpuopt.sklearn, or a pipeline of one"
         )
-    return min(found, key=len)
+    return str(min(found, key=len))
 
 
 def take(data: Any, rows: Any) -> Any:
@@ -157,8 +200,12 @@ def take(data: Any, rows: Any) -> Any:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Without the warnings of trainings that are short, or diverge, on purpose."""
+def tried() -> Iterator[None]:
+    """Without the warnings of trainings that are short, or diverge, on purpose. Raises InputError where each of them failed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        try:
+            yield
+        except ValueError as error:
+            said = str(error).strip().splitlines()
+            raise InputError(f"data_or_model: no training came to an end: {said[-1] if said else error}") from error
