@@ -32,7 +32,7 @@ def of_grid(problem: Problem, names: Sequence[str], steps: int, repeats: int) ->
     found, contenders = trained(problem.params, problem.loss), []
     for name in names:
         each = []
-        for lr in np.geomspace(1e-4, 1, 12):
+        for lr in np.geomspace(1e-4, 10, 12):
             scores = [run(found, name, lr, steps, k * steps, {"backend": "numpy"}) for k in range(repeats)]
             each.append(Contender(name, lr, tuple(scores), 0.0))
         contenders.append(min(each, key=lambda c: c.score))

@@ -16,8 +16,9 @@ from typing import TextIO
 import gpuopt
 from gpuopt.demos import arrays, digits, every, plot, regression
 from gpuopt.messages import install
+from gpuopt.spaces import one_blas_thread
 
-__all__ = ["PLOT_NAME", "DemoResult", "run", "run_all"]
+__all__ = ["PLOT_NAME", "DemoResult", "run", "run_all", "run_search"]
 
 PLOT_NAME = "gpuopt-demo.png"
 
@@ -91,6 +92,38 @@ def run_all(
     every.report(found, lambda text: print(text, file=stream, flush=True))
     print(f"Picture: {every.save(found, folder / every.NAME)}", file=stream, flush=True)
     return found
+
+
+def run_search(
+    *,
+    backend: str | None = None,
+    out: str | Path = ".",
+    quick: bool = False,
+    seed: int = 0,
+    stream: TextIO | None = None,
+) -> Path:
+    """Training practice on data that scikit-learn ships, in twelve chapters: rate, batch size, optimizer, penalties, stopping,
+    ensembles, pruning, int8, averaging, and what a model looks at. Save `out/gpuopt-demo-search.html` and return its path.
+
+    Arguments and what is raised as for `run`; everything is in float32.
+    """
+    stream = sys.stdout if stream is None else stream
+    require_packages()
+    from gpuopt.demos import search
+    from gpuopt.demos.setting import Setting
+
+    setting, folder = Setting(quick, seed, backend), Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def say(text: str) -> None:
+        print(text, file=stream, flush=True)
+
+    say(f"gpuopt {gpuopt.__version__}, backend {setting.backend_name}.")
+    with one_blas_thread():
+        found = search.sections(setting, say)
+    path = search.save(found, setting, folder)
+    say(f"\nReport: {path}")
+    return path
 
 
 def report_regression(curves: list[regression.Curve], dtype: str, say: Callable[[str], None]) -> None:
