@@ -24,7 +24,6 @@ import gpuopt
 from gpuopt import rules, spaces
 from gpuopt.errors import InputError
 from gpuopt.optim.hyper import own_defaults
-from gpuopt.rules.language import Rule
 from gpuopt.sklearn import checks, rates, training
 from gpuopt.sklearn.batches import Augmentation, Batches, Data, automatic_size
 from gpuopt.sklearn.losses import Loss
@@ -32,6 +31,7 @@ from gpuopt.sklearn.network import Network, initial
 
 Array = np.ndarray[Any, Any]
 PREDICTED = 4096  # rows at a time
+SMALL = 1 << 14  # numbers in X up to which float64 data are trained on in float64, which takes no longer
 FLOATS = [np.float64, np.float32]
 
 
@@ -61,6 +61,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
     activation: str = "identity"
     fit_intercept: bool = True
     _network: Network
+    _dtype: str
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -124,6 +125,9 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
             self.loss_curve_: list[float] = []
             self.n_iter_ = 0
         data, held_out = self._split(data) if self.early_stopping else (data, None)
+        if not (goes_on or warm):
+            exact = X.dtype == np.float64 and X.shape[0] * X.shape[1] <= SMALL
+            self._dtype = ("float64" if exact else "float32") if self.dtype == "auto" else self.dtype
         self._prepare((X.shape[1], *self._hidden(), outputs), goes_on or warm)
         return self._run(data, held_out, partial, fresh=not goes_on)
 
@@ -164,7 +168,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
                 array[...] = self._network.xp.asarray(value, dtype=array.dtype)
             return
         xp = spaces.choose(self.backend, type(self).__name__).xp
-        given = initial(sizes, self.activation, self.fit_intercept, self.dtype, self._rng)
+        given = initial(sizes, self.activation, self.fit_intercept, self._dtype, self._rng)
         weights, biases = ([xp.asarray(array) for array in part] for part in given)
         self._network = Network(xp, weights, biases, self.activation)
 
@@ -175,7 +179,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
         rows = automatic_size(len(data)) if rows == "auto" else rows
         augmentation = Augmentation(self.input_noise, self.mixup)
         batches = Batches(
-            data, rows, self._rng, shuffle=self.shuffle, augmentation=augmentation, dtype=self.dtype, xp=xp
+            data, rows, self._rng, shuffle=self.shuffle, augmentation=augmentation, dtype=self._dtype, xp=xp
         )
         passes = 1 if partial else self.max_iter
         follow = self._optimizer(passes * len(batches), partial, fresh)
@@ -215,7 +219,8 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
         elif self.lr is not None:
             options["lr"] = self.lr
         if fresh:
-            self.optimizer_ = self._made(rule, options | self._decay(options, own))
+            self._made_by = rule, options | self._decay(options, own), self.backend
+            self.optimizer_ = self._made()
         elif named:
             for group in self.optimizer_.param_groups:
                 group["lr"] = options["lr"]
@@ -232,10 +237,9 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
             found["weight_decay"] = 0.0
         return found
 
-    def _made(self, rule: Rule, options: dict[str, Any]) -> Any:
-        """The optimizer: biases are in a group of their own, without penalties, where there are any."""
-        network = self._network
-        backend = self.backend
+    def _made(self) -> Any:
+        """A new optimizer: biases are in a group of their own, without penalties, where there are any."""
+        network, (rule, options, backend) = self._network, self._made_by
         if network.biases and (options.get("l1") or options.get("weight_decay")):
             free = {"params": network.biases, "weight_decay": 0.0} | ({"l1": 0.0} if "l1" in options else {})
             return gpuopt.optimizer(rule, [{"params": network.weights}, free], backend=backend, **options)
@@ -244,7 +248,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
     def _validation(self, held_out: Data) -> Any:
         """The score of the network as it is on these data."""
         score, network = self._scorer(held_out), self._network
-        return lambda: score(_outputs(network, held_out.x, self.dtype))
+        return lambda: score(_outputs(network, held_out.x, self._dtype))
 
     def _keep(self, record: training.Record, validated: bool) -> None:
         """Set the attributes that `fit` leaves."""
@@ -254,7 +258,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
         if scale != 1.0:
             weights[-1] *= scale
         if biases:
-            biases[-1] = (biases[-1] * scale + centre).astype(self.dtype)
+            biases[-1] = (biases[-1] * scale + centre).astype(self._dtype)
         self._publish(weights, biases)
         self.loss_curve_ += [loss * scale**2 for loss in record.losses]
         self.n_iter_ += record.passes
@@ -265,6 +269,19 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
             kept = "the best weights so far" if record.kept is not None else "the last weights"
             warnings.warn(f"training was interrupted after {record.passes} whole passes; {kept} are kept", stacklevel=4)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickles and copies: the optimizer as its state, since what is read back may lie in memory that cannot be written."""
+        state = dict(super().__getstate__())
+        if "optimizer_" in state:
+            state["optimizer_"] = state["optimizer_"].state_dict()
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "optimizer_" in state:
+            self.optimizer_ = self._made()
+            self.optimizer_.load_state_dict(state["optimizer_"])
+
     # ------------------------------------------------------------------------- predictions
 
     def _predictions(self, X: Any) -> Array:
@@ -273,7 +290,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
         X = validate_data(self, X, accept_sparse="csr", dtype=FLOATS, reset=False)
         xp = spaces.choose(self.backend, type(self).__name__).xp
         weights, biases = ([xp.asarray(array) for array in part] for part in self._published())
-        return _outputs(Network(xp, weights, biases, self.activation), X, self.dtype)
+        return _outputs(Network(xp, weights, biases, self.activation), X, self._dtype)
 
 
 def _outputs(network: Network, x: Any, dtype: Any) -> Array:

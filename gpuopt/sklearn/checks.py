@@ -25,7 +25,7 @@ RANGES = {
 OPTIONAL = ("tol",)
 COUNTS = ("max_iter", "patience")
 FLAGS = ("early_stopping", "warm_start", "shuffle", "verbose", "fit_intercept")
-DTYPES = ("float32", "float64")
+DTYPES = ("auto", "float32", "float64")
 
 
 def count(label: str, value: Any) -> int:

@@ -37,7 +37,8 @@ _ARGUMENTS = """
     done with the training loss, where lr is a number or "constant": a schedule has an end. tol: None stops nothing.
     warm_start: `fit` begins with the coefficients of the last one. {weights}shuffle: rows, as `batches.py` says.
     random_state: of weights, order, splits and noise; the same one gives the same bits. verbose: a progress bar.
-    dtype: "float32" or "float64", of all arithmetic. backend: as in `gpuopt.create`; with "cuda" arrays lie on the GPU (CuPy).
+    dtype: "float32" or "float64", of all arithmetic; "auto": float64 for an X of float64 with up to 16,384 numbers, where it
+    takes no longer, else float32. backend: as in `gpuopt.create`; with "cuda" arrays lie on the GPU (CuPy).
 
     Attributes: {attributes}, `n_features_in_`, `feature_names_in_`, `n_iter_` (whole passes), `loss_curve_` (mean loss of each
     pass, penalties included), `validation_scores_` and `best_validation_score_` (with early_stopping), `optimizer_` (gpuopt's).
@@ -76,8 +77,8 @@ class _Linear(Estimator):
         self.intercept_ = biases[0] if biases else np.zeros(len(self.coef_), self.coef_.dtype)
 
     def _published(self) -> tuple[list[Array], list[Array]]:
-        weights = np.asarray(self.coef_, self.dtype).reshape(-1, self.coef_.shape[-1]).T
-        biases = np.asarray(self.intercept_, self.dtype).reshape(-1)
+        weights = np.asarray(self.coef_, self._dtype).reshape(-1, self.coef_.shape[-1]).T
+        biases = np.asarray(self.intercept_, self._dtype).reshape(-1)
         return [np.ascontiguousarray(weights)], [biases] if self.fit_intercept else []
 
 
@@ -95,7 +96,7 @@ class _MLP(Estimator):
         self.coefs_, self.intercepts_ = weights, biases
 
     def _published(self) -> tuple[list[Array], list[Array]]:
-        return [np.asarray(w, self.dtype) for w in self.coefs_], [np.asarray(b, self.dtype) for b in self.intercepts_]
+        return [np.asarray(w, self._dtype) for w in self.coefs_], [np.asarray(b, self._dtype) for b in self.intercepts_]
 
 
 @_documented(
@@ -125,7 +126,7 @@ class LinearRegressor(_Linear, Regressor):
         shuffle: bool = True,
         random_state: Any = None,
         verbose: bool = False,
-        dtype: str = "float32",
+        dtype: str = "auto",
         backend: str | None = None,
     ) -> None:
         _set(self, locals())
@@ -167,7 +168,7 @@ class LogisticClassifier(_Linear, Classifier):
         shuffle: bool = True,
         random_state: Any = None,
         verbose: bool = False,
-        dtype: str = "float32",
+        dtype: str = "auto",
         backend: str | None = None,
     ) -> None:
         _set(self, locals())
@@ -208,7 +209,7 @@ class MLPClassifier(_MLP, Classifier):
         shuffle: bool = True,
         random_state: Any = None,
         verbose: bool = False,
-        dtype: str = "float32",
+        dtype: str = "auto",
         backend: str | None = None,
     ) -> None:
         _set(self, locals())
@@ -247,7 +248,7 @@ class MLPRegressor(_MLP, Regressor):
         shuffle: bool = True,
         random_state: Any = None,
         verbose: bool = False,
-        dtype: str = "float32",
+        dtype: str = "auto",
         backend: str | None = None,
     ) -> None:
         _set(self, locals())

@@ -47,7 +47,8 @@ class Classifier(ClassifierMixin, Estimator):  # type: ignore[misc]
 
     def predict_proba(self, X: Any) -> Array:
         """Probabilities (n, classes), in the order of `classes_`."""
-        found = self._loss().outputs(np, self._predictions(X))
+        found = self._predictions(X)  # first: it says so where nothing was fitted
+        found = self._loss().outputs(np, found)
         return np.hstack([1 - found, found]) if len(self.classes_) == 2 else found
 
     def predict_log_proba(self, X: Any) -> Array:
@@ -58,7 +59,7 @@ class Classifier(ClassifierMixin, Estimator):  # type: ignore[misc]
 
     def predict(self, X: Any) -> Array:
         """The most probable class of each row, (n,)."""
-        found = self._predictions(X)  # which comes first: it says so where nothing was fitted
+        found = self._predictions(X)  # first, as above
         return self.classes_[_labels(found)]
 
     def _targets(self, y: Any, first: bool, classes: Any, weights: Array | None) -> tuple[Array, int, int]:

@@ -76,15 +76,16 @@ class Network:
         self._deltas: list[Any] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        """Weights and biases only: what lies in the memory of a step is made anew."""
-        on_gpu = self.xp is not np
-        return {"weights": self.weights, "biases": self.biases, "activation": self.activation, "xp": on_gpu}
+        """Weights and biases only: the memory of a step is made anew, and all of it can be written."""
+        arrays = {"weights": self.weights, "biases": self.biases}
+        return {**arrays, "activation": self.activation, "on_gpu": self.xp is not np}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         from importlib import import_module
 
-        self.__dict__.update(state | {"xp": import_module("cupy") if state["xp"] else np})
-        self._reset()
+        xp = import_module("cupy") if state.pop("on_gpu") else np
+        weights, biases = ([xp.array(array) for array in state[name]] for name in ("weights", "biases"))
+        self.__init__(xp, weights, biases, state["activation"])  # type: ignore[misc]
 
     @property
     def parameters(self) -> list[Any]:
