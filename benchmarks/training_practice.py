@@ -18,7 +18,7 @@ import numpy as np
 
 import gpuopt
 from gpuopt import training
-from gpuopt.training import comparison, validated
+from gpuopt.training import comparison, contenders, validated
 from gpuopt.training.problem import trained
 
 HERE = Path(__file__).parent
@@ -93,30 +93,30 @@ def validated_rows(name: str) -> list[dict[str, Any]]:
     passes = PASSES[name]
     found = training.compare(data(name), COMPARED, passes)
     grid = validated.Validation(*data(name), None, None, 5, RATES.tolist(), 0, None, {})
-    contenders = []
+    best = []
     for optimizer in COMPARED:
-        each = [comparison.Contender(optimizer, lr, grid.scores(optimizer, lr, passes)[0], 0.0) for lr in RATES]
-        contenders.append(max(each, key=lambda c: -math.inf if math.isnan(c.score) else c.score))
-    return compared_rows(name, found, comparison.ranked(contenders, found.metric, True, ""))
+        each = [contenders.Contender(optimizer, lr, grid.scores(optimizer, lr, passes)[0], 0.0) for lr in RATES]
+        best.append(max(each, key=lambda c: -math.inf if math.isnan(c.score) else c.score))
+    return compared_rows(name, found, contenders.ranked(best, found.metric, True, ""))
 
 
 def loss_rows() -> list[dict[str, Any]]:
     """`compare` on the small transformer by its loss, and every optimizer at every rate."""
     problem = training_problems.transformer()
     found = training.compare(problem.params, COMPARED, STEPS, loss=problem.loss, repeats=REPEATS)
-    target, contenders = trained(problem.params, problem.loss), []
+    target, best = trained(problem.params, problem.loss), []
     for optimizer in COMPARED:
         each = []
         for lr in RATES:
             scores = tuple(comparison.run(target, optimizer, lr, STEPS, k * STEPS, {}) for k in range(REPEATS))
-            each.append(comparison.Contender(optimizer, lr, scores, 0.0))
-        contenders.append(min(each, key=lambda c: c.score))
-    return compared_rows("transformer", found, comparison.ranked(contenders, "loss", False, ""))
+            each.append(contenders.Contender(optimizer, lr, scores, 0.0))
+        best.append(min(each, key=lambda c: c.score))
+    return compared_rows("transformer", found, contenders.ranked(best, "loss", False, ""))
 
 
 def compared_rows(name: str, found: Any, grid: Any) -> list[dict[str, Any]]:
     """A row for each optimizer. holds: whether the winner of `compare` is the grid's, or tied with it in the grid, which is what
-    `Comparison.tied` says: fold by fold, no further apart in the mean than the standard error of the differences.
+    `Comparison.tied` says: fold by fold, no further apart in the mean than two standard errors of the differences.
     """
     best = {c.optimizer: c for c in grid.contenders}
     return [

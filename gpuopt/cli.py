@@ -22,6 +22,7 @@ from gpuopt.messages import one_line
 BACKENDS = "auto, numpy, numba, cuda, cupy or numba-cuda"
 EXAMPLES = """examples:
   gpuopt demo                              train on two small data sets, in seconds
+  gpuopt demo --search                     rates, batch sizes, pruning and more, as one HTML report
   gpuopt info                              what works here, and why not
   gpuopt show                              the optimizers; then the code of one:
   gpuopt show adamw --backend numba

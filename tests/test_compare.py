@@ -19,7 +19,8 @@ import gpuopt
 from gpuopt import training
 from gpuopt.sklearn import LinearRegressor, LogisticClassifier, MLPClassifier
 from gpuopt.training import Comparison, Contender
-from gpuopt.training.comparison import ranked, run
+from gpuopt.training.comparison import run
+from gpuopt.training.contenders import ranked
 from gpuopt.training.problem import trained
 from training_problems import Problem, transformer, valley
 
@@ -42,7 +43,7 @@ def of_grid(problem: Problem, names: Sequence[str], steps: int, repeats: int) ->
 @pytest.mark.parametrize("make", [transformer, valley])
 def test_it_names_the_winner_of_a_full_grid_on_a_loss(make: Callable[[], Problem]) -> None:
     """Or one that is tied with it in the grid. The small transformer has noisy batches, the valley has no noise."""
-    problem, names, steps, repeats = make(), ("gd", "adamw", "adagrad"), 50, 2
+    problem, names, steps, repeats = make(), ("gd", "adamw", "adagrad"), 40, 2
     before = [a.tobytes() for _, a in trained(problem.params, problem.loss).leaves]
     grid = of_grid(problem, names, steps, repeats)
     found = training.compare(problem.params, names, steps, loss=problem.loss, repeats=repeats, backend="numpy")

@@ -79,7 +79,7 @@ def optimizer(setting: Setting) -> Section:
     return Section(
         "Which optimizer",
         "Each gets the rate that suits it best, by successive halving, and is then cross-validated on the same folds; those whose "
-        "difference from the winner is within its own standard error count as tied.",
+        "difference from the winner is within two of its own standard errors count as tied.",
         found.advice,
         'found = gpuopt.training.compare((x, y), ["adamw", "sgd", "lion"], 12)  # passes over the data\n'
         "print(found.table())",

@@ -50,7 +50,7 @@ class Section:
 def html(title: str, lead: str, sections: Sequence[Section], foot: str) -> str:
     """The page as text."""
     listed = "\n".join(f'<li><a href="#s{k}">{escape(s.title)}</a></li>' for k, s in enumerate(sections, 1))
-    short = "\n".join(f"<li>{escape(s.found)}</li>" for s in sections)
+    short = "\n".join(f"<li><strong>{escape(s.title)}</strong>: {escape(s.found)}</li>" for s in sections)
     body = "\n".join(part(k, section) for k, section in enumerate(sections, 1))
     return f"""<!DOCTYPE html>
 <html lang="en">

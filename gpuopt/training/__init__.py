@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from gpuopt.training.averaging import StochasticWeightAverage
 from gpuopt.training.batches import BatchSize, BatchSizes, find_batch_size
-from gpuopt.training.comparison import Comparison, Contender, compare
-from gpuopt.training.int8 import QuantizedArray, dequantize, quantize
+from gpuopt.training.codes import QuantizedArray
+from gpuopt.training.comparison import compare
+from gpuopt.training.contenders import Comparison, Contender
+from gpuopt.training.int8 import dequantize, quantize
 from gpuopt.training.pruning import MagnitudePruning, cubic_sparsity
 from gpuopt.training.rates import LearningRates, lr_range_test
 

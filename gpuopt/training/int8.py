@@ -6,37 +6,16 @@ Called by users as `gpuopt.training.quantize`. Knows arrays, estimators with `co
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from gpuopt import arrays
-from gpuopt.errors import DtypeError, InputError, entry
+from gpuopt.errors import InputError, entry
 from gpuopt.messages import abbreviated
 from gpuopt.optim import trees
+from gpuopt.training.codes import QuantizedArray, quantized
 from gpuopt.training.problem import is_model, leaves_of
-
-GREATEST = 127  # -128 is left out, so that a code and its negative mean opposite numbers
-
-
-@dataclass(frozen=True)
-class QuantizedArray:
-    """Weights as codes * scale. codes: int8, of the shape of the weights; scale: of their dtype, one number for each output, shaped
-    so that it multiplies them.
-    """
-
-    codes: Any
-    scale: Any
-
-    def dequantize(self) -> Any:
-        """The weights that it stands for, each at most half a scale from the one that was quantized."""
-        return self.codes * self.scale
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of codes and scales."""
-        return int(self.codes.nbytes + self.scale.nbytes)
 
 
 @entry
@@ -77,22 +56,6 @@ def dequantize(weights: Any) -> Any:
     if not arrays.is_array(weights):
         raise InputError(f"weights: {abbreviated(weights)}: expected what quantize returned")
     return weights
-
-
-def quantized(array: Any, axis: int, label: str) -> QuantizedArray:
-    """One array of NumPy or CuPy."""
-    if array.dtype.kind not in "fV" or arrays.describe(array, label).pairs:
-        raise DtypeError(f"{label}: dtype {array.dtype}: expected real numbers")
-    if isinstance(axis, bool) or not isinstance(axis, int) or not -array.ndim <= axis < array.ndim:
-        raise InputError(f"axis = {abbreviated(axis)}: expected one of the {array.ndim} axes of {label}")
-    others = tuple(k for k in range(array.ndim) if k != axis % array.ndim)
-    greatest = abs(array).max(axis=others, keepdims=True)
-    if not bool((greatest < np.inf).all()):
-        raise InputError(f"{label}: NaN or infinity in it: expected finite weights")
-    scale = greatest / array.dtype.type(GREATEST)
-    scale[scale == 0] = 1  # of an output whose weights are all 0, or too small for a scale
-    codes = (array / scale).round().clip(-GREATEST, GREATEST).astype("int8")
-    return QuantizedArray(codes, scale)
 
 
 def quantized_estimator(estimator: Any) -> Any:

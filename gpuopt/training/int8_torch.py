@@ -7,7 +7,7 @@ import copy
 import torch
 
 from gpuopt.errors import InputError
-from gpuopt.training.int8 import GREATEST
+from gpuopt.training.codes import GREATEST
 
 
 class Int8Linear(torch.nn.Module):

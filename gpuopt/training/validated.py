@@ -19,7 +19,7 @@ import numpy as np
 from gpuopt.errors import GpuoptError, InputError
 from gpuopt.messages import abbreviated, install
 from gpuopt.training.checks import real
-from gpuopt.training.comparison import Comparison, Contender, ranked, whole_budget
+from gpuopt.training.contenders import Comparison, Contender, ranked, whole_budget
 
 RATES = tuple(np.geomspace(1e-4, 1.0, 9).tolist())
 FACTOR = (
