@@ -22,6 +22,7 @@ from gpuopt.training import Comparison, Contender
 from gpuopt.training.comparison import run
 from gpuopt.training.contenders import ranked
 from gpuopt.training.problem import trained
+from test_import import HEAVY, python
 from training_problems import Problem, transformer, valley
 
 X, Y = load_diabetes(return_X_y=True)
@@ -153,3 +154,14 @@ def test_what_is_refused(wrong: dict[str, Any], words: str) -> None:
     given = {"data_or_model": (X, Y), "optimizers": ["adam"], "budget": 2} | wrong
     with pytest.raises(gpuopt.InputError, match=words):
         training.compare(**given)
+
+
+def test_nothing_heavy_comes_along_and_what_is_missing_is_named() -> None:
+    code = f"import sys, gpuopt.training; print([m for m in {HEAVY!r} if m in sys.modules])"
+    assert python(code) == "[]"
+    missing = "import sys; sys.modules[{0!r}] = None\nimport gpuopt, numpy as np; from gpuopt import training\n"
+    code = "try: training.compare((np.ones((9, 2)), np.ones(9)), ['sgd'], 1)\nexcept gpuopt.GpuoptError as e: print(e)"
+    assert "needs scikit-learn" in python(missing.format("sklearn") + code)
+    code = "try: training.LearningRates(*[None] * 8).figure()\nexcept gpuopt.GpuoptError as e: print(e)"
+    said = python(missing.format("matplotlib") + code)
+    assert "a picture needs matplotlib" in said and "pip install" in said

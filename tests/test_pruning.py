@@ -109,14 +109,14 @@ def test_other_dtypes(dtype: str, rng: np.random.Generator) -> None:
 
 
 def test_the_schedule_is_the_papers() -> None:
-    assert [cubic_sparsity(s, 10, 20, 0.8) for s in (0, 10, 20, 99)] == pytest.approx([0, 0, 0.8, 0.8])
-    assert cubic_sparsity(15, 10, 20, 0.8, 0.4) == pytest.approx(0.8 - 0.4 / 8)
+    assert [cubic_sparsity(s, 0.8, 10, 20) for s in (0, 10, 20, 99)] == pytest.approx([0, 0, 0.8, 0.8])
+    assert cubic_sparsity(15, 0.8, 10, 20, 0.4) == pytest.approx(0.8 - 0.4 / 8)
     p = np.random.default_rng(0).normal(size=(100, 10))
     pruning, seen = MagnitudePruning(p, 0.9, 3, 12, frequency=4), []
     for _ in range(14):
         pruning.step()
         seen.append(round(pruning.sparsity, 3))
-    at = [cubic_sparsity(s, 3, 12, 0.9) for s in (7, 11, 12)]
+    at = [cubic_sparsity(s, 0.9, 3, 12) for s in (7, 11, 12)]
     assert seen == pytest.approx([0] * 6 + at[:1] * 4 + at[1:2] + at[2:] * 3, abs=1e-3)
 
 
@@ -168,3 +168,18 @@ def test_a_share_that_is_none_is_refused() -> None:
     pruning = MagnitudePruning(np.ones((3, 3)), 0.5, 1, 3)
     with pytest.raises(gpuopt.InputError, match=r"sparsity = 1.5: expected a number in \[0, 1\]"):
         pruning.prune(1.5)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"step": -1}, r"step = -1: expected a number in \[0, inf\)"),
+        ({"sparsity": 1.0}, "sparsity = 1.0"),
+        ({"begin_step": 1.5}, "begin_step = 1.5"),
+        ({"end_step": 5}, "end_step = 5: expected a whole number, 6 or more"),
+        ({"initial_sparsity": 0.9}, "initial_sparsity = 0.9: expected at most sparsity"),
+    ],
+)
+def test_a_schedule_that_is_none_is_refused(wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(gpuopt.InputError, match=words):
+        cubic_sparsity(**({"step": 7, "sparsity": 0.8, "begin_step": 5, "end_step": 9} | wrong))

@@ -101,9 +101,13 @@ def test_a_name_is_gpuopts_own_class_and_everything_is_put_back() -> None:
     model[1].eval()
     model[3].bias.grad = torch.ones(10)
     before = everything(model)
-    by_name = training.lr_range_test(model, loss, "sgd", momentum=0.9, trials=2)
+
+    def training_loss(model: Any, step: int) -> torch.Tensor:
+        return loss(model.train(), step)
+
+    by_name = training.lr_range_test(model, training_loss, "sgd", momentum=0.9, trials=2)
     assert everything(model) == before
-    by_class = training.lr_range_test(model, loss, gpuopt.torch.SGD, momentum=0.9)
+    by_class = training.lr_range_test(model, training_loss, gpuopt.torch.SGD, momentum=0.9)
     assert by_name.losses.tobytes() == by_class.losses.tobytes()
 
     def failing(model: Any, step: int) -> torch.Tensor:

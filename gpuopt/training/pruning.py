@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gpuopt import arrays
-from gpuopt.errors import InputError, entries
+from gpuopt.errors import InputError, entries, entry
 from gpuopt.optim import trees
 from gpuopt.training.checks import choice, real, whole
 from gpuopt.training.problem import is_model, leaves_of
@@ -20,13 +20,28 @@ from gpuopt.training.problem import is_model, leaves_of
 SCOPES = ("layer", "global")
 
 
-def cubic_sparsity(step: int, begin: int, end: int, final: float, initial: float = 0.0) -> float:
-    """The share of weights that are zero after `step` steps: from `initial` at `begin` to `final` at `end`, fast at first.
+@entry
+def cubic_sparsity(
+    step: float, sparsity: float, begin_step: int, end_step: int, initial_sparsity: float = 0.0
+) -> float:
+    """The share of weights that are zero after `step` steps: from `initial_sparsity` at begin_step to `sparsity` at end_step, fast
+    at first; arguments as of `MagnitudePruning`.
 
-    final + (initial - final) (1 - (step - begin) / (end - begin))^3, Zhu & Gupta 2017, equation 1.
+    sparsity + (initial_sparsity - sparsity) (1 - (step - begin_step) / (end_step - begin_step))^3, Zhu & Gupta 2017, equation 1.
+    Raises InputError naming the argument.
     """
-    done = min(max((step - begin) / (end - begin), 0.0), 1.0)
+    final, begin, end, initial = checked_schedule(sparsity, begin_step, end_step, initial_sparsity)
+    done = min(max((real("step", step, "[0, inf)") - begin) / (end - begin), 0.0), 1.0)
     return final + (initial - final) * (1 - done) ** 3
+
+
+def checked_schedule(sparsity: Any, begin_step: Any, end_step: Any, initial: Any) -> tuple[float, int, int, float]:
+    """The arguments of a schedule. Raises InputError naming the one that cannot be used."""
+    final, first = real("sparsity", sparsity, "[0, 1)"), real("initial_sparsity", initial, "[0, 1)")
+    begin = whole("begin_step", begin_step, 0)
+    if first > final:
+        raise InputError(f"initial_sparsity = {first}: expected at most sparsity, which is {final}")
+    return final, begin, whole("end_step", end_step, begin + 1), first
 
 
 @entries
@@ -59,12 +74,8 @@ class MagnitudePruning:
         scope: str = "layer",
         prune: Callable[[Any, Any], bool] | None = None,
     ) -> None:
-        self.final = real("sparsity", sparsity, "[0, 1)")
-        self.initial = real("initial_sparsity", initial_sparsity, "[0, 1)")
-        self.begin, self.frequency = whole("begin_step", begin_step, 0), whole("frequency", frequency, 1)
-        self.end = whole("end_step", end_step, self.begin + 1)
-        if self.initial > self.final:
-            raise InputError(f"initial_sparsity = {self.initial}: expected at most sparsity, which is {self.final}")
+        self._schedule = checked_schedule(sparsity, begin_step, end_step, initial_sparsity)
+        self.frequency = whole("frequency", frequency, 1)
         self.scope = choice("scope", scope, SCOPES)
         if prune is not None and not callable(prune):
             raise InputError(f"prune = {prune!r}: expected a function of path and array, or None")
@@ -99,9 +110,9 @@ class MagnitudePruning:
     def step(self) -> None:
         """Count a step of the optimizer, and prune where the schedule says so: in place in masks and weights."""
         self._steps += 1
-        n = self._steps
-        if self.begin <= n <= self.end and ((n - self.begin) % self.frequency == 0 or n == self.end):
-            self.prune(cubic_sparsity(n, self.begin, self.end, self.final, self.initial))
+        n, (_, begin, end, _) = self._steps, self._schedule
+        if begin <= n <= end and ((n - begin) % self.frequency == 0 or n == end):
+            self.prune(cubic_sparsity(n, *self._schedule))
 
     def prune(self, sparsity: float) -> None:
         """Set masks to false, and weights to zero, for this share of the weights: exactly so many, the least in magnitude."""
