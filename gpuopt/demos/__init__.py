@@ -15,7 +15,7 @@ from typing import TextIO
 
 import gpuopt
 from gpuopt.demos import arrays, digits, every, plot, regression
-from gpuopt.messages import install
+from gpuopt.messages import install, missing
 
 __all__ = ["PLOT_NAME", "DemoResult", "run", "run_all"]
 
@@ -115,9 +115,5 @@ def report_digits(training: digits.Training, dtype: str, say: Callable[[str], No
 
 def require_packages() -> None:
     """Raise GpuoptError naming the packages of the `demo` extra that are missing."""
-    from importlib.util import find_spec
-
-    packages = {"sklearn": "scikit-learn", "threadpoolctl": "threadpoolctl", "matplotlib": "matplotlib", "tqdm": "tqdm"}
-    missing = [name for module, name in packages.items() if find_spec(module) is None]
-    if missing:
-        raise gpuopt.GpuoptError(f"the demo needs {', '.join(missing)}; {install('demo')}")
+    if lacking := missing("sklearn", "threadpoolctl", "matplotlib", "tqdm"):
+        raise gpuopt.GpuoptError(f"the demo needs {', '.join(lacking)}; {install('demo')}")
