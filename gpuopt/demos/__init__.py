@@ -15,7 +15,7 @@ from typing import TextIO
 
 import gpuopt
 from gpuopt.demos import arrays, digits, every, plot, regression
-from gpuopt.messages import install
+from gpuopt.messages import install, missing
 from gpuopt.spaces import one_blas_thread
 
 __all__ = ["PLOT_NAME", "DemoResult", "run", "run_all", "run_search"]
@@ -148,9 +148,5 @@ def report_digits(training: digits.Training, dtype: str, say: Callable[[str], No
 
 def require_packages() -> None:
     """Raise GpuoptError naming the packages of the `demo` extra that are missing."""
-    from importlib.util import find_spec
-
-    packages = {"sklearn": "scikit-learn", "threadpoolctl": "threadpoolctl", "matplotlib": "matplotlib", "tqdm": "tqdm"}
-    missing = [name for module, name in packages.items() if find_spec(module) is None]
-    if missing:
-        raise gpuopt.GpuoptError(f"the demo needs {', '.join(missing)}; {install('demo')}")
+    if lacking := missing("sklearn", "threadpoolctl", "matplotlib", "tqdm"):
+        raise gpuopt.GpuoptError(f"the demo needs {', '.join(lacking)}; {install('demo')}")

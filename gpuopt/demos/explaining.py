@@ -5,7 +5,6 @@ Called by `search.py`.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from gpuopt import drawing
 from gpuopt.demos.report import Section
 from gpuopt.demos.setting import Setting
+from gpuopt.messages import missing
 
 BACKGROUND = 40  # patients that SHAP compares with
 SHOWN = 4  # measurements
@@ -80,14 +80,14 @@ def dependence(setting: Setting) -> Section:
 def others(setting: Setting) -> Section:
     """One patient explained by SHAP and by LIME, as far as they are installed."""
     x, _, names = setting.patients
-    found = {name: explain(setting, x, names) for name, explain in EXPLAINERS.items() if find_spec(name)}
+    absent = missing(*EXPLAINERS)
+    found = {name: explain(setting, x, names) for name, explain in EXPLAINERS.items() if name not in absent}
     said = [
         f"{name.upper()} says that {max(values, key=lambda n: abs(values[n]))} counts most for the first patient."
         for name, values in found.items()
     ]
-    missing = [name for name in EXPLAINERS if name not in found]
-    if missing:
-        said.append(f"Not installed here: {' and '.join(missing)} (python -m pip install {' '.join(missing)}).")
+    if absent:
+        said.append(f"Not installed here: {' and '.join(absent)} (python -m pip install {' '.join(absent)}).")
     return Section(
         "Why this prediction",
         "SHAP shares out one prediction among the measurements by Shapley values (Lundberg & Lee 2017); LIME fits a line to the "

@@ -6,16 +6,13 @@ loop, `network.py` and `losses.py` the arithmetic, `batches.py` the data, `rates
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 from gpuopt.errors import GpuoptError
-from gpuopt.messages import install
+from gpuopt.messages import install, missing
 
-_missing = [name for name in ("sklearn", "threadpoolctl", "tqdm") if find_spec(name) is None]
-if _missing:
-    raise GpuoptError(f"gpuopt.sklearn needs {', '.join(_missing)}: {install('sklearn')}")
+if _lacking := missing("sklearn", "threadpoolctl", "tqdm"):
+    raise GpuoptError(f"gpuopt.sklearn needs {', '.join(_lacking)}: {install('sklearn')}")
 
-from gpuopt.sklearn.estimators import (  # noqa: E402  behind the message that says what is missing
+from gpuopt.sklearn.estimators import (
     LinearRegressor,
     LogisticClassifier,
     MLPClassifier,

@@ -93,7 +93,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
     def _loss(self) -> Loss:
         raise NotImplementedError
 
-    def _scale(self) -> tuple[Any, float]:
+    def _scale(self) -> tuple[Any, Any]:
         """What is taken off the targets, and what they are divided by."""
         return 0.0, 1.0
 
@@ -176,7 +176,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
         """Train and publish what was found."""
         network, xp = self._network, self._network.xp
         rows = len(data) if self.batch_size != "auto" and self.batch_size > len(data) else self.batch_size
-        rows = automatic_size(len(data)) if rows == "auto" else rows
+        rows = automatic_size(len(data), not self._hidden()) if rows == "auto" else rows
         augmentation = Augmentation(self.input_noise, self.mixup)
         batches = Batches(
             data, rows, self._rng, shuffle=self.shuffle, augmentation=augmentation, dtype=self._dtype, xp=xp
@@ -201,8 +201,8 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
         return self
 
     def _l1(self) -> float:
-        """The L1 penalty in units of the targets that the network sees."""
-        return self.l1 / self._scale()[1]
+        """The L1 penalty on weights of the network, which sees targets of deviation 1."""
+        return self.l1
 
     def _optimizer(self, steps: int, partial: bool, fresh: bool) -> Any:
         """Make `optimizer_` where a fresh one is needed; what changes its rate, or None."""
@@ -255,12 +255,11 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
         network, (centre, scale) = self._network, self._scale()
         weights = [spaces.to_host(w) for w in network.weights]
         biases = [spaces.to_host(b) for b in network.biases]
-        if scale != 1.0:
-            weights[-1] *= scale
+        weights[-1] = (weights[-1] * scale).astype(self._dtype)
         if biases:
             biases[-1] = (biases[-1] * scale + centre).astype(self._dtype)
         self._publish(weights, biases)
-        self.loss_curve_ += [loss * scale**2 for loss in record.losses]
+        self.loss_curve_ += record.losses
         self.n_iter_ += record.passes
         if validated:
             self.validation_scores_ = record.scores

@@ -20,15 +20,16 @@ Array = np.ndarray[Any, Any]
 Batch = tuple[Any, Any, Any]  # inputs (n, features), targets (n, k), weights (n, 1) or None
 
 ONCE = 32 << 20
-BLOCK = 1024  # rows that are brought into another dtype at a time, in a cache
-WHOLE, LEAST, MOST, PARTS = 64, 32, 1024, 32
+BLOCK = 512  # rows that are brought into another dtype at a time, in memory that stays in a cache
+WHOLE, LEAST, PARTS = 64, 32, 256
+MOST = 256, 1024  # of a network, of a linear model, whose steps are short
 
 
-def automatic_size(rows: int) -> int:
-    """Rows of a minibatch where nobody says how many: all up to 64, else the power of two near a 32nd of them, from 32 to 1024."""
+def automatic_size(rows: int, linear: bool) -> int:
+    """Rows of a minibatch where nobody says how many: all up to 64, else the power of two near a 256th of them, from 32 to MOST."""
     if rows <= WHOLE:
         return rows
-    return int(min(max(2 ** round(np.log2(rows / PARTS)), LEAST), MOST))
+    return int(min(max(2 ** round(np.log2(rows / PARTS)), LEAST), MOST[linear]))
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,13 @@ def take(array: Array, order: Array | None, dtype: Any) -> Array:
     if order is None:
         return np.ascontiguousarray(array, dtype)
     out = np.empty((len(order), *array.shape[1:]), dtype)
+    block = None if array.dtype == out.dtype else np.empty((BLOCK, *array.shape[1:]), array.dtype)
     for begin in range(0, len(order), BLOCK):
-        rows = order[begin : begin + BLOCK]
-        if array.dtype == out.dtype:
-            np.take(array, rows, axis=0, out=out[begin : begin + BLOCK], mode="clip")
-        else:
-            out[begin : begin + BLOCK] = array[rows]
+        rows, target = order[begin : begin + BLOCK], out[begin : begin + BLOCK]
+        place = target if block is None else block[: len(rows)]
+        np.take(array, rows, axis=0, out=place, mode="clip")
+        if block is not None:
+            target[...] = place
     return out
 
 

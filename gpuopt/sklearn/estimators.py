@@ -13,6 +13,7 @@ import numpy as np
 from gpuopt.rules.language import Rule
 from gpuopt.sklearn import checks
 from gpuopt.sklearn.base import Array, Estimator
+from gpuopt.sklearn.batches import MOST
 from gpuopt.sklearn.kinds import Classifier, Regressor
 
 Rate = float | str | Callable[[int], float] | None
@@ -25,8 +26,8 @@ _ARGUMENTS = """
     lr: a number; a function of the number of steps taken, as `gpuopt.schedules` makes them; or the name of a schedule over all
     steps of a fit: "constant", "cosine", "linear", "rex", "one_cycle", "inverse_sqrt", "warmup_cosine", "warmup_stable_decay".
     None is "cosine", half a cosine from the peak to 0. The peak is optimizer_options["lr"] where it is given, else that of a
-    table (`rates.PEAKS`), else the optimizer's own. A named schedule holds its rate for a hundredth of the fit.
-    batch_size: rows in a minibatch. "auto": all up to 64, else the power of two near a 32nd of the rows, from 32 to 1024.
+    table (`rates.PEAKS`), else the optimizer's own. A named schedule holds its rate for a fiftieth of the fit.
+    batch_size: rows in a minibatch. "auto": all up to 64, else the power of two near a 256th of the rows, from 32 to {most}.
     max_iter: passes over the data.
     l1, l2: l1 |w| + l2 / 2 w^2 is added to the mean loss for all weights w but intercepts, inside of the optimizer's own step:
     l1 as a soft threshold of lr * l1, l2 in the gradient. A regression's loss is half the squared error{scaled}.
@@ -41,13 +42,15 @@ _ARGUMENTS = """
     takes no longer, else float32. backend: as in `gpuopt.create`; with "cuda" arrays lie on the GPU (CuPy).
 
     Attributes: {attributes}, `n_features_in_`, `feature_names_in_`, `n_iter_` (whole passes), `loss_curve_` (mean loss of each
-    pass, penalties included), `validation_scores_` and `best_validation_score_` (with early_stopping), `optimizer_` (gpuopt's).
+    pass, penalties included{curve}), `validation_scores_` and
+    `best_validation_score_` (with early_stopping), `optimizer_` (gpuopt's).
     {of_class}"""
 
 
 def _documented(**words: str) -> Callable[[type], type]:
     """A class whose docstring goes on with the arguments."""
-    filled = {"first": "", "scaled": "", "dropout": "", "weights": "", "of_class": ""} | words
+    filled = dict.fromkeys(("first", "scaled", "dropout", "weights", "curve", "of_class"), "")
+    filled |= {"most": str(MOST[not words.get("first")])} | words
 
     def add(made: type) -> type:
         made.__doc__ = f"{made.__doc__}\n{_ARGUMENTS.format(**filled)}"
@@ -100,7 +103,9 @@ class _MLP(Estimator):
 
 
 @_documented(
-    score="score R^2", attributes="`coef_` (features,), or (outputs, features) where y has two axes, `intercept_`"
+    curve=", targets in standard deviations",
+    score="score R^2",
+    attributes="`coef_` (features,), or (outputs, features) where y has two axes, `intercept_`",
 )
 class LinearRegressor(_Linear, Regressor):
     """Least squares with both penalties; targets of any scale, since training sees them standardized."""
@@ -130,6 +135,11 @@ class LinearRegressor(_Linear, Regressor):
         backend: str | None = None,
     ) -> None:
         _set(self, locals())
+
+    def _l1(self) -> float:
+        return float(
+            self.l1 / self._deviation[0]
+        )  # so that it is that of `coef_`: the loss is divided by the square, and so is l2
 
     def _publish(self, weights: list[Array], biases: list[Array]) -> None:
         super()._publish(weights, biases)
@@ -196,7 +206,7 @@ class MLPClassifier(_MLP, Classifier):
         batch_size: int | str = "auto",
         max_iter: int = 100,
         l1: float = 0.0,
-        l2: float = 0.0,
+        l2: float = 1e-4,
         dropout: float = 0.0,
         input_noise: float = 0.0,
         mixup: float = 0.0,
@@ -216,11 +226,12 @@ class MLPClassifier(_MLP, Classifier):
 
 
 @_documented(
+    curve=", targets in standard deviations",
     score="score R^2",
     attributes="`coefs_`, one (inputs, outputs) a layer, `intercepts_`, one (outputs,) a layer",
     first='hidden_layer_sizes: units of each hidden layer. activation: "relu", "tanh", "logistic" or "identity".\n    ',
     dropout="dropout: the share of hidden units that are left out for each row while training. ",
-    scaled=";\n    penalties act on weights in units of the targets' standard deviation",
+    scaled=", here\n    of targets divided by their standard deviation",
 )
 class MLPRegressor(_MLP, Regressor):
     """A fully connected network for one number or several; targets of any scale, since training sees them standardized."""
@@ -236,7 +247,7 @@ class MLPRegressor(_MLP, Regressor):
         batch_size: int | str = "auto",
         max_iter: int = 100,
         l1: float = 0.0,
-        l2: float = 0.0,
+        l2: float = 1e-4,
         dropout: float = 0.0,
         input_noise: float = 0.0,
         mixup: float = 0.0,

@@ -73,11 +73,11 @@ class Classifier(ClassifierMixin, Estimator):  # type: ignore[misc]
         unknown = y[self.classes_[labels] != y]
         if len(unknown):
             raise InputError(
-                f"y: class {unknown[0]!r} is none of {self.classes_}; partial_fit needs all of them as classes"
+                f"y: class {unknown[0]} is none of {self.classes_}; partial_fit needs all of them as classes"
             )
         count = len(self.classes_)
         if count < 2:
-            raise InputError(f"y: one class, {self.classes_[0]!r}: expected two classes or more")
+            raise InputError(f"y: one class, {self.classes_[0]}: expected two classes or more")
         return labels, count, 1 if count == 2 else count
 
     def _weights(self, y: Array, weights: Array | None) -> Array | None:
@@ -87,7 +87,8 @@ class Classifier(ClassifierMixin, Estimator):  # type: ignore[misc]
             raise InputError(
                 "class_weight = 'balanced' in a call without rows of every class: expected a dict of weights"
             )
-        known = compute_class_weight(self.class_weight, classes=self.classes_, y=self.classes_[y])
+        labels = self.classes_[y]
+        known = compute_class_weight(self.class_weight, classes=self.classes_, y=labels, sample_weight=weights)
         return np.asarray(known[y] if weights is None else known[y] * weights)
 
     def _loss(self) -> Loss:
@@ -101,7 +102,7 @@ class Regressor(RegressorMixin, Estimator):  # type: ignore[misc]
     """One number or several for each row."""
 
     _centre: Array
-    _deviation: float
+    _deviation: Array
     _flat: bool
 
     def __sklearn_tags__(self) -> Any:
@@ -139,13 +140,15 @@ class Regressor(RegressorMixin, Estimator):  # type: ignore[misc]
             self._flat = y.shape[1] == 1
             self._centre = np.average(y, axis=0, weights=weights) if self.fit_intercept else np.zeros(y.shape[1])
             variances = np.average((y - self._centre) ** 2, axis=0, weights=weights)
-            self._deviation = float(np.sqrt(variances.mean())) or 1.0
+            if self.l1 and not self._hidden():  # one threshold for all of them
+                variances[:] = variances.mean()
+            self._deviation = np.where(variances > 0, np.sqrt(variances), 1.0)
         return (y - self._centre) / self._deviation, 0, y.shape[1]
 
     def _loss(self) -> Loss:
         return SQUARED
 
-    def _scale(self) -> tuple[Array, float]:
+    def _scale(self) -> tuple[Array, Array]:
         return self._centre, self._deviation
 
     def _scorer(self, data: Data) -> Callable[[Array], float]:

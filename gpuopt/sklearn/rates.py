@@ -6,6 +6,7 @@ network and no data.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from gpuopt.messages import unknown
 from gpuopt.optim.hyper import check_number
 
 DEFAULT = "cosine"  # what None stands for, in fit
-PIECES = 100  # of a fit, in each of which a named schedule holds its rate: an optimizer works out its settings anew for a new one
+PIECES = 50  # of a fit, in each of which a named schedule holds its rate: an optimizer works out its settings anew for a new one
 
 # name -> schedule, from the peak and the number of steps of a fit
 NAMES: dict[str, Callable[[float, int], Callable[[int], float]]] = {
@@ -38,10 +39,12 @@ ADAPTIVE = ("adabelief", "adam", "adamatan2", "adamp", "adamw", "ademamix", "ado
             "adagrad", "schedulefreeadamw", "schedulefreeradam")  # fmt: skip
 SIGNS = ("lion", "signsgd", "signum", "tiger", "focus", "sophiag")
 PLAIN = ("sgd", "gd", "asgd", "schedulefreesgd")
+UNDAMPED = ("dgd",)
 PEAKS: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(ADAPTIVE, (0.003, 0.02)),
+    **dict.fromkeys(ADAPTIVE, (0.005, 0.02)),
     **dict.fromkeys(SIGNS, (0.001, 0.005)),
     **dict.fromkeys(PLAIN, (0.1, 0.05)),
+    **dict.fromkeys(UNDAMPED, (0.001, 0.001)),
 }
 
 
@@ -61,6 +64,8 @@ def check(lr: Any, options: dict[str, Any]) -> None:
 def peak_of(optimizer: str, options: dict[str, Any], own: Any, linear: bool) -> float:
     """The peak of a named schedule: of the options, else of PEAKS, else the optimizer's own default. Raises InputError without."""
     peak = options.get("lr", PEAKS[optimizer][linear] if optimizer in PEAKS else own)
+    if peak is inspect.Parameter.empty:
+        raise InputError(f"optimizer = {optimizer!r} has no rate by default: expected lr, or optimizer_options['lr']")
     return check_number(
         "optimizer_options['lr']", peak, f"optimizer = {optimizer!r}", {"optimizer_options['lr']": "[0, inf)"}
     )
