@@ -16,8 +16,8 @@ Array = np.ndarray[Any, Any]
 
 
 class Activation(NamedTuple):
-    """apply(xp, z, zeros): the activation in the place of z; zeros has its shape. back(xp, d, h): d times the derivative where the activation is h, in place.
-    gain: the variance of weights times the inputs of a layer, at the start.
+    """apply(xp, z, zeros): the activation in the place of z; zeros has its shape. back(xp, d, h): d times the derivative where
+    the activation is h, in place. gain: the variance of weights times the inputs of a layer, at the start.
     """
 
     apply: Callable[[Any, Any, Any], Any]
