@@ -6,7 +6,7 @@
 Digits, breast cancer and diabetes: means over five folds, standardized, seconds of all five fits, the median of `--repeats` rounds.
 Synthetic data: one fit in each round on nine tenths of the rows, scored on the rest. Rounds go A B A B in one process, after a fit
 that compiles; both have the same penalties. A pass of LogisticRegression is one iteration of L-BFGS, which takes one or more. The
-threads are those that each library takes by itself. Rows are only ever added.
+threads of BLAS are those of the environment, and stand in the column `machine`. Rows are only ever added.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_info
 
 import gpuopt.sklearn as ours
 from gpuopt.bench.machine import device_name
@@ -128,9 +129,15 @@ def compared(data: str, theirs: Any, mine: Any, passes: int, folds: list[Fold], 
             times[k].append(seconds)
     seconds_theirs, seconds_ours = map(statistics.median, times)
     return Row(
-        f"{datetime.now(UTC):%Y-%m-%d}", device_name("cpu"), data, type(theirs).__name__, type(mine).__name__, passes, *scores,
+        f"{datetime.now(UTC):%Y-%m-%d}", machine(), data, type(theirs).__name__, type(mine).__name__, passes, *scores,
         seconds_theirs, seconds_ours, seconds_theirs / seconds_ours,
     )  # fmt: skip
+
+
+def machine() -> str:
+    """The processor, and the threads that BLAS takes."""
+    found = [entry["num_threads"] for entry in threadpool_info() if entry["user_api"] == "blas"]
+    return f"{device_name('cpu')}, BLAS on {max(found, default=1)}"
 
 
 def append(path: Path, row: Row) -> None:
@@ -158,11 +165,9 @@ def main(arguments: list[str] | None = None) -> list[Row]:
         estimator(max_iter=1, l2=ALPHA).fit(np.ones((200, 9), np.float32), y)  # compiles
         estimator(max_iter=1).fit(np.ones((200, 9), np.float32), y)
     rows = []
-    sets = [] if options.large_only else [(case, PASSES[0], PASSES[0], options.repeats) for case in small()]
-    cases = iter(sets)
-    for (data, classes, folds), passes, network, repeats in _all(cases, options):
+    for (data, classes, folds), passes, network in cases(options):
         for theirs, mine, both in pairs(classes, passes, network, len(folds[0][0])):
-            rows.append(row := compared(data, theirs, mine, both, folds, repeats))
+            rows.append(row := compared(data, theirs, mine, both, folds, options.repeats))
             append(options.out, row)
             print(
                 f"{row.data:45} {row.theirs:18} {row.passes:3} passes  score {row.score_theirs:.4f} {row.score_ours:.4f}  "
@@ -172,11 +177,13 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     return rows
 
 
-def _all(cases: Iterable[Any], options: argparse.Namespace) -> Iterable[Any]:
-    yield from cases
+def cases(options: argparse.Namespace) -> Iterable[tuple[tuple[str, bool, list[Fold]], int, int]]:
+    """Each data set, the passes of a linear model and of a network; made one after the other, since some are large."""
+    for case in () if options.large_only else small():
+        yield case, PASSES[0], PASSES[0]
     for dtype in options.dtypes if options.rows else ():
         for case in large(options.rows, dtype):
-            yield case, *PASSES[1:], max(options.repeats // 2, 1)
+            yield case, *PASSES[1:]
 
 
 if __name__ == "__main__":

@@ -71,6 +71,14 @@ def test_lasso_has_the_same_zeros_and_coefficients() -> None:
         assert 0 < np.count_nonzero(ours.coef_ == 0) == np.count_nonzero(theirs.coef_ == 0)
 
 
+def test_lasso_of_several_numbers_has_one_penalty_for_all() -> None:
+    X, y = make_regression(200, 6, n_informative=3, n_targets=2, noise=3.0, random_state=1)
+    y = y * [1, 10]
+    options = {"optimizer": "gd", "lr": 0.3, "tol": None, "batch_size": 200, "max_iter": 800, "dtype": "float64"}
+    ours = LinearRegressor(l1=30.0, **options).fit(X, y)
+    np.testing.assert_allclose(ours.coef_, Lasso(alpha=30.0, tol=1e-10).fit(X, y).coef_, rtol=1e-6, atol=1e-5)
+
+
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("intercept", [True, False])
 def test_logistic_regression_has_the_same_coefficients(classes: int, intercept: bool) -> None:

@@ -130,8 +130,8 @@ def test_augmentation_leaves_the_data_alone(option: dict[str, float], rng: np.ra
 
 
 def test_rows_of_a_minibatch() -> None:
-    assert [automatic_size(n, False) for n in (5, 64, 65, 1437, 50_000, 10**6)] == [5, 64, 32, 32, 256, 256]
-    assert automatic_size(10**6, True) == 1024
+    assert [automatic_size(n, False) for n in (5, 64, 65, 1437, 50_000, 10**6)] == [5, 64, 32, 32, 64, 512]
+    assert [automatic_size(n, True) for n in (1437, 50_000, 10**6)] == [32, 256, 4096]
     order = np.array([2, 0, 1])
     assert np.array_equal(
         take(np.array([[1.0], [2.0], [3.0]]), order, np.float32), np.array([[3], [1], [2]], np.float32)
@@ -176,6 +176,21 @@ def test_it_stops_where_the_scores_say_and_keeps_the_best_bits(
     assert record.passes == stops and record.scores == scores[:stops] and record.best == scores[best]
     assert np.array_equal(network.weights[0], weights[best])
     assert not np.array_equal(weights[best], weights[-1]) or best == stops - 1
+
+
+def test_what_is_validated_are_the_averaged_weights(rng: np.random.Generator) -> None:
+    x = rng.normal(size=(20, 3))
+    network = Network(np, *initial((3, 1), "identity", True, "float64", rng), "identity")
+    optimizer = gpuopt.ScheduleFreeSGD(network.parameters, lr=0.1)
+    modes: list[bool] = []
+
+    def validate() -> float:
+        modes.append(optimizer.param_groups[0]["train_mode"])
+        return 0.0
+
+    made = Batches(Data(x, x[:, :1]), 5, rng, dtype="float64")
+    training.train(network, optimizer, losses.SQUARED, made, training.Plan(passes=3, validate=validate))
+    assert modes == [False] * 3
 
 
 def held_out_rows(model: Any, X: Array) -> list[Array]:

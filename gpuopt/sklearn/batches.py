@@ -21,15 +21,15 @@ Batch = tuple[Any, Any, Any]  # inputs (n, features), targets (n, k), weights (n
 
 ONCE = 32 << 20
 BLOCK = 512  # rows that are brought into another dtype at a time, in memory that stays in a cache
-WHOLE, LEAST, PARTS = 64, 32, 256
-MOST = 256, 1024  # of a network, of a linear model, whose steps are short
+WHOLE, LEAST = 64, 32
+PARTS, MOST = (1024, 256), (512, 4096)  # of a network, of a linear model, whose steps are short
 
 
 def automatic_size(rows: int, linear: bool) -> int:
-    """Rows of a minibatch where nobody says how many: all up to 64, else the power of two near a 256th of them, from 32 to MOST."""
+    """Rows of a minibatch where nobody says how many: all up to 64, else the power of two near one of PARTS, from 32 to MOST."""
     if rows <= WHOLE:
         return rows
-    return int(min(max(2 ** round(np.log2(rows / PARTS)), LEAST), MOST[linear]))
+    return int(min(max(2 ** round(np.log2(rows / PARTS[linear])), LEAST), MOST[linear]))
 
 
 @dataclass(frozen=True)

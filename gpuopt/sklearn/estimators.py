@@ -13,7 +13,7 @@ import numpy as np
 from gpuopt.rules.language import Rule
 from gpuopt.sklearn import checks
 from gpuopt.sklearn.base import Array, Estimator
-from gpuopt.sklearn.batches import MOST
+from gpuopt.sklearn.batches import MOST, PARTS
 from gpuopt.sklearn.kinds import Classifier, Regressor
 
 Rate = float | str | Callable[[int], float] | None
@@ -27,7 +27,7 @@ _ARGUMENTS = """
     steps of a fit: "constant", "cosine", "linear", "rex", "one_cycle", "inverse_sqrt", "warmup_cosine", "warmup_stable_decay".
     None is "cosine", half a cosine from the peak to 0. The peak is optimizer_options["lr"] where it is given, else that of a
     table (`rates.PEAKS`), else the optimizer's own. A named schedule holds its rate for a fiftieth of the fit.
-    batch_size: rows in a minibatch. "auto": all up to 64, else the power of two near a 256th of the rows, from 32 to {most}.
+    batch_size: rows in a minibatch. "auto": all up to 64, else the power of two near a {parts}th of the rows, from 32 to {most}.
     max_iter: passes over the data.
     l1, l2: l1 |w| + l2 / 2 w^2 is added to the mean loss for all weights w but intercepts, inside of the optimizer's own step:
     l1 as a soft threshold of lr * l1, l2 in the gradient. A regression's loss is half the squared error{scaled}.
@@ -50,7 +50,8 @@ _ARGUMENTS = """
 def _documented(**words: str) -> Callable[[type], type]:
     """A class whose docstring goes on with the arguments."""
     filled = dict.fromkeys(("first", "scaled", "dropout", "weights", "curve", "of_class"), "")
-    filled |= {"most": str(MOST[not words.get("first")])} | words
+    linear = not words.get("first")
+    filled |= {"most": str(MOST[linear]), "parts": str(PARTS[linear])} | words
 
     def add(made: type) -> type:
         made.__doc__ = f"{made.__doc__}\n{_ARGUMENTS.format(**filled)}"
@@ -137,9 +138,8 @@ class LinearRegressor(_Linear, Regressor):
         _set(self, locals())
 
     def _l1(self) -> float:
-        return float(
-            self.l1 / self._deviation[0]
-        )  # so that it is that of `coef_`: the loss is divided by the square, and so is l2
+        """So that it is that of `coef_`: the loss is divided by the square of the deviation, and l2 with it."""
+        return float(self.l1 / self._deviation[0])
 
     def _publish(self, weights: list[Array], biases: list[Array]) -> None:
         super()._publish(weights, biases)

@@ -16,16 +16,16 @@ Array = np.ndarray[Any, Any]
 
 
 class Activation(NamedTuple):
-    """apply(xp, z): the activation in the place of z. back(xp, d, h): d times the derivative where the activation is h, in place.
-    gain: the variance of weights times the inputs of a layer, at the start.
+    """apply(xp, z, zeros): the activation in the place of z; zeros has its shape. back(xp, d, h): d times the derivative where
+    the activation is h, in place. gain: the variance of weights times the inputs of a layer, at the start.
     """
 
-    apply: Callable[[Any, Any], Any]
+    apply: Callable[[Any, Any, Any], Any]
     back: Callable[[Any, Any, Any], Any]
     gain: float
 
 
-def _logistic(xp: Any, z: Any) -> None:
+def _logistic(xp: Any, z: Any, zeros: Any) -> None:
     """1 / (1 + exp(-z)) as (1 + tanh(z / 2)) / 2, which cannot overflow."""
     xp.multiply(z, 0.5, out=z)
     xp.tanh(z, out=z)
@@ -35,11 +35,11 @@ def _logistic(xp: Any, z: Any) -> None:
 
 ACTIVATIONS: dict[str, Activation] = {
     "relu": Activation(
-        lambda xp, z: xp.maximum(z, 0, out=z), lambda xp, d, h: xp.multiply(d, h > 0, out=d), 2.0
+        lambda xp, z, zeros: xp.maximum(z, zeros, out=z), lambda xp, d, h: xp.multiply(d, h > 0, out=d), 2.0
     ),  # He et al. 2015
-    "tanh": Activation(lambda xp, z: xp.tanh(z, out=z), lambda xp, d, h: xp.multiply(d, 1 - h * h, out=d), 1.0),
+    "tanh": Activation(lambda xp, z, zeros: xp.tanh(z, out=z), lambda xp, d, h: xp.multiply(d, 1 - h * h, out=d), 1.0),
     "logistic": Activation(_logistic, lambda xp, d, h: xp.multiply(d, h * (1 - h), out=d), 1.0),
-    "identity": Activation(lambda xp, z: z, lambda xp, d, h: d, 1.0),
+    "identity": Activation(lambda xp, z, zeros: z, lambda xp, d, h: d, 1.0),
 }
 
 
@@ -101,6 +101,9 @@ class Network:
             xp, dtype = self.xp, self.weights[0].dtype
             self._layers = [xp.empty((rows, w.shape[1]), dtype) for w in self.weights]
             self._deltas = [xp.empty((rows, w.shape[1]), dtype) for w in self.weights[:-1]]
+            self._zeros = [
+                xp.zeros_like(d) for d in self._deltas
+            ]  # NumPy compares with these faster than with a number
             self._ones = xp.ones((1, rows), dtype)
             self._rows = rows
 
@@ -118,7 +121,7 @@ class Network:
             if self.biases:
                 z += self.biases[k]
             if k < last:
-                apply(xp, z)
+                apply(xp, z, self._zeros[k][:rows])
                 if masks:
                     z *= masks[k]
             h = z
@@ -137,7 +140,8 @@ class Network:
                 xp.matmul(self._ones[:, :rows], dz, out=self.bias_gradients[k][None])
             if k:
                 d = self._deltas[k - 1][:rows]
-                xp.matmul(dz, self.weights[k].T, out=d)
+                product = xp.multiply if dz.shape[1] == 1 else xp.matmul  # of one column, the same, and faster
+                product(dz, self.weights[k].T, out=d)
                 if masks:
                     d *= masks[k - 1]
                     h = h * kept  # the activation itself, where it was kept; elsewhere d is 0
