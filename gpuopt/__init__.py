@@ -47,7 +47,7 @@ _HOMES = {
     "gpuopt.optim.optimizer": ("Optimizer",),
     "gpuopt.optim.factory": ("create", "optimizer", "optimizers", "make_optimizer"),
 }
-_MODULES = ("backends", "schedules")  # the module itself is callable: gpuopt.backends()
+_MODULES = ("backends", "schedules", "training")  # the module itself is callable: gpuopt.backends()
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 

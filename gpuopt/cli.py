@@ -22,6 +22,7 @@ from gpuopt.messages import one_line
 BACKENDS = "auto, numpy, numba, cuda, cupy or numba-cuda"
 EXAMPLES = """examples:
   gpuopt demo                              train on two small data sets, in seconds
+  gpuopt demo --search                     rates, batch sizes, pruning and more, as one HTML report
   gpuopt info                              what works here, and why not
   gpuopt show                              the optimizers; then the code of one:
   gpuopt show adamw --backend numba
@@ -90,6 +91,11 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="every optimizer on three problems, a table and gpuopt-demo-all.png, in minutes",
     )
+    which.add_argument(
+        "--search",
+        action="store_true",
+        help="training practice in twelve chapters, a report gpuopt-demo-search.html, in a minute",
+    )
     demo.add_argument("--backend", help=f"{BACKENDS} (GPUOPT_BACKEND if that is set, else auto)")
     demo.add_argument("--dtype", default="float32", help="of the parameters: float64, float32, float16 or bfloat16")
     demo.add_argument("--lr", type=float, help="learning rate for the digits (one tuned for the optimizer)")
@@ -147,9 +153,17 @@ def option(text: str) -> tuple[str, Any]:
 
 
 def run_demo(arguments: argparse.Namespace) -> int:
-    """`gpuopt demo`: see `gpuopt.demos.run` and `run_all`."""
+    """`gpuopt demo`: see `gpuopt.demos.run`, `run_all` and `run_search`."""
     from gpuopt import demos
 
+    if arguments.search:
+        for name, usual in (("lr", None), ("dtype", "float32")):
+            if getattr(arguments, name) != usual:
+                raise gpuopt.InputError(
+                    f"--{name} with --search: expected one of them, since it trains in many ways, in float32"
+                )
+        demos.run_search(**{k: getattr(arguments, k) for k in ("backend", "out", "quick", "seed")})
+        return 0
     if arguments.all:
         if arguments.lr is not None:
             raise gpuopt.InputError(

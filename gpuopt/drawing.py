@@ -1,16 +1,21 @@
 """What the pictures of the demo and of the benchmarks share: a figure that needs no display, colours, names at the ends of lines.
 
-Called by `gpuopt/demos/plot.py` and `gpuopt/bench/plot.py`. Knows neither optimizers nor measurements.
+Called by the `plot.py` of `gpuopt/demos` and `gpuopt/bench`, and by the results of `gpuopt/training`. Knows neither optimizers
+nor measurements.
 """
 
 from __future__ import annotations
 
 import colorsys
+import io
 import math
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from gpuopt.errors import GpuoptError
+from gpuopt.messages import install
 
 # Okabe & Ito's colours, which people who see colours in different ways can tell apart.
 STRONG = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -24,9 +29,12 @@ NEAR = 0.85  # of the width: from there on, names stand right of the axes
 
 
 def figure(width: float, height: float) -> Any:
-    """An empty figure of that size in inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    """An empty figure of that size in inches. Raises GpuoptError where matplotlib is missing."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise GpuoptError(f"a picture needs matplotlib; {install('demo')}") from error
 
     made = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(made)
@@ -38,6 +46,13 @@ def save(made: Any, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     made.savefig(path, dpi=144)
     return path
+
+
+def png(made: Any) -> bytes:
+    """A figure as the bytes of a PNG."""
+    buffer = io.BytesIO()
+    made.savefig(buffer, dpi=144, format="png")
+    return buffer.getvalue()
 
 
 def plain(axes: Any, title: str) -> None:

@@ -15,6 +15,16 @@ def install(*extras: str) -> str:
     return f"in a checkout of gpuopt: python -m pip install '.[{','.join(extras)}]'"
 
 
+DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # of modules, where the name is another one
+
+
+def missing(*modules: str) -> list[str]:
+    """The distributions of those modules that are not installed; none of them is imported."""
+    from importlib.util import find_spec
+
+    return [DISTRIBUTIONS.get(name, name) for name in modules if find_spec(name) is None]
+
+
 def suggestion(name: object, known: Iterable[str]) -> str:
     """`; did you mean 'adamw'?` where a known name, in any case, is near to this one, else nothing."""
     from difflib import get_close_matches  # an error is the only time it is needed

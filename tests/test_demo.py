@@ -14,7 +14,7 @@ import pytest
 from threadpoolctl import threadpool_info
 
 import gpuopt
-from gpuopt import demos
+from gpuopt import demos, spaces
 from gpuopt.demos import arrays, digits, plot, regression
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -132,7 +132,7 @@ def test_arrays_lie_where_the_backend_wants_them(
 ) -> None:
     monkeypatch.delenv("GPUOPT_BACKEND", raising=False)
     monkeypatch.setattr(gpuopt, "backends", lambda: status)
-    monkeypatch.setattr(arrays, "import_module", lambda name: SimpleNamespace(__name__=name))
+    monkeypatch.setattr(spaces, "import_module", lambda name: SimpleNamespace(__name__=name))
     assert arrays.choose(backend).xp.__name__ == space
 
 

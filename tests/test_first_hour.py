@@ -59,7 +59,7 @@ def test_command(command: str, bin_folder: Path, tmp_path: Path) -> None:
     assert said.strip() and "Traceback" not in said
     made = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))
     if command.startswith("gpuopt demo"):
-        assert made == ["gpuopt-demo.png"]
+        assert made == ["gpuopt-demo-search.html" if "--search" in command else "gpuopt-demo.png"]
     elif command.startswith("gpuopt bench"):
         assert "gpuopt-bench/measurements.csv" in made
         assert "torch" in said and "optax" in said  # left out, with the reason

@@ -38,7 +38,9 @@ LAYERS = (
     ("rule_table",),
     ("torch", "native.torch"),
     ("",),  # gpuopt itself, whose names are looked up in all of these when they are first asked for
-    ("info", "drawing"),
+    ("info", "drawing", "spaces"),
+    ("sklearn",),
+    ("training",),
     ("cli", "bench", "demos", "__main__"),
 )
 # (from, to) -> why this one goes up or closes a circle. Each is inside of a function.

@@ -15,9 +15,10 @@ from typing import TextIO
 
 import gpuopt
 from gpuopt.demos import arrays, digits, every, plot, regression
-from gpuopt.messages import install
+from gpuopt.messages import install, missing
+from gpuopt.spaces import one_blas_thread
 
-__all__ = ["PLOT_NAME", "DemoResult", "run", "run_all"]
+__all__ = ["PLOT_NAME", "DemoResult", "run", "run_all", "run_search"]
 
 PLOT_NAME = "gpuopt-demo.png"
 
@@ -93,6 +94,38 @@ def run_all(
     return found
 
 
+def run_search(
+    *,
+    backend: str | None = None,
+    out: str | Path = ".",
+    quick: bool = False,
+    seed: int = 0,
+    stream: TextIO | None = None,
+) -> Path:
+    """Training practice on data that scikit-learn ships, in twelve chapters: rate, batch size, optimizer, penalties, stopping,
+    ensembles, pruning, int8, averaging, and what a model looks at. Save `out/gpuopt-demo-search.html` and return its path.
+
+    Arguments and what is raised as for `run`; everything is in float32.
+    """
+    stream = sys.stdout if stream is None else stream
+    require_packages()
+    from gpuopt.demos import search
+    from gpuopt.demos.setting import Setting
+
+    setting, folder = Setting(quick, seed, backend), Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def say(text: str) -> None:
+        print(text, file=stream, flush=True)
+
+    say(f"gpuopt {gpuopt.__version__}, backend {setting.backend_name}.")
+    with one_blas_thread():
+        found = search.sections(setting, say)
+    path = search.save(found, setting, folder)
+    say(f"\nReport: {path}")
+    return path
+
+
 def report_regression(curves: list[regression.Curve], dtype: str, say: Callable[[str], None]) -> None:
     """Print the table of the first problem."""
     say(f"\n1. Linear regression on the diabetes data ({curves[0].shape}, standardised), {dtype}, {curves[0].backend}")
@@ -115,9 +148,5 @@ def report_digits(training: digits.Training, dtype: str, say: Callable[[str], No
 
 def require_packages() -> None:
     """Raise GpuoptError naming the packages of the `demo` extra that are missing."""
-    from importlib.util import find_spec
-
-    packages = {"sklearn": "scikit-learn", "threadpoolctl": "threadpoolctl", "matplotlib": "matplotlib", "tqdm": "tqdm"}
-    missing = [name for module, name in packages.items() if find_spec(module) is None]
-    if missing:
-        raise gpuopt.GpuoptError(f"the demo needs {', '.join(missing)}; {install('demo')}")
+    if lacking := missing("sklearn", "threadpoolctl", "matplotlib", "tqdm"):
+        raise gpuopt.GpuoptError(f"the demo needs {', '.join(lacking)}; {install('demo')}")

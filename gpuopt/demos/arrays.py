@@ -1,10 +1,7 @@
-"""Where the demos' arrays lie: NumPy's on the host or CuPy's on a GPU. Used by `gpuopt/demos`; knows no optimizer."""
+"""The dtypes of the demos' arrays, and where these lie (`gpuopt/spaces.py`). Used by `gpuopt/demos`; knows no optimizer."""
 
 from __future__ import annotations
 
-import os
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
@@ -12,36 +9,11 @@ import numpy as np
 
 import gpuopt
 from gpuopt.messages import unknown
+from gpuopt.spaces import Space, choose, one_blas_thread, to_host, wait
 
-HOST_BACKENDS = ("numpy", "numba")
+__all__ = ["DTYPES", "Space", "choose", "compute_type", "element_type", "one_blas_thread", "to_host", "wait"]
+
 DTYPES = ("float64", "float32", "float16", "bfloat16")
-
-
-@dataclass(frozen=True)
-class Space:
-    """An array namespace (`numpy` or `cupy`) and the reason it was chosen, a sentence without its full stop."""
-
-    xp: Any
-    reason: str
-
-
-def choose(backend: str | None) -> Space:
-    """The namespace that holds the arrays for this backend (None: the default): CuPy's for a GPU, NumPy's for a CPU.
-
-    Raises GpuoptError if the backend can run on this machine but its gradients cannot be computed here.
-    """
-    wanted = backend or os.environ.get("GPUOPT_BACKEND") or "auto"
-    if wanted in HOST_BACKENDS:
-        return Space(np, f"NumPy arrays, since the backend {wanted} runs on the host")
-    status = gpuopt.backends()
-    why_not = status.get("cupy", "this version of gpuopt does not know it")
-    if why_not is None:
-        return Space(import_module("cupy"), "CuPy arrays on the GPU")
-    if status.get(wanted, "") is None:
-        raise gpuopt.GpuoptError(
-            f"the backend {wanted} is usable, but the demo computes its gradients with CuPy, and that is not: {why_not}"
-        )
-    return Space(np, f"NumPy arrays on the host: {why_not.rstrip('.')}")
 
 
 def element_type(name: str) -> np.dtype[Any]:
@@ -51,23 +23,6 @@ def element_type(name: str) -> np.dtype[Any]:
     return np.dtype(getattr(import_module("ml_dtypes"), name) if name == "bfloat16" else name)
 
 
-def one_blas_thread() -> AbstractContextManager[Any]:
-    """Matrix products on one thread: on arrays this small more of them only get in the way of Numba's."""
-    limits: AbstractContextManager[Any] = import_module("threadpoolctl").threadpool_limits(1, user_api="blas")
-    return limits
-
-
 def compute_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The type to compute in for parameters of that dtype: float64 for float64, float32 for all others."""
     return np.dtype("float64" if dtype == np.float64 else "float32")
-
-
-def wait(xp: Any) -> None:
-    """Return once the device has done what was asked of it; at once for NumPy."""
-    if xp is not np:
-        xp.cuda.get_current_stream().synchronize()
-
-
-def to_host(array: Any) -> np.ndarray[Any, Any]:
-    """A NumPy copy of a NumPy or CuPy array."""
-    return np.array(array.get() if hasattr(array, "get") else array)
