@@ -1,12 +1,13 @@
 """`gpuopt.sklearn` beside scikit-learn's own estimators: score and seconds of a fit at equal passes over the data.
 
     python benchmarks/bench_sklearn.py  # the small data, then 1e6 x 100; rows go to benchmarks/results/sklearn.csv
-    python benchmarks/bench_sklearn.py --rows 20000 --out /tmp/sklearn.csv
+    python benchmarks/bench_sklearn.py --rows 20000 --out sklearn.csv
 
 Digits, breast cancer and diabetes: means over five folds, standardized, seconds of all five fits, the median of `--repeats` rounds.
 Synthetic data: one fit in each round on nine tenths of the rows, scored on the rest. Rounds go A B A B in one process, after a fit
-that compiles; both have the same penalties. A pass of LogisticRegression is one iteration of L-BFGS, which takes one or more. The
-threads of BLAS are those of the environment, and stand in the column `machine`. Rows are only ever added.
+that compiles; linear models have the same penalties, networks their own defaults. A pass of LogisticRegression is one iteration of
+L-BFGS, which takes one or more. The threads of BLAS are those of the environment, and stand in the column `machine`. Rows are only
+ever added.
 """
 
 from __future__ import annotations

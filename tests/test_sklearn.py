@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -216,6 +217,22 @@ def test_random_options_change_training_and_repeat_with_the_seed(option: dict[st
     runs = [MLPClassifier(max_iter=3, random_state=0, **option).fit(X, y) for _ in range(2)]
     assert same(*runs)
     assert not same(runs[0], MLPClassifier(max_iter=3, random_state=0).fit(X, y))
+
+
+def test_the_gpu_is_used_where_it_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data come from the host, so that a GPU that is there is no reason."""
+    asked: list[str] = []
+    monkeypatch.setattr(
+        gpuopt.sklearn.base.spaces, "choose", lambda name, who: asked.append(name) or SimpleNamespace(xp=np)
+    )
+    X, y = data(2)
+    monkeypatch.delenv("GPUOPT_BACKEND", raising=False)
+    LogisticClassifier(max_iter=1).fit(X, y)
+    assert not asked
+    LogisticClassifier(max_iter=1, backend="numpy").fit(X, y)
+    monkeypatch.setenv("GPUOPT_BACKEND", "numba")
+    LogisticClassifier(max_iter=1).fit(X, y)
+    assert asked == ["numpy", "numba"]
 
 
 def test_a_rule_of_ones_own() -> None:

@@ -244,8 +244,9 @@ def test_ctrl_c_leaves_what_was_found(early: bool) -> None:
     X, y = digits()
     per_pass = -(-(360 if early else 400) // 32)
     options = {"batch_size": 32, "random_state": 0, "early_stopping": early, "tol": None}
-    with pytest.warns(UserWarning, match="interrupted after 5 whole passes; the (best|last) weights"):
+    with pytest.warns(UserWarning, match="interrupted after 5 whole passes; the (best|last) weights") as caught:
         model = MLPClassifier(lr=Interrupting(5 * per_pass + 3), max_iter=50, **options).fit(X, y)
+    assert caught[0].filename == __file__, "where fit was called"
     assert model.n_iter_ == 5 == len(model.loss_curve_) and model.score(X, y) > 0.8
     if early:
         whole = MLPClassifier(lr=Interrupting(-1), max_iter=5, **options).fit(X, y)

@@ -9,6 +9,7 @@ goes on from.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from itertools import pairwise
@@ -167,10 +168,15 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
             for array, value in zip(self._network.parameters, weights + biases, strict=True):
                 array[...] = self._network.xp.asarray(value, dtype=array.dtype)
             return
-        xp = spaces.choose(self.backend, type(self).__name__).xp
+        xp = self._namespace()
         given = initial(sizes, self.activation, self.fit_intercept, self._dtype, self._rng)
         weights, biases = ([xp.asarray(array) for array in part] for part in given)
         self._network = Network(xp, weights, biases, self.activation)
+
+    def _namespace(self) -> Any:
+        """NumPy, or CuPy where a backend of a GPU is asked for by name: data come from the host."""
+        wanted = self.backend or os.environ.get("GPUOPT_BACKEND") or "auto"
+        return np if wanted == "auto" else spaces.choose(wanted, type(self).__name__).xp
 
     def _run(self, data: Data, held_out: Data | None, partial: bool, fresh: bool) -> Any:
         """Train and publish what was found."""
@@ -266,7 +272,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
             self.best_validation_score_ = max(record.scores, default=None)
         if record.interrupted:
             kept = "the best weights so far" if record.kept is not None else "the last weights"
-            warnings.warn(f"training was interrupted after {record.passes} whole passes; {kept} are kept", stacklevel=4)
+            warnings.warn(f"training was interrupted after {record.passes} whole passes; {kept} are kept", stacklevel=5)
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickles and copies: the optimizer as its state, since what is read back may lie in memory that cannot be written."""
@@ -287,7 +293,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
         """Outputs of the network, (n, k), for rows of X."""
         check_is_fitted(self)
         X = validate_data(self, X, accept_sparse="csr", dtype=FLOATS, reset=False)
-        xp = spaces.choose(self.backend, type(self).__name__).xp
+        xp = self._namespace()
         weights, biases = ([xp.asarray(array) for array in part] for part in self._published())
         return _outputs(Network(xp, weights, biases, self.activation), X, self._dtype)
 

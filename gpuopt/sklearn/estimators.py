@@ -39,7 +39,7 @@ _ARGUMENTS = """
     warm_start: `fit` begins with the coefficients of the last one. {weights}shuffle: rows, as `batches.py` says.
     random_state: of weights, order, splits and noise; the same one gives the same bits. verbose: a progress bar.
     dtype: "float32" or "float64", of all arithmetic; "auto": float64 for an X of float64 with up to 16,384 numbers, where it
-    takes no longer, else float32. backend: as in `gpuopt.create`; with "cuda" arrays lie on the GPU (CuPy).
+    takes no longer, else float32. backend: as in `gpuopt.create`; "cuda" puts arrays on the GPU (CuPy).
 
     Attributes: {attributes}, `n_features_in_`, `feature_names_in_`, `n_iter_` (whole passes), `loss_curve_` (mean loss of each
     pass, penalties included{curve}), `validation_scores_` and
