@@ -51,6 +51,7 @@ ON_PURPOSE = {
     ("rules.language", "rules.find"): "a rule is pickled by where it can be imported",
     ("compiler.parse", "optim.reserved"): "names of options, read off where options are defined: no second list",
     ("compiler.numba_cpu", ""): "the version, in the key of the cache on the disk",
+    ("compiler.numba_gpu", ""): "the version, in the key of the cache on the disk",
     ("compiler.nvrtc", ""): "the version, in the key of the cache on the disk",
 }
 
