@@ -168,13 +168,13 @@ def check_group(group: Mapping[str, Any], rule: Rule, label: str, besides: Seque
 
 def check_together(group: Mapping[str, Any], rule: Rule, label: str) -> None:
     """Raise InputError if hyperparameters do not go with each other; nothing is asked before all of them are given."""
-    if group.get("l1") and "lr" not in rule.hyperparameters:
+    own, together = rule.hyperparameters, rule.asked
+    if group.get("l1") and "lr" not in own:
         raise InputError(
             f"{label}: l1 = {group['l1']}: its threshold is lr * l1, and {rule.title} has no lr: expected 0"
         )
-    own = rule.hyperparameters
     decay.check(group, rule.title, "weight_decay" in own, "lr" in own, label)
-    if not rule.asked <= group.keys() or any(changes(group[name]) for name in rule.asked):
+    if not together <= group.keys() or any(changes(group[name]) for name in together):
         return  # what follows a schedule is looked at when it has been asked
     complaint = rule.complaint(group)
     if complaint:
@@ -240,13 +240,14 @@ def environment(group: Mapping[str, Any], step: int, rule: Rule) -> dict[str, An
     names = scheduled(group, rule)
     group = asked(group, names, step, rule) if names else group
     values: dict[str, Any] = {GIVEN: group}
-    tuples = rule.definition().tuples
+    made = rule.definition()
+    tuples = made.tuples
     for name, value in group.items():
         if name in tuples:
             values |= {member: _number(v) for member, v in zip(tuples[name], members(value), strict=True)}
         elif hasattr(value, "__float__") or (arrays.is_array(value) and is_hyperparameter(name, rule)):
             values[name] = _number(value)  # some libraries make no number of an array on a GPU
-        elif value is None and name in rule.hyperparameters:
+        elif value is None and name in made.hyperparameters:
             values[name] = math.inf
     clip = group.get("clip_value")
     values["direction"] = -1.0 if group.get("maximize") else 1.0

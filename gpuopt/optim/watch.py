@@ -17,6 +17,7 @@ from gpuopt.optim import hyper
 from gpuopt.rules.language import Rule
 
 PLAIN = {int, float, bool, str, NoneType}
+ANOTHER = object()  # than any value
 Flags = tuple[tuple[tuple[str, object], ...], ...]
 
 
@@ -46,7 +47,10 @@ class Groups:
                     self._check_again(index, values)
                 continue
             label = f"param_groups[{index}]"
-            for name, value in zip(self._known, values, strict=True):
+            before = self._values[index] if index < len(self._values) else (ANOTHER,) * len(values)
+            for name, value, old in zip(self._known, values, before, strict=True):
+                if value is old and type(value) in PLAIN and name in group:
+                    continue
                 if name in group:
                     hyper.check_value(name, value, self.rule, self.definition, self._known[name], label)
                 elif name in self.rule.hyperparameters or name not in hyper.GROUP_OPTIONS:
