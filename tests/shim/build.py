@@ -44,6 +44,8 @@ WITH_BARRIER = (
     "gpuopt_per_matrix",
     "gpuopt_all_tensors",
 )  # the threads of a block run together
+# ThreadSanitizer's fibers, of all libraries: to make those of a block takes it longer than most launches.
+FIBERS = (ctypes.c_void_p * 1024)()
 
 
 class Kernel:
@@ -59,7 +61,7 @@ class Kernel:
         """
         values = [a.ctypes.data if isinstance(a, np.ndarray) else ctypes.addressof(a) for a in args]
         parallel = self.name in WITH_BARRIER if parallel is None else parallel
-        self.entry(blocks, threads, int(parallel), (ctypes.c_void_p * len(values))(*values))
+        self.entry(blocks, threads, int(parallel), (ctypes.c_void_p * len(values))(*values), FIBERS)
 
 
 @cache

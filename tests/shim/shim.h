@@ -1,21 +1,20 @@
 // What lets g++ compile the CUDA C of this repository as it is, with `-include shim.h`, and run it on a CPU.
-// Used by tests/shim/build.py only. Knows CUDA's words, not the kernels. Needs g++ 12 (std::barrier, _Float16).
+// Used by tests/shim/build.py only. Knows CUDA's words, not the kernels. Needs g++ 12 (_Float16).
 //
 // A launch runs its blocks one after another. The threads of a block run one after another too, each up to its end or, where the
-// kernel calls __syncthreads(), up to the next of these calls: a context of its own, all in one thread of the CPU. Under
-// ThreadSanitizer each is a std::thread instead, so that it sees what a missing barrier would do; that takes many times as long.
+// kernel calls __syncthreads(), up to the next of these calls: a context of its own, all in one thread of the CPU. For
+// ThreadSanitizer each is a fiber, which it takes for a thread. It is told that a barrier and the end of a block order all of
+// them, and that their turns order nothing, so it reports what a missing barrier leaves unordered, whichever came first.
 #pragma once
-#include <barrier>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
-#include <thread>
+#include <sys/mman.h>
 #include <type_traits>
 #include <ucontext.h>
 #include <utility>
-#include <vector>
 
 #define __device__
 #define __global__
@@ -25,7 +24,7 @@
 #define __shared__ static
 
 struct shim_index { unsigned x, y, z; };
-static thread_local shim_index threadIdx, blockIdx, blockDim, gridDim;
+static shim_index threadIdx, blockIdx, blockDim, gridDim;
 
 inline void shim_stop(const char* why) {
   std::fprintf(stderr, "shim: %s\n", why);
@@ -33,83 +32,111 @@ inline void shim_stop(const char* why) {
 }
 
 #ifdef __SANITIZE_THREAD__
-static std::barrier<>* shim_barrier = nullptr;
-
-inline void __syncthreads() {
-  if (!shim_barrier) shim_stop("__syncthreads() in a kernel launched without threads");
-  shim_barrier->arrive_and_wait();
-}
-
-// run(block, thread) for all of them, the threads of a block together.
-inline void shim_together(unsigned blocks, unsigned threads, const std::function<void(unsigned, unsigned)>& run) {
-  std::barrier<> barrier(threads);
-  shim_barrier = &barrier;
-  std::vector<std::thread> team;
-  for (unsigned thread = 0; thread < threads; ++thread)
-    team.emplace_back([=, &barrier] {
-      for (unsigned block = 0; block < blocks; ++block) {
-        run(block, thread);
-        barrier.arrive_and_wait();  // a block has shared memory of its own, here all have the same
-      }
-    });
-  for (auto& thread : team) thread.join();
-  shim_barrier = nullptr;
-}
+#include <sanitizer/tsan_interface.h>
 #else
+inline void* __tsan_get_current_fiber() { return nullptr; }
+inline void* __tsan_create_fiber(unsigned) { return nullptr; }
+constexpr unsigned __tsan_switch_to_fiber_no_sync = 1;
+inline void __tsan_switch_to_fiber(void*, unsigned) {}
+inline void __tsan_acquire(void*) {}
+inline void __tsan_release(void*) {}
+#endif
+
+// A function that works with what the turns share. ThreadSanitizer must not look into it: it would see races, as no turn orders
+// anything for it. Nor must such a function call a template of the standard library, which would not be exempt.
+#define SHIM_UNSEEN __attribute__((noinline, no_sanitize("thread"))) inline
+
+// What takes a turn: a thread of a block, or the launch itself, which goes through the threads.
+struct shim_turn {
+  ucontext_t at;
+  void* fiber;
+};
+
 // The threads of one block, taking turns.
 struct shim_turns {
   static constexpr std::size_t STACK = 256 * 1024;
-  ucontext_t between;
-  std::vector<ucontext_t> each;
-  std::function<void(unsigned)> run;
+  static constexpr unsigned MOST = 1024;  // CUDA allows no more threads in a block
+  shim_turn launch, each[MOST];
+  const std::function<void(unsigned, unsigned)>* run;
   unsigned current;
   bool waits;
+  char arrived, go_on;  // for ThreadSanitizer, what came before a barrier, as given to the launch, and by it to all threads
 };
 static shim_turns* shim_block = nullptr;
 
-inline void __syncthreads() {
-  if (!shim_block) shim_stop("__syncthreads() in a kernel launched without threads");
-  shim_block->waits = true;
-  swapcontext(&shim_block->each[shim_block->current], &shim_block->between);
+SHIM_UNSEEN void shim_switch(shim_turn& from, shim_turn& to) {
+  __tsan_switch_to_fiber(to.fiber, __tsan_switch_to_fiber_no_sync);
+  swapcontext(&from.at, &to.at);
 }
 
-inline void shim_thread() { shim_block->run(shim_block->current); }
+// Ends the turn of the current thread. All others end theirs before it has the next.
+SHIM_UNSEEN void shim_end_turn(bool waits) {
+  shim_turns& turns = *shim_block;
+  turns.waits = waits;
+  __tsan_release(&turns.arrived);
+  shim_switch(turns.each[turns.current], turns.launch);
+  __tsan_acquire(&turns.go_on);
+}
 
-// Not inline: getcontext may return twice, as far as the compiler knows.
-__attribute__((noinline)) inline void shim_make(ucontext_t& made, char* stack, ucontext_t* next) {
-  getcontext(&made);
-  made.uc_stack.ss_sp = stack;
-  made.uc_stack.ss_size = shim_turns::STACK;
-  made.uc_link = next;
-  makecontext(&made, shim_thread, 0);
+SHIM_UNSEEN void __syncthreads() {
+  if (!shim_block) shim_stop("__syncthreads() in a kernel launched without threads");
+  shim_end_turn(true);
+}
+
+// One thread of every block, one block after another: they all have the same shared memory. Left behind where the last one ends.
+SHIM_UNSEEN void shim_thread() {
+  __tsan_acquire(&shim_block->go_on);
+  const unsigned thread = shim_block->current;
+  for (unsigned block = 0;; ++block) {
+    (*shim_block->run)(block, thread);
+    shim_end_turn(false);
+  }
+}
+
+SHIM_UNSEEN void shim_make(shim_turn& made, char* stack, void*& fiber) {
+  getcontext(&made.at);
+  made.at.uc_stack.ss_sp = stack;
+  made.at.uc_stack.ss_size = shim_turns::STACK;
+  makecontext(&made.at, shim_thread, 0);
+  if (!fiber) fiber = __tsan_create_fiber(0);
+  made.fiber = fiber;
+}
+
+SHIM_UNSEEN char* shim_stacks() {
+  static char* stacks = nullptr;  // kept for the next launch
+  if (stacks) return stacks;
+  const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+  void* mapped = mmap(nullptr, shim_turns::MOST * shim_turns::STACK, PROT_READ | PROT_WRITE, flags, -1, 0);
+  if (mapped == MAP_FAILED) shim_stop("no memory for the stacks of a block's threads");
+  return stacks = static_cast<char*>(mapped);
 }
 
 // run(block, thread) for all of them, the threads of a block together.
-inline void shim_together(unsigned blocks, unsigned threads, const std::function<void(unsigned, unsigned)>& run) {
-  static std::vector<char> stacks;  // kept for the next launch
-  if (stacks.size() < threads * shim_turns::STACK) stacks.resize(threads * shim_turns::STACK);
-  shim_turns turns;
-  turns.each.resize(threads);
+SHIM_UNSEEN void shim_together(unsigned blocks, unsigned threads, void** fibers,
+                               const std::function<void(unsigned, unsigned)>& run) {
+  static shim_turns turns;
+  if (threads > shim_turns::MOST) shim_stop("a block of too many threads");
+  turns.run = &run;
+  turns.launch.fiber = __tsan_get_current_fiber();
   shim_block = &turns;
+  for (unsigned thread = 0; thread < threads; ++thread)
+    shim_make(turns.each[thread], shim_stacks() + thread * shim_turns::STACK, fibers[thread]);
   for (unsigned block = 0; block < blocks; ++block) {
-    turns.run = [=](unsigned thread) { run(block, thread); };
-    for (unsigned thread = 0; thread < threads; ++thread)
-      shim_make(turns.each[thread], stacks.data() + thread * shim_turns::STACK, &turns.between);
     for (unsigned waiting = threads; waiting;) {
       waiting = 0;
+      __tsan_release(&turns.go_on);
       for (unsigned thread = 0; thread < threads; ++thread) {
         turns.current = thread;
-        turns.waits = false;
         threadIdx.x = thread;
-        swapcontext(&turns.between, &turns.each[thread]);
+        shim_switch(turns.launch, turns.each[thread]);
         waiting += turns.waits;
       }
+      __tsan_acquire(&turns.arrived);
       if (waiting && waiting < threads) shim_stop("__syncthreads() that not every thread of a block reaches");
     }
   }
   shim_block = nullptr;
 }
-#endif
 
 inline float shim_half_to_float(unsigned short bits) {
   _Float16 x;
@@ -131,13 +158,18 @@ void shim_call(void (*kernel)(A...), void** args, std::index_sequence<I...>) {
   kernel(*static_cast<A*>(args[I])...);
 }
 
-// args: the addresses of the kernel's arguments, as for cuLaunchKernel.
-template <class... A> void shim_launch(void (*kernel)(A...), unsigned blocks, unsigned threads, bool parallel, void** args) {
+SHIM_UNSEEN void shim_place(unsigned block, unsigned thread, unsigned blocks, unsigned threads) {
+  threadIdx = {thread, 0, 0};
+  blockIdx = {block, 0, 0};
+  blockDim = {threads, 1, 1};
+  gridDim = {blocks, 1, 1};
+}
+
+// args: the addresses of the kernel's arguments, as for cuLaunchKernel. fibers: kept by the caller, at first null, one a thread.
+template <class... A>
+void shim_launch(void (*kernel)(A...), unsigned blocks, unsigned threads, bool parallel, void** args, void** fibers) {
   const auto run = [=](unsigned block, unsigned thread) {
-    threadIdx = {thread, 0, 0};
-    blockIdx = {block, 0, 0};
-    blockDim = {threads, 1, 1};
-    gridDim = {blocks, 1, 1};
+    shim_place(block, thread, blocks, threads);
     shim_call(kernel, args, std::index_sequence_for<A...>());
   };
   if (!parallel) {
@@ -145,11 +177,11 @@ template <class... A> void shim_launch(void (*kernel)(A...), unsigned blocks, un
       for (unsigned thread = 0; thread < threads; ++thread) run(block, thread);
     return;
   }
-  shim_together(blocks, threads, run);
+  shim_together(blocks, threads, fibers, run);
 }
 
 // Stands behind the unit: the one function that Python calls.
-#define SHIM_ENTRY(kernel)                                                                   \
-  extern "C" void shim_entry(unsigned blocks, unsigned threads, int parallel, void** args) { \
-    shim_launch(kernel, blocks, threads, parallel != 0, args);                               \
+#define SHIM_ENTRY(kernel)                                                                                 \
+  extern "C" void shim_entry(unsigned blocks, unsigned threads, int parallel, void** args, void** fibers) { \
+    shim_launch(kernel, blocks, threads, parallel != 0, args, fibers);                                      \
   }
