@@ -1,7 +1,7 @@
 """Every optimizer on the digits network of `gpuopt demo` with the defaults that its class documents, nothing tuned.
 
-Run by hand from the root of a checkout, `python benchmarks/digits_defaults.py [NAME ...]`, in some minutes; adds a row for each optimizer
-to `benchmarks/results/digits_defaults.csv`. Training goes on until 95 % of the test images are right, at most for `EPOCHS` epochs.
+Run by hand from the root of a checkout, `python benchmarks/digits_defaults.py [NAME ...]`, in some minutes; adds a row for each
+optimizer to `benchmarks/results/digits_defaults.csv`. Training takes the demo's 30 epochs, or as many as `EPOCHS` says.
 """
 
 from __future__ import annotations
