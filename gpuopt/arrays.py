@@ -349,6 +349,12 @@ def number(value: Any) -> float:
     return float(dlpack.seen(value) if not hasattr(value, "__float__") and hasattr(value, "__dlpack__") else value)
 
 
+def readable(array: Any) -> Any:
+    """An array of NumPy or CuPy: the same memory, or a copy on the host where only an interface is known."""
+    bare = hasattr(array, "__cuda_array_interface__") and not hasattr(array, "__dlpack__")
+    return _by_numba("to_host")(array) if bare else dlpack.native(array)
+
+
 def describe(array: Any, label: str, remedy: str = REMEDY) -> View:
     """The View of an array, its errors naming `label`."""
     kind = kind_of(array, label, remedy)
