@@ -16,9 +16,10 @@ from gpuopt.arrays import View
 from gpuopt.compiler.names import OPTION
 from gpuopt.compiler.program import Role
 from gpuopt.errors import InputError
-from gpuopt.formats.dtypes import STORAGES, numpy_dtype
+from gpuopt.formats.dtypes import numpy_dtype
 from gpuopt.messages import abbreviated
 from gpuopt.optim.parameters import Parameter, fitted, is_number
+from gpuopt.pairs import COMPLEX
 from gpuopt.rules.between import EVALUATE
 from gpuopt.rules.language import Rule
 from gpuopt.rules.options import BESIDE
@@ -66,18 +67,18 @@ def _bounds(rule: Rule, bounds: Any, p: Parameter) -> dict[str, Any]:
         )
     if p.view.pairs:
         raise InputError(f"bounds of {p.label}: it is complex, and complex numbers have no order: expected None")
-    made = {name: _bound(value, p, label(name, p)) for name, value in given.items()}
-    seen = {name: arrays.readable(array) for name, array in made.items()}
-    for name, array in seen.items():
-        good = array < np.inf if name == "lower" else array > -np.inf
-        if not bool(good.all()):
+    values = {name: _values(value, p, label(name, p)) for name, value in given.items()}
+    for name, array in values.items():
+        wrong = ~(array < np.inf) if name == "lower" else ~(array > -np.inf)
+        if wrong.any():
             least = "less than infinity" if name == "lower" else "more than -infinity"
-            raise InputError(
-                f"{label(name, p)}: expected numbers {least}, found {of_wrong(array, ~good)} in {p.view.dtype}"
-            )
-    if len(seen) == 2 and bool((wrong := seen["lower"] > seen["upper"]).any()):
-        low, high = (of_wrong(seen[name], wrong) for name in ("lower", "upper"))
-        raise InputError(f"bounds of {p.label}: lower {low} and upper {high}: expected lower <= upper everywhere")
+            raise InputError(f"{label(name, p)}: {first(array, wrong)} in {p.view.dtype}: expected numbers {least}")
+    if len(values) == 2 and (wrong := values["lower"] > values["upper"]).any():
+        low, high = (first(array, wrong) for array in values.values())
+        raise InputError(f"bounds of {p.label}: lower {low}, upper {high}: expected lower <= upper everywhere")
+    made = {name: arrays.kind_of(p.array, p.label).zeros(p.array, p.view.dtype) for name in given}
+    for name, array in made.items():
+        arrays.kind_of(array, p.label).assign(array, values[name] if values[name].shape else float(values[name]))
     return made
 
 
@@ -92,33 +93,30 @@ def pair(bounds: Any, where: str) -> tuple[Any, Any]:
     return bounds[0], bounds[1]
 
 
-def _bound(value: Any, p: Parameter, where: str) -> Any:
-    """A new array like the parameter with these values."""
-    kind = arrays.kind_of(p.array, p.label)
-    made = kind.zeros(p.array, p.view.dtype)
+def _values(value: Any, p: Parameter, where: str) -> Any:
+    """A bound as the parameter's dtype has it, on the host: an array, of no axis where it is one number."""
+    dtype = numpy_dtype(p.view.dtype)
     if is_number(value) and not isinstance(value, (complex, np.complexfloating)):
-        with np.errstate(over="ignore"):  # of what is too large for the dtype, infinity is left, and refused
-            kind.assign(made, float(value))
-        return made
-    if isinstance(value, (str, bytes, list, tuple)) or not arrays.is_array(value):
+        value = float(value)
+    elif not arrays.is_array(value):
         raise InputError(f"{where}: found {abbreviated(value)}: expected a number, an array or None")
-    view = arrays.describe(value, where)
-    if view.pairs or not view.dtype.lstrip("bu").startswith(("float", "int")):
-        raise InputError(f"{where}: dtype {view.dtype}: expected real numbers, as {p.view.dtype}")
-    if view.shape != p.view.shape or view.device not in (p.view.device, "cpu"):
-        raise InputError(
-            f"{where}: shape {view.shape} on {view.device}: expected a number, or {p.view.shape} on {p.view.device}"
-        )
-    if view.device == "cpu":
-        value = np.array(dlpack.native(value)).astype(numpy_dtype(STORAGES[p.view.dtype].compute))
-    with np.errstate(over="ignore"):
-        kind.assign(made, value)
-    return made
+    else:
+        view = arrays.describe(value, where)
+        if view.pairs or not view.dtype.lstrip("bu").startswith(("float", "int")):
+            found = COMPLEX[view.dtype] if view.pairs else view.dtype
+            raise InputError(f"{where}: dtype {found}: expected real numbers, such as {p.view.dtype}")
+        if view.shape != p.view.shape or view.device not in (p.view.device, "cpu"):
+            raise InputError(
+                f"{where}: shape {view.shape} on {view.device}: expected a number, or {p.view.shape} on {p.view.device}"
+            )
+        value = arrays.on_host(value)
+    with np.errstate(over="ignore"):  # of what is too large for the dtype, infinity is left, and refused
+        return np.array(value).astype(dtype)
 
 
-def of_wrong(array: Any, wrong: Any) -> float:
-    """The first of the elements that are."""
-    return float(array[wrong].reshape(-1)[0])
+def first(array: Any, wrong: Any) -> float:
+    """The first of the elements that are wrong."""
+    return float(np.broadcast_to(array, wrong.shape)[wrong][0])
 
 
 # ---------------------------------------------------------------------------------------------------- as kernels see them

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuopt import arrays
+from gpuopt import arrays, dlpack
 from gpuopt.errors import InputError, entries, entry
 from gpuopt.formats.dtypes import STORAGES, numpy_dtype
 from gpuopt.optim import trees
@@ -72,7 +72,7 @@ def write(between: Between, given: Mapping[str, Any], target: Any, scalars: Mapp
     """The function's result into an array, of any library but torch's."""
     compute = STORAGES[arrays.describe(target, label).dtype].compute
     pairs = any(is_complex(each) for each in given.values())
-    native = {name: arrays.readable(each) for name, each in given.items()}
+    native = {name: _native(each) for name, each in given.items()}
     dtype = numpy_dtype(compute)
 
     def cast(array: Any) -> Any:
@@ -84,6 +84,15 @@ def write(between: Between, given: Mapping[str, Any], target: Any, scalars: Mapp
     if is_complex(target):
         made = made.reshape(-1).view(COMPLEX[compute]).reshape(made.shape[:-1])
     arrays.kind_of(target, label).assign(target, made)
+
+
+def _native(array: Any) -> Any:
+    """An array of NumPy or CuPy: the same memory, or a copy on the host where only an interface is known."""
+    if hasattr(array, "__cuda_array_interface__") and not hasattr(array, "__dlpack__"):
+        from gpuopt import numba_arrays
+
+        return numba_arrays.to_host(array)
+    return dlpack.native(array)
 
 
 @entries
