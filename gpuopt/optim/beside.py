@@ -86,8 +86,11 @@ def pair(bounds: Any, where: str) -> tuple[Any, Any]:
     """Lower and upper bound of a tensor; None for none. Raises InputError for what is no pair."""
     if bounds is None:
         return None, None
-    if hasattr(bounds, "lb") and hasattr(bounds, "ub"):  # scipy.optimize.Bounds
-        return bounds.lb, bounds.ub
+    if hasattr(bounds, "lb") and hasattr(
+        bounds, "ub"
+    ):  # scipy.optimize.Bounds, which has an array of one where a number was given
+        low, high = (float(np.ravel(each)[0]) if np.size(each) == 1 else each for each in (bounds.lb, bounds.ub))
+        return low, high
     if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
         raise InputError(f"{where}: found {abbreviated(bounds)}: {PAIR}")
     return bounds[0], bounds[1]
