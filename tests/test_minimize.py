@@ -92,7 +92,7 @@ def test_every_optimizer_goes_down(name: str) -> None:
     bounds = None if averages(gpuopt.rules.get(name)) else (-0.5, 2.5)
     found = gpuopt.minimize(bowl, x0, name, lr=0.01, maxiter=20, bounds=bounds, backend="numpy")
     assert found.fun < bowl(x0)[0] and found.status == 1 and not found.success
-    assert found.nit == 20 and found.message == "Maximum number of iterations has been exceeded."
+    assert found.nit == 20 and found.message == "All of maxiter = 20 steps were made."
 
 
 # ---------------------------------------------------------------------------------------------------- structures

@@ -2,7 +2,7 @@
 
 Called by `gpuopt/cli.py` and by the tests. Uses only the public API of gpuopt, and knows nothing of rules or kernels.
 `regression.py`, `digits.py` and `training.py` hold the problems, `arrays.py` where their arrays lie, `plot.py` the picture;
-`every.py` compares all optimizers.
+`every.py` compares all optimizers; `deblur.py` restores a photograph.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TextIO
 
 import gpuopt
-from gpuopt.demos import arrays, digits, every, plot, regression
+from gpuopt.demos import arrays, deblur, digits, every, plot, regression
 from gpuopt.messages import install
 
-__all__ = ["PLOT_NAME", "DemoResult", "run", "run_all"]
+__all__ = ["PLOT_NAME", "DemoResult", "run", "run_all", "run_deblur"]
 
 PLOT_NAME = "gpuopt-demo.png"
 
@@ -90,6 +90,39 @@ def run_all(
     found = every.outcomes(gpuopt.optimizers(), space.xp, backend, element, quick=quick, seed=seed)
     every.report(found, lambda text: print(text, file=stream, flush=True))
     print(f"Picture: {every.save(found, folder / every.NAME)}", file=stream, flush=True)
+    return found
+
+
+def run_deblur(
+    *,
+    backend: str | None = None,
+    dtype: str = "float32",
+    out: str | Path = ".",
+    lr: float | None = None,
+    quick: bool = False,
+    seed: int = 0,
+    stream: TextIO | None = None,
+) -> deblur.Restoration:
+    """Restore a blurred photograph by `gpuopt.minimize`, print what it was worth, save `out/gpuopt-demo-deblur.png`.
+
+    Arguments and what is raised as for `run`; dtype: of the pixels; seed: of the noise.
+    """
+    stream = sys.stdout if stream is None else stream
+    require_packages()
+    space, element = arrays.choose(backend), arrays.element_type(dtype)
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def say(text: str) -> None:
+        print(text, file=stream, flush=True)
+
+    say(f"A photograph of {deblur.NAME_OF_DATA}, blurred over {deblur.LENGTH:.0f} pixels, with noise; {space.reason}.")
+    found = deblur.restore(space.xp, backend, element, lr=lr, quick=quick, seed=seed)
+    say(
+        f"{found.shape} pixels in three colours, {len(found.losses) - 1} steps in {found.seconds:.1f} s. {found.message}"
+    )
+    say(f"PSNR against the original: {found.before:.2f} dB blurred, {found.after:.2f} dB restored.")
+    say(f"Picture: {deblur.save(found, folder / deblur.NAME)}")
     return found
 
 

@@ -198,7 +198,7 @@ class Run:
             if call is not None and self.nit and self._halts(call, grads):
                 return ended(HALTED)
             if last:
-                return ended(EXHAUSTED)
+                return ended(EXHAUSTED, nit=self.nit)
             self.opt.step(trees.rebuilt(self.x, iter(grads)))
             self.nit += 1
 

@@ -19,7 +19,7 @@ RANGES = dict.fromkeys(("tol", "gtol", "ftol"), "[0, inf)")
 # Status -> what it means, as far as all that end so have it in common; scipy's numbers where scipy has the case.
 CONVERGED, EXHAUSTED, NOT_FINITE, INTERRUPTED, HALTED = 0, 1, 3, 4, 99
 MESSAGES = {
-    EXHAUSTED: "Maximum number of iterations has been exceeded.",
+    EXHAUSTED: "All of maxiter = {nit} steps were made.",
     NOT_FINITE: "The loss is {loss} at iteration {nit}; the best point before is returned.",
     INTERRUPTED: "Interrupted (KeyboardInterrupt) at iteration {nit}; the best point so far is returned.",
     HALTED: "`callback` raised `StopIteration`.",
