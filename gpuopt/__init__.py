@@ -43,6 +43,8 @@ _HOMES = {
         "epsilon",
     ),
     "gpuopt.source": ("kernel_source",),
+    "gpuopt.minimizing.loop": ("minimize",),
+    "gpuopt.minimizing.scipy_method": ("scipy_method",),
     "gpuopt.streams": ("stream",),
     "gpuopt.optim.optimizer": ("Optimizer",),
     "gpuopt.optim.factory": ("create", "optimizer", "optimizers", "make_optimizer"),

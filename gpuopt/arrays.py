@@ -349,6 +349,14 @@ def number(value: Any) -> float:
     return float(dlpack.seen(value) if not hasattr(value, "__float__") and hasattr(value, "__dlpack__") else value)
 
 
+def on_host(array: Any) -> NDArray[Any]:
+    """An array of NumPy: the same memory, or a copy of what lies on a GPU, which then is waited for."""
+    array = array.detach().cpu() if hasattr(array, "cpu") else array  # torch's, which may have no CuPy beside it
+    if not hasattr(array, "__cuda_array_interface__"):
+        return np.asarray(dlpack.native(array))
+    return np.asarray(array.get() if _module(array) == "cupy" else _by_numba("to_host")(array))
+
+
 def describe(array: Any, label: str, remedy: str = REMEDY) -> View:
     """The View of an array, its errors naming `label`."""
     kind = kind_of(array, label, remedy)

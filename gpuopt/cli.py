@@ -96,9 +96,14 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="training practice in twelve chapters, a report gpuopt-demo-search.html, in a minute",
     )
+    which.add_argument(
+        "--deblur",
+        action="store_true",
+        help="restore a blurred photograph by gpuopt.minimize, and gpuopt-demo-deblur.png, in seconds",
+    )
     demo.add_argument("--backend", help=f"{BACKENDS} (GPUOPT_BACKEND if that is set, else auto)")
     demo.add_argument("--dtype", default="float32", help="of the parameters: float64, float32, float16 or bfloat16")
-    demo.add_argument("--lr", type=float, help="learning rate for the digits (one tuned for the optimizer)")
+    demo.add_argument("--lr", type=float, help="learning rate for the digits or --deblur (a tuned one)")
     demo.add_argument("--out", default=".", metavar="DIR", help="folder for gpuopt-demo.png (the current one)")
     demo.add_argument("--quick", action="store_true", help="a fraction of the work")
     demo.add_argument("--seed", type=natural, default=0, help="of initial weights and minibatches (0)")
@@ -153,7 +158,7 @@ def option(text: str) -> tuple[str, Any]:
 
 
 def run_demo(arguments: argparse.Namespace) -> int:
-    """`gpuopt demo`: see `gpuopt.demos.run`, `run_all` and `run_search`."""
+    """`gpuopt demo`: see `gpuopt.demos.run`, `run_all`, `run_search` and `run_deblur`."""
     from gpuopt import demos
 
     if arguments.search:
@@ -164,23 +169,18 @@ def run_demo(arguments: argparse.Namespace) -> int:
                 )
         demos.run_search(**{k: getattr(arguments, k) for k in ("backend", "out", "quick", "seed")})
         return 0
+    common = {k: getattr(arguments, k) for k in ("backend", "dtype", "out", "quick", "seed")}
+    if arguments.deblur:
+        demos.run_deblur(lr=arguments.lr, **common)
+        return 0
     if arguments.all:
         if arguments.lr is not None:
             raise gpuopt.InputError(
                 "--lr with --all: expected one of them, since every optimizer has a rate of its own"
             )
-        common = {k: getattr(arguments, k) for k in ("backend", "dtype", "out", "quick", "seed")}
         demos.run_all(**common)
         return 0
-    demos.run(
-        arguments.optimizer,
-        backend=arguments.backend,
-        dtype=arguments.dtype,
-        out=arguments.out,
-        lr=arguments.lr,
-        quick=arguments.quick,
-        seed=arguments.seed,
-    )
+    demos.run(arguments.optimizer, lr=arguments.lr, **common)
     return 0
 
 

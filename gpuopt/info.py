@@ -19,7 +19,7 @@ from gpuopt.native import switch
 
 PACKAGES = (
     *("numpy", "numba", "cupy-cuda12x", "cupy-cuda13x", "numba-cuda", "cuda-core"),
-    *("ml_dtypes", "torch", "scikit-learn", "threadpoolctl", "matplotlib", "tqdm"),
+    *("ml_dtypes", "torch", "scipy", "scikit-learn", "threadpoolctl", "matplotlib", "tqdm"),
 )
 # CUdevice_attribute, cuda.h
 COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR = 75, 76

@@ -12,14 +12,17 @@ from gpuopt import rules
 from gpuopt.compiler import to_cuda, to_cuda_sums, to_numba, to_numba_cuda, to_numba_sums
 from gpuopt.compiler.host import row_inputs
 from gpuopt.compiler.lower import gradient_sums, program_for
+from gpuopt.compiler.names import OPTION
 from gpuopt.compiler.program import Pass, PerTensor, Program, Role, Signature
 from gpuopt.errors import InputError, entry
 from gpuopt.formats.dtypes import PARAMETER_DTYPES, STORAGES, state_dtype, state_storage
 from gpuopt.messages import suggestion
+from gpuopt.optim import beside
 from gpuopt.optim.decay import peak_of
 from gpuopt.optim.hyper import check_group, defaults_of, switches
 from gpuopt.optim.settings import Settings
 from gpuopt.rules.language import Rule, checked_rule
+from gpuopt.rules.options import BESIDE
 
 BACKENDS = ("numpy", "numba", "cuda", "cupy", "numba-cuda")
 Texts = dict[str, Callable[[], str]]
@@ -60,11 +63,21 @@ def _passes(made: Program, printer: Any) -> Texts:
 
 # Options of a whole optimizer that change its kernels or are accepted; `found_inf` is how gpuopt.torch passes a GradScaler's.
 WIDE = tuple(field.name for field in fields(Settings) if field.name != "found_inf")
-OF_ARRAYS = ("mask", "weight_decay_mask")  # of the first, a kernel knows that there is one; of the second, nothing
+OF_ARRAYS = (
+    "mask",
+    "bounds",
+    "weight_decay_mask",
+)  # of the first two, a kernel knows that there are; of the third, nothing
 
 
 def program(
-    rule: str | Rule, *, param_dtype: str = "float32", grad_dtype: str | None = None, mask: bool = False, **options: Any
+    rule: str | Rule,
+    *,
+    param_dtype: str = "float32",
+    grad_dtype: str | None = None,
+    mask: bool = False,
+    bounds: bool = False,
+    **options: Any,
 ) -> Program:
     """The straight-line program of a rule; options as for the optimizer (`amsgrad=True`, `max_grad_norm=1` ...)."""
     rule = rules.get(rule) if isinstance(rule, str) else checked_rule(rule)
@@ -73,10 +86,12 @@ def program(
     grad_dtype = grad_dtype or param_dtype
     allowed = [d for d in PARAMETER_DTYPES if STORAGES[d].compute == compute]
     check_choice("grad_dtype", grad_dtype, allowed, f" for {param_dtype}")
-    check_choice("mask", mask, (False, True))
+    for name, value in (("mask", mask), ("bounds", bounds)):
+        check_choice(name, value, (False, True))
     group, settings = checked(rule, options)
     scaled = (settings.max_grad_norm, settings.grad_scale) != (None, None)
-    flags = rule.flags(group) | switches([group], scaled) | {"@masked": mask}
+    flags = rule.flags(group) | switches([group], scaled)
+    flags |= {OPTION + flag: mask if name == "mask" else bounds for name, flag in BESIDE.items()}
     return of_flags(rule, flags, param_dtype, grad_dtype, settings.formats(rule))
 
 
@@ -91,7 +106,7 @@ def of_flags(
     roles += [Role(s.name, stored[s.name], not s.readonly) for s in active if s.walked]
     others = [Role(s.name, compute, not s.readonly, s.shape) for s in active if not s.walked]
     cells, vectors = (tuple(r for r in others if (r.shape in ("scalar", "global")) is one) for one in (True, False))
-    roles += [Role("@mask", "bool", False)] if flags["@masked"] else []
+    roles += beside.storages(flags, param_dtype)
     return program_for(Signature(rule, tuple(sorted(flags.items())), tuple(roles), compute, cells, vectors))
 
 
@@ -133,8 +148,8 @@ def kernel_source(rule: str | Rule, *, backend: str = "cuda", part: str = "updat
     rule: a name or a rule of your own. backend: "cuda" (or "cupy"): CUDA C++ that NVRTC and nvcc compile as it is;
     "numba", "numba-cuda": typed Python; "numpy": the rule's own source. part: "update"; of a rule that sums "reduce_1",
     "per_tensor_1" ... in the order in which a step runs them; on GPUs "sums" (of the gradients, for their norm), "prepare"
-    (decisions on the device) and "all_tensors" (sums over all tensors). options: `param_dtype`, `grad_dtype`, `mask=True`, and
-    those of the optimizer.
+    (decisions on the device) and "all_tensors" (sums over all tensors). options: `param_dtype`, `grad_dtype`, `mask=True`,
+    `bounds=True`, and those of the optimizer.
     Raises InputError for a name or option that does not exist, and for a value that the optimizer would refuse.
     """
     check_choice("backend", backend, BACKENDS)

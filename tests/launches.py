@@ -40,7 +40,8 @@ HYPER = {
     "direction": -1.0,
     **NONE,
 }
-OPTIONS: dict[str, Any] = {"maximize": True, "clip_value": 0.5, "l1": 0.01, "max_grad_norm": 1.0, "mask": True}
+OPTIONS: dict[str, Any] = {"maximize": True, "clip_value": 0.5, "l1": 0.01, "max_grad_norm": 1.0}
+OPTIONS |= {"mask": True, "bounds": True}
 # Flags that give a rule all of its states.
 FULL = {"sgd": {"momentum": 0.9, "nesterov": True}, "rmsprop": {"momentum": 0.9, "centered": True}}
 FULL |= {name: {"amsgrad": True} for name in ("adam", "adamw")}
@@ -87,7 +88,7 @@ def make(
         tensor = {}
         for role in made.roles:
             values = rng.standard_normal(size)
-            if role.name not in ("p", "g", "m", "b", "@mask"):
+            if role.name not in ("p", "g", "m", "b", "@mask", "@lower"):
                 values = np.abs(values) + 0.5  # second moments
             tensor[role.name] = values > 0 if role.storage == "bool" else values.astype(numpy_dtype(role.storage))
         tensors.append(tensor)

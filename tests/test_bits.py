@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from covering import REPRESENTATIVES, marked, some
 from gpuopt import rules
 from gpuopt.launch import table as t
+from gpuopt.rules.options import BESIDE
 from shim.arena import Case, assert_same, launches_of, parameters_of
 from shim.backend import Backend, installed
 from shim.build import cuda_sources, name_in_c, prefetch
@@ -30,9 +31,9 @@ SHAPES = ((32, 2048, 3), (256, 16384, 2))  # unit, tile size, blocks
 TILES = (2048, 4096, 8192, 16384)
 SIZES = [*range(258), 1023, 1024, 1025, *(tile + d for tile in TILES for d in (-1, 0, 1))]
 FEW = [0, 1, 3, 7, 8, 9, 31, 32, 33, 0, 255, 256, 257, 1023, 2047, 2048, 2049, 4097, 0]
-ROLES = ["p", "g", "mask", *sorted({s.name for name in rules.NAMES for s in rules.get(name).states})]
+ROLES = ["p", "g", *BESIDE, *sorted({s.name for name in rules.NAMES for s in rules.get(name).states})]
 SWITCHES = {"scaled": {"maximize": True, "grad_scale": 8.0}, "clipped": {"clip_value": 0.75}}
-SWITCHES |= {"sparse": {"l1": 0.125}, "masked": {"mask": True}}
+SWITCHES |= {"sparse": {"l1": 0.125}, "masked": {"mask": True}, "bounded": {"bounds": True}}
 
 
 def offsets(count: int, seed: int | None = None) -> dict[str, list[int]]:
@@ -58,9 +59,9 @@ def split(dtype: str) -> dict[str, Any]:
 def with_options(name: str, dtype: str, switches: tuple[str, ...], **more: Any) -> Case:
     """A short list of tensors with these options on."""
     chosen: dict[str, Any] = {k: v for s in switches for k, v in SWITCHES[s].items()}
-    mask = chosen.pop("mask", False)
+    beside = {name: chosen.pop(name, False) for name in ("mask", "bounds")}
     wide = {k: chosen.pop(k) for k in ("grad_scale",) if k in chosen}
-    common = {"offsets": offsets(len(FEW), 1), "mask": mask, "options": wide, "odd": 0.2, **split(dtype), **more}
+    common = {"offsets": offsets(len(FEW), 1), "options": wide, "odd": 0.2, **beside, **split(dtype), **more}
     return Case(name, richest(name) | chosen, sizes=FEW, **common)
 
 
@@ -70,9 +71,10 @@ RULE_CASES = {
 }
 OPTION_CASES = {
     "-".join(chosen): with_options("adamw", "float32", chosen)
-    for bits in product((0, 1), repeat=4)
-    if (chosen := tuple(s for s, bit in zip(SWITCHES, bits, strict=True) if bit))
+    for bits in product((0, 1), repeat=4)  # bounds, which are read as the mask is, alone and with all others
+    if (chosen := tuple(s for s, bit in zip(SWITCHES, bits, strict=False) if bit))
 }
+OPTION_CASES["bounded"] = with_options("adamw", "float32", ("bounded",))
 OPTION_CASES |= {f"adamw-{d}-decays": with_options("adamw", d, (), groups=DECAYS) for d in ("float32", "bfloat16")}
 OPTION_CASES["sgd-decays-all"] = with_options("sgd", "float32", tuple(SWITCHES), groups=DECAYS)
 OPTION_CASES |= {f"{n}-{dtype}-all": with_options(n, dtype, tuple(SWITCHES)) for n in rules.NAMES for dtype in DTYPES}

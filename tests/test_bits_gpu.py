@@ -77,7 +77,9 @@ def case(name: str, dtype: str, everything: bool, state_format: str = "float32")
     if not everything:
         return DeviceCase(name, richest(name), odd=0.2, **wide)
     options = {"grad_scale": 8.0, **(DECIDED if exact_on_device(name) else {})}
-    return DeviceCase(name, richest(name) | EVERYTHING, mask=True, odd=0, options=options, groups=RATES, **wide)
+    return DeviceCase(
+        name, richest(name) | EVERYTHING, mask=True, bounds=True, odd=0, options=options, groups=RATES, **wide
+    )
 
 
 SHORT = {f"{name}-{dtype}-everything": case(name, dtype, True) for name, dtype in product(rules.NAMES, DTYPES)}

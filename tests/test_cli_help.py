@@ -87,6 +87,7 @@ def exit_code(arguments: list[str]) -> int:
         ("skip_nonfinite=no", "skip_nonfinite = 'no': expected one of False, True"),
         ("capturable=2", "capturable = 2: expected one of False, True"),
         ("mask=3", "mask = 3: expected one of False, True"),
+        ("bounds=3", "bounds = 3: expected one of False, True"),
         ("param_format=int8", "param_format = 'int8': expected one of native"),
         ("part=all", "part = 'all': expected one of sums, prepare, {}all_tensors, update"),
         ("grad_dtype=float64", "grad_dtype = 'float64': expected one of float32, float16, bfloat16 for float32"),
@@ -148,7 +149,7 @@ def test_an_unknown_option_lists_all_that_there_are(capsys: pytest.CaptureFixtur
 def test_set_takes_every_option_that_the_optimizer_has(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     takes = inspect.signature(getattr(gpuopt, rules.get(name).title)).parameters.values()
     given = {p.name: 0.5 if p.default is p.empty else p.default for p in takes if p.name not in ("params", "backend")}
-    given["mask"] = True
+    given["mask"] = given["bounds"] = True
     arguments = [word for key, value in given.items() for word in ("--set", f"{key}={value}")]
     assert exit_code(["show", name, "--backend", "numba", *arguments]) == 0
 

@@ -51,12 +51,14 @@ for name in rules.NAMES:
             VARIED[f"{name}-state16-{dtype}{label}"] = made
 for dtype in PARAMETER_DTYPES:
     VARIED[f"adamw-mask-{dtype}"] = program("adamw", param_dtype=dtype, mask=True)
+    VARIED[f"adamw-bounds-{dtype}"] = program("adamw", param_dtype=dtype, mask=True, bounds=True)
 DECAYING = {"mask": True, "weight_decay_mode": "cautious", **EVERYTHING}
 VARIED |= {
     f"adamw-cautious-{d}": program("adamw", param_dtype=d, **DECAYING) for d in ("float32", "bfloat16", "float64")
 }
 ORDINARY = {f"{name}-{d}-{a}" for name in rules.NAMES for d, a in chosen(name, PARAMETER_DTYPES, ARCHITECTURES)}
-ORDINARY |= {f"{label}-float32-sm_90" for label in VARIANT_LABELS} | {f"adamw-mask-{d}-sm_90" for d in PARAMETER_DTYPES}
+ORDINARY |= {f"{label}-float32-sm_90" for label in VARIANT_LABELS}
+ORDINARY |= {f"adamw-{beside}-{d}-sm_90" for beside in ("mask", "bounds") for d in PARAMETER_DTYPES}
 for name in rules.NAMES:  # besides: one set of options, and one kind of rounded states
     for begin in ((f"{name}-all-", f"{name}-mixed"), f"{name}-state16-"):
         ORDINARY |= {f"{label}-sm_90" for label in one(name, [k for k in VARIED if k.startswith(begin)])}

@@ -12,6 +12,7 @@ import gpuopt
 from covering import each
 from gpuopt import rules
 from gpuopt.formats.dtypes import PARAMETER_DTYPES, numpy_dtype
+from gpuopt.optim.between import averages
 from launches import FULL, OPTIONS, exact_on_device
 
 pytestmark = pytest.mark.gpu
@@ -48,6 +49,8 @@ def trained(name: str, backend: str, dtype: str, place: Callable[[Any], Any], op
         options = {k: v for k, v in options.items() if k not in ("max_grad_norm", "skip_nonfinite")}
     if options.pop("mask", False):
         options["mask"] = [place(np.asarray(a.astype(np.float64) > -1)) for a in values(dtype, 9)]
+    if options.pop("bounds", False) and not averages(rules.get(name)):
+        options["bounds"] = [(-1.5, place(abs(a))) for a in values(dtype, 10)]
     opt = gpuopt.create(name, params, **{"lr": 0.01, "backend": backend} | options)
     for step in range(5):
         grads = values(dtype, step + 1)

@@ -35,7 +35,7 @@ LAYERS = (
     ("backends",),
     ("optim",),
     ("schedules", "streams", "source", "lookup"),
-    ("rule_table",),
+    ("rule_table", "minimizing"),
     ("torch", "native.torch"),
     ("",),  # gpuopt itself, whose names are looked up in all of these when they are first asked for
     ("info", "drawing", "spaces"),

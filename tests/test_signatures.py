@@ -81,6 +81,7 @@ SHARED = [
     "grad_scale",
     "skip_nonfinite",
     "mask",
+    "bounds",
     "weight_decay_mask",
     "capturable",
     "seed",
@@ -146,12 +147,13 @@ def test_repr_names_optimizer_backend_and_values() -> None:
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("backend", ["numpy", "numba", "cuda", "cupy", "numba-cuda"])
 def test_kernel_source(name: str, dtype: str, backend: str) -> None:
-    text = gpuopt.kernel_source(name, backend=backend, param_dtype=dtype, max_grad_norm=1.0, mask=True)
+    text = gpuopt.kernel_source(name, backend=backend, param_dtype=dtype, max_grad_norm=1.0, mask=True, bounds=True)
     if backend in ("cuda", "cupy"):
         assert 'extern "C" __global__' in text and "gpuopt_update" in text
         assert f"rules/{name}.py" in text, "#line points at the rule"
         assert "#include" not in text, "headers are pasted in"
-        assert "mask" in text[text.index("struct Update") :]
+        update = text[text.index("struct Update") :]
+        assert all(name in update for name in ("mask", "lower", "upper"))
     else:
         functions = {n.name for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef)}
         assert functions & ({name} if backend == "numpy" else {"walk"})

@@ -18,8 +18,9 @@ from torch.testing._internal.common_optimizers import optim_db
 
 import gpuopt
 import gpuopt.torch
-from gpuopt import maximum, sign, sqrt, where
+from gpuopt import maximum, rules, sign, sqrt, where
 from gpuopt.errors import DtypeError, InputError
+from gpuopt.optim.between import averages
 from torch_samples import create, default_dtype, everything, furthest, gradients, parameters, title, train
 
 NAMES = gpuopt.torch.optimizers()
@@ -256,6 +257,7 @@ VALUES: list[dict[str, Any]] = [
     {"grad_scale": 8.0, "l1": 0.01},
     {"weight_decay": 0.1, "weight_decay_mode": "cautious"},
     {"mask": True},
+    {"bounds": True},
 ]
 
 
@@ -270,6 +272,10 @@ def test_as_ordinary_steps(name: str, options: dict[str, Any], dtype: torch.dtyp
         given = dict(options)
         if "mask" in given:
             given["mask"] = {p: torch.view_as_real(p) > 0 if p.is_complex() else p > 0 for p in tensors}
+        if "bounds" in given:
+            if dtype.is_complex or averages(rules.get(name)):
+                return  # they are refused
+            given["bounds"] = {p: (-0.5, torch.full_like(p, 0.5)) for p in tensors}
         opt = create(name, [{"params": tensors, "differentiable": differentiable}], **given)
         train(opt, tensors, range(4))
         made.append(opt.state_dict()["state"])

@@ -123,6 +123,7 @@ def test_formats_count() -> None:
     assert program("adamw", param_dtype="bfloat16", state_format="bfloat16").traffic() == 14
     assert program("lamb", param_dtype="bfloat16", max_grad_norm=None).traffic() == 2 * 12 + 10
     assert program("sgd", mask=True).traffic() == 13
+    assert program("sgd", mask=True, bounds=True).traffic() == 21
 
 
 @rule(state={"r": State("r", "r", shape="row")})

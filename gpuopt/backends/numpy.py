@@ -236,7 +236,8 @@ def apply(
     results = result if isinstance(result, tuple) else (result,)
     names = ("p", *(s.name for s in rule.states if not s.readonly))
     x |= {n: value for n, value in zip(names, results, strict=True) if n in x}
-    x["p"] = call(options.after.function, {**shared, "p": x["p"], "old": old, "mask": x.get(OPTION + "mask")})
+    beside = {name: x.get(OPTION + name) for name in options.BESIDE}
+    x["p"] = call(options.after.function, {**shared, **beside, "p": x["p"], "old": old})
 
 
 def call(function: Callable[..., Any], values: Mapping[str, Any]) -> Any:

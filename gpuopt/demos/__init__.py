@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TextIO
 
 import gpuopt
-from gpuopt.demos import arrays, digits, every, plot, regression
+from gpuopt.demos import arrays, deblur, digits, every, plot, regression
 from gpuopt.messages import install, missing
 from gpuopt.spaces import one_blas_thread
 
-__all__ = ["PLOT_NAME", "DemoResult", "run", "run_all", "run_search"]
+__all__ = ["PLOT_NAME", "DemoResult", "run", "run_all", "run_deblur", "run_search"]
 
 PLOT_NAME = "gpuopt-demo.png"
 
@@ -124,6 +124,39 @@ def run_search(
     path = search.save(found, setting, folder)
     say(f"\nReport: {path}")
     return path
+
+
+def run_deblur(
+    *,
+    backend: str | None = None,
+    dtype: str = "float32",
+    out: str | Path = ".",
+    lr: float | None = None,
+    quick: bool = False,
+    seed: int = 0,
+    stream: TextIO | None = None,
+) -> deblur.Restoration:
+    """Restore a blurred photograph by `gpuopt.minimize`, print what it was worth, save `out/gpuopt-demo-deblur.png`.
+
+    Arguments and what is raised as for `run`; dtype: of the pixels; seed: of the noise.
+    """
+    stream = sys.stdout if stream is None else stream
+    require_packages()
+    space, element = arrays.choose(backend), arrays.element_type(dtype)
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def say(text: str) -> None:
+        print(text, file=stream, flush=True)
+
+    say(f"A photograph of {deblur.NAME_OF_DATA}, blurred over {deblur.LENGTH:.0f} pixels, with noise; {space.reason}.")
+    found = deblur.restore(space.xp, backend, element, lr=lr, quick=quick, seed=seed)
+    say(
+        f"{found.shape} pixels in three colours, {len(found.losses) - 1} steps in {found.seconds:.1f} s. {found.message}"
+    )
+    say(f"PSNR against the original: {found.before:.2f} dB blurred, {found.after:.2f} dB restored.")
+    say(f"Picture: {deblur.save(found, folder / deblur.NAME)}")
+    return found
 
 
 def report_regression(curves: list[regression.Curve], dtype: str, say: Callable[[str], None]) -> None:

@@ -23,7 +23,7 @@ from gpuopt.errors import InputError
 from gpuopt.launch.launcher import Backend, Launch, StepCounter, StepRequest
 from gpuopt.native import ndarrays
 from gpuopt.native.objects import same
-from gpuopt.optim import joint
+from gpuopt.optim import beside, joint
 from gpuopt.optim.alike import Alike
 from gpuopt.optim.launches import make_launch, signature_of
 from gpuopt.optim.parameters import (
@@ -63,8 +63,8 @@ class Engine:
         self._copied = False  # whether a gradient is copied at every step
         self._memory = ParameterMemory([])
         self._numpy, self._numpy_flags = ndarrays.Flags([]), b""  # of the parameters of NumPy
-        self._loose = False  # whether a parameter or mask can move while it stays the same object
-        self._masks: list[tuple[Parameter, View]] = []  # masks that can
+        self._loose = False  # whether a parameter or what lies beside it can move while it stays the same object
+        self._beside: list[tuple[Parameter, str, View]] = []  # what can of the latter
         self._choices: dict[tuple[str, str | None], tuple[str, str]] = {}
         self._shared: dict[tuple[str, str], dict[str, Any]] = {}  # what a backend keeps for all launches on a device
         self._walked = {s.name for s in rule.states if s.walked}
@@ -91,9 +91,8 @@ class Engine:
         self._memory = ParameterMemory(self.parameters)
         self._numpy = ndarrays.Flags([p.array for p in self.parameters if isinstance(p.array, np.ndarray)])
         self._numpy_flags = self._numpy.read()
-        masked = [p for p in self.parameters if p.mask is not None and not arrays.kind_of(p.mask, "mask").fixed]
-        self._masks = [(p, arrays.describe(p.mask, f"mask of {p.label}")) for p in masked]
-        self._loose = bool(masked) or not all(arrays.kind_of(p.array, p.label).fixed for p in self.parameters)
+        self._beside = beside.loose(self.parameters)
+        self._loose = bool(self._beside) or not all(arrays.kind_of(p.array, p.label).fixed for p in self.parameters)
         self.forget()
 
     def forget(self) -> None:
@@ -164,13 +163,13 @@ class Engine:
         return not self._copied and self._key == self._plan_key()
 
     def look(self) -> None:
-        """Notice parameters and masks that moved, lost their memory or became read-only since the last step."""
+        """Notice parameters, masks and bounds that moved, lost their memory or became read-only since the last step."""
         flags = self._numpy.read()
         if not self._loose and flags == self._numpy_flags:
             return
-        masks = [(p, arrays.describe(p.mask, f"mask of {p.label}")) for p, _ in self._masks]
-        if [view for _, view in masks] != [view for _, view in self._masks]:
-            self._masks, self._key = masks, None
+        found = beside.seen_again(self._beside)
+        if [view for *_, view in found] != [view for *_, view in self._beside]:
+            self._beside, self._key = found, None
         self.touch()
         self._numpy_flags = flags
 
@@ -293,8 +292,8 @@ class Engine:
         flags = [dict(f) for f in self._flags()]
         made = [(p, *self._fitted(p), self.missing_states(p, self._shaped(p, flags))) for p in active]
         self._added = [(p, p.states) for p in self.parameters]
-        for p, mask, states, more in made:
-            p.mask, p.states = mask, states | more
+        for p, around, states, more in made:
+            p.beside, p.states = around, states | more
         joint.share(self.rule, self._added)
         running = self._regroup({device for device, name in names.items() if backends.get(name, device).counts})
         buckets: dict[tuple[str, str], dict[Signature, list[Parameter]]] = {}
@@ -314,15 +313,14 @@ class Engine:
         programs = [launch.plan.program for _, launches, _ in self._launches for launch in launches]
         joint.check(self.rule, programs, list(names))
 
-    def _fitted(self, p: Parameter) -> tuple[Any, dict[str, Any]]:
-        """Mask and states as they are walked with the parameter, which may have moved or come with loaded states."""
+    def _fitted(self, p: Parameter) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What lies beside it and states as they are walked with the parameter, which may have moved or come with loaded states."""
         keys = {s.name: s.key for s in self.rule.states}
-        mask = None if p.mask is None else fitted(p.mask, p, f"mask of {p.label}")
         states = {
             n: fitted(a, p, f"{keys[n]} of {p.label}") if n in self._walked else joint.in_compute_type(a, p)
             for n, a in p.states.items()
         }
-        return mask, states
+        return beside.refitted(p), states
 
     def _shaped(self, p: Parameter, flags: Sequence[Mapping[str, object]]) -> dict[str, object]:
         return self.rule.shaped(flags[p.group], p.view.shape, p.view.pairs)

@@ -13,6 +13,7 @@ from gpuopt.errors import LayoutError
 from gpuopt.formats.dtypes import STORAGES, state_storage
 from gpuopt.launch.launcher import Launch
 from gpuopt.launch.plan import Plan
+from gpuopt.optim import beside
 from gpuopt.optim.parameters import Parameter
 from gpuopt.rules.language import Rule
 
@@ -28,9 +29,8 @@ def signature_of(rule: Rule, p: Parameter, flags: Mapping[str, object]) -> Signa
         view = arrays.describe(p.states[state.name], f"{state.key} of {p.label}")
         made = Role(state.name, state_storage(view.dtype), not state.readonly, state.shape)
         kinds.get(state.shape, vectors).append(made)
-    if p.mask is not None:
-        roles.append(Role("@mask", "bool", False))
-    everything = {**flags, "@masked": p.mask is not None}
+    everything = {**flags, **beside.flags(p)}
+    roles += beside.storages(everything, p.view.dtype)
     compute = STORAGES[p.view.dtype].compute
     matrix = not rule.definition().along or (len(p.view.shape) > 1 and not p.view.pairs)
     return Signature(
@@ -59,7 +59,7 @@ def make_launch(signature: Signature, parameters: Sequence[Parameter], seed: int
     counters = list(every)
     of = []
     for p in parameters:
-        of.append({"p": p.array, "g": p.grad, "@given": p.given, "@mask": p.mask, **p.states})
+        of.append({"p": p.array, "g": p.grad, "@given": p.given, **beside.by_role(p), **p.states})
     names = [r.name for r in (*signature.roles, *signature.cells, *signature.vectors)]
     views = [[arrays.describe(o[n], n).address for n in names] for o in of]
     addresses = np.array(views, np.int64).reshape(len(parameters), len(names))

@@ -11,11 +11,11 @@ from typing import Any
 
 from gpuopt.errors import InputError, entries
 from gpuopt.native.objects import same
-from gpuopt.optim import between, state_dict, trees
+from gpuopt.optim import beside, between, state_dict, trees
 from gpuopt.optim.decay import peak_of
 from gpuopt.optim.engine import Engine
 from gpuopt.optim.hyper import MODE, check_group, defaults_of
-from gpuopt.optim.parameters import Parameter, checked_mask, parameter_view
+from gpuopt.optim.parameters import Parameter, parameter_view
 from gpuopt.optim.settings import Settings
 from gpuopt.rules.language import Rule, checked_rule
 
@@ -33,6 +33,9 @@ class Optimizer(between.BetweenSteps):
     max_grad_norm: clip all gradients by their global 2-norm. grad_scale: divide gradients by this number or one-element
     array. skip_nonfinite: skip the whole step, step counts included, where a gradient holds NaN or infinity.
     mask: mirrors params, boolean arrays or None; parameters are kept at zero where it is false.
+    bounds: mirrors params, for each array None or a pair (lower, upper), each None, a number or an array of its shape: after the
+    update the parameter is brought between them. Bounds are copied, in the parameter's dtype; the first step is what brings
+    parameters between them that were not. Pruned weights (mask) are 0 all the same. NaN stays NaN.
     weight_decay_mask: mirrors params with True or False, or a function of path and array, such as `lambda path, a: a.ndim > 1`;
     where it is false, parameters are in a group of their own, without decay. path: keys and indices in params, a tuple.
     capturable: step counts live on the GPU, so that a step can be captured into a CUDA graph.
@@ -55,6 +58,7 @@ class Optimizer(between.BetweenSteps):
         grad_scale: Any = None,
         skip_nonfinite: bool = False,
         mask: Any = None,
+        bounds: Any = None,
         weight_decay_mask: Any = None,
         capturable: bool = False,
         seed: int = 0,
@@ -80,12 +84,10 @@ class Optimizer(between.BetweenSteps):
         )
         self._grouped = trees.is_group_list(params)
         groups = params if self._grouped else [{"params": params}]
-        masks, decays = (
-            self._of_each("mask", mask, groups),
-            self._of_each("weight_decay_mask", weight_decay_mask, groups),
-        )
-        for group, group_mask, decayed in zip(groups, masks, decays, strict=True):
-            self.add_param_group(group, mask=group_mask, weight_decay_mask=decayed)
+        of_tensors = {"mask": mask, "bounds": bounds, "weight_decay_mask": weight_decay_mask}
+        of_groups = [self._of_each(name, value, groups) for name, value in of_tensors.items()]
+        for group, *own in zip(groups, *of_groups, strict=True):
+            self.add_param_group(group, **dict(zip(of_tensors, own, strict=True)))
         if not self._engine.parameters:
             raise InputError("params: expected at least one array, found none")
 
@@ -117,7 +119,9 @@ class Optimizer(between.BetweenSteps):
 
     # ------------------------------------------------------------------------------------------- groups
 
-    def add_param_group(self, group: Mapping[str, Any], *, mask: Any = None, weight_decay_mask: Any = None) -> None:
+    def add_param_group(
+        self, group: Mapping[str, Any], *, mask: Any = None, bounds: Any = None, weight_decay_mask: Any = None
+    ) -> None:
         """Add tensors with hyperparameters of their own; `group["params"]` is an array or a nested list or dict.
 
         With a weight_decay_mask that is false somewhere, it becomes two groups, the second without decay. Raises InputError or
@@ -133,12 +137,15 @@ class Optimizer(between.BetweenSteps):
         prefix = f"{name}['params']" if self._grouped or index else "params"
         structure = trees.settled(group["params"], prefix)
         leaves = list(trees.flatten(structure, prefix))
-        masks = [None] * len(leaves) if mask is None else list(trees.mirror(structure, mask, "mask", "params"))
+        masks, limits = (
+            [None] * len(leaves) if value is None else list(trees.mirror(structure, value, name, "params"))
+            for name, value in (("mask", mask), ("bounds", bounds))
+        )
         decayed = list(trees.choices(structure, weight_decay_mask, "weight_decay_mask"))
         kinds = [kind for kind in (True, False) if kind in decayed]  # of groups, one or both
         counters = {kind: self._engine.counter(index + k, 0) for k, kind in enumerate(kinds)}
         parameters = []
-        for (label, array), tensor_mask, kind in zip(leaves, masks, decayed, strict=True):
+        for (label, array), tensor_mask, limit, kind in zip(leaves, masks, limits, decayed, strict=True):
             if getattr(array, "requires_grad", False):
                 raise InputError(
                     f"{label}: a {type(array).__name__} of torch that requires grad: expected one without, such as "
@@ -147,7 +154,7 @@ class Optimizer(between.BetweenSteps):
             counter = counters[kind]
             p = Parameter(label, array, parameter_view(array, label), counter.group, counter)
             self._engine.choice(p)
-            p.mask = checked_mask(tensor_mask, p)
+            p.beside = beside.checked(self.rule, p, tensor_mask, limit)
             parameters.append(p)
         self._engine.add(parameters)
         for kind in kinds or [True]:
@@ -211,7 +218,7 @@ class Optimizer(between.BetweenSteps):
         """For copies and pickles: arrays, groups and states; launches are planned anew."""
         kept = ("rule", "settings", "defaults", "param_groups", "_structures", "_kept", "_grouped", "_flat")
         parameters = self._engine.parameters
-        tensors = [(s.label, s.array, s.group, s.mask) for s in parameters]
+        tensors = [(s.label, s.array, s.group, s.beside) for s in parameters]
         extra = {"asked": self._engine.asked, "tensors": tensors, "saved": self.state_dict(), "skipped": self.skipped}
         return {name: self.__dict__[name] for name in kept} | {"engine": extra}
 
@@ -222,8 +229,8 @@ class Optimizer(between.BetweenSteps):
         counters = [self._engine.counter(index, 0) for index in range(len(self.param_groups))]
         self._engine.add(
             [
-                Parameter(label, a, parameter_view(a, label), g, counters[g], mask)
-                for label, a, g, mask in extra["tensors"]
+                Parameter(label, a, parameter_view(a, label), g, counters[g], around)
+                for label, a, g, around in extra["tensors"]
             ]
         )
         self._engine.skipped = extra["skipped"]

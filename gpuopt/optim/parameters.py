@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuopt import arrays, dlpack
+from gpuopt import arrays
 from gpuopt.arrays import View
 from gpuopt.errors import DtypeError, InputError
 from gpuopt.formats.dtypes import PARAMETER_DTYPES, STORAGES, numpy_dtype
@@ -29,7 +29,7 @@ class Parameter:
     view: View
     group: int
     counter: StepCounter
-    mask: Any = None
+    beside: dict[str, Any] = field(default_factory=dict)  # by the names in rules.options.BESIDE
     states: dict[str, Any] = field(default_factory=dict)
     grad: Any = None  # the array that the kernel reads: the caller's, or a copy in the parameter's memory order
     grad_view: View | None = None
@@ -75,7 +75,7 @@ def same_order(view: View, like: View) -> bool:
 
 
 def fitted(array: Any, p: Parameter, label: str) -> Any:
-    """A state or mask in its parameter's memory order: itself, or a copy. Raises InputError if shape or device differ."""
+    """A state, mask or bound in its parameter's memory order: itself, or a copy. Raises InputError if shape or device differ."""
     view, like = arrays.describe(array, label), p.view
     if view.shape != like.shape or view.device != like.device:
         raise InputError(
@@ -84,22 +84,6 @@ def fitted(array: Any, p: Parameter, label: str) -> Any:
     if view.dtype not in STORAGES:
         raise DtypeError(f"{label}: dtype {view.dtype}: expected one of {', '.join(STORAGES)}")
     return array if same_order(view, like) else arrays.relayout(array, p.array, None, label)
-
-
-def checked_mask(mask: Any, p: Parameter) -> Any:
-    """A mask in its parameter's memory order. Raises InputError unless it is boolean and of the parameter's shape."""
-    if mask is None:
-        return None
-    view = arrays.describe(mask, f"mask of {p.label}", "use numpy.asarray(..., bool)")
-    if p.view.pairs and view.shape == p.view.shape[:-1]:  # of complex numbers: of both their parts
-        mask = dlpack.native(mask)[..., None].repeat(2, -1)
-        view = arrays.describe(mask, f"mask of {p.label}")
-    if view.dtype != "bool" or view.shape != p.view.shape or view.device != p.view.device:
-        raise InputError(
-            f"mask of {p.label}: found {view.dtype} {view.shape} on {view.device}: expected bool "
-            f"{p.view.shape} on {p.view.device}"
-        )
-    return fitted(mask, p, f"mask of {p.label}")
 
 
 def extent(view: View) -> tuple[int, int]:

@@ -51,13 +51,19 @@ def before(
     return p, g, old
 
 
+# The arrays beside a tensor that `after` reads, by their arguments there, and the flag that says whether there is one.
+BESIDE = {"lower": "bounded_below", "upper": "bounded_above", "mask": "masked"}
+
+
 @Fragment
 def after(
-    p: Any, old: Any, mask: Any, *, lr: Any, l1: Any, decay_value: Any, decay_proximal: Any, decay_cautious: Any,
-    sparse: bool, masked: bool, proximal: bool, cautious: bool,
+    p: Any, old: Any, lower: Any, upper: Any, mask: Any, *, lr: Any, l1: Any,
+    decay_value: Any, decay_proximal: Any, decay_cautious: Any,
+    sparse: bool, bounded_below: bool, bounded_above: bool, masked: bool, proximal: bool, cautious: bool,
 ) -> Any:  # fmt: skip
     """The parameter that is stored: decayed where the update did not move it away from zero (cautious), soft threshold of lr * l1,
-    divided by 1 + lr * decay (proximal, behind l1 as in the proximal operator of both), then pruned weights back to zero.
+    divided by 1 + lr * decay (proximal, behind l1 as in the proximal operator of both), brought between its bounds, which is the
+    proximal operator of all three, NaN staying NaN; then pruned weights back to zero.
     """
     if cautious:
         p = where(decay_cautious != 0, where(sign(old) * (old - p) >= 0, p - lr * decay_value * old, p), p)
@@ -65,6 +71,10 @@ def after(
         p = sign(p) * maximum(abs(p) - lr * l1, 0)
     if proximal:
         p = p / (1 + lr * decay_value * decay_proximal)
+    if bounded_below:
+        p = maximum(p, lower)
+    if bounded_above:
+        p = minimum(p, upper)
     if masked:
         p = where(mask != 0, p, 0)
     return p

@@ -38,6 +38,7 @@ OPTIONS: dict[str, Any] = {
     "grad_scale": None,
     "skip_nonfinite": False,
     "mask": None,
+    "bounds": None,
     "seed": 0,
 }
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from gpuopt.optim.settings import Settings
 from gpuopt.pairs import filled
 from gpuopt.rules import primitives
 from gpuopt.rules.language import Rule
+from gpuopt.rules.options import BESIDE
 from gpuopt.rules.primitives import compute_dtype, reductions
 from gpuopt.torch.step_tensors import step_tensor
 from gpuopt.torch.tensors import NAMES, TYPES, resolved, zeros
@@ -210,8 +211,9 @@ class Step:
     def _update(self, group: Mapping[str, Any], p: torch.Tensor, multiplier: Any) -> Update:
         """What the step will make of one parameter and its states, none of which is written yet."""
         hyper = {k: plain(v) for k, v in group.items() if k in defaults_of(self.rule)}
-        live, mask, state = self._live(group), self.opt._mask.get(p), self.opt.state.get(p, {})
-        flags = self._flags(hyper, live, multiplier is not None, mask is not None)
+        live, state = self._live(group), self.opt.state.get(p, {})
+        beside = self.opt._beside.of(self.rule, p, f"a parameter of shape {tuple(p.shape)}")
+        flags = self._flags(hyper, live, multiplier is not None, beside)
         flags = self.rule.shaped(flags, tuple(p.shape), p.is_complex())
         active, missing = self.rule.active_states(flags), self._missing(p, state, flags, hyper)
         found = {s.name: missing.get(s.key, state.get(s.key)) for s in active}
@@ -233,7 +235,7 @@ class Step:
         x = {name: real(t).to(TYPES[compute], copy=True) for name, t in tensors.items()}
         x |= {s.name: x[s.name].double() for s in active if s.cell}
         before = x | {"g": real(p.grad).to(TYPES[compute])}
-        after = before | ({} if mask is None else {OPTION + "mask": mask})
+        after = before | {OPTION + name: t.to(TYPES[compute]) for name, t in beside.items()}
         scalars = environment(hyper, count, self.rule) | live
         scalars["grad_multiplier"] = 1.0 if multiplier is None else multiplier
         with compute_dtype(np.dtype(compute), STORAGES[NAMES[p.dtype]].epsilon):
@@ -242,11 +244,14 @@ class Step:
         values = [(tensors[name], like(after[name], before[name], tensors[name])) for name in written]
         return Update(missing, count if counted else None, values)
 
-    def _flags(self, hyper: Mapping[str, Any], live: Mapping[str, Any], scaled: bool, masked: bool) -> dict[str, Any]:
+    def _flags(
+        self, hyper: Mapping[str, Any], live: Mapping[str, Any], scaled: bool, beside: Collection[str]
+    ) -> dict[str, Any]:
         """The rule's flags and the options'; one of a hyperparameter that requires grad is on even where that is 0 now."""
         flags = self.rule.flags(hyper)
         lively = {name: True for name in flags if name.startswith("has_") and name[4:] in live}
-        return flags | lively | switches([hyper], scaled, live) | {OPTION + "masked": masked}
+        there = {OPTION + flag: name in beside for name, flag in BESIDE.items()}
+        return flags | lively | switches([hyper], scaled, live) | there
 
     def _missing(
         self, p: torch.Tensor, state: Mapping[str, Any], flags: Mapping[str, Any], hyper: Mapping[str, Any]

@@ -24,11 +24,11 @@ from gpuopt.torch import differentiable, joint, loading
 from gpuopt.torch.between import BetweenSteps
 from gpuopt.torch.change_tracker import ChangeTracker
 from gpuopt.torch.parameters import (
+    Beside,
     Member,
     check_apart,
     labelled,
     make_parameter,
-    masks_of,
     new_states,
     walked,
 )
@@ -57,7 +57,7 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
 
     def __init__(self, params: Any, defaults: dict[str, Any], options: dict[str, Any], backend: str | None) -> None:
         asked = dict(options)
-        mask = asked.pop("mask", None) or {}
+        mask, bounds = asked.pop("mask", None), asked.pop("bounds", None)
         self._given, self._asked = Settings(**asked), backend
         together = {k: members(defaults[k], defaults[k]) for k in self.rule.definition().tuples if k in defaults}
         defaults = {**defaults, **together}  # tuples, as in torch
@@ -71,7 +71,7 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
         super().__init__(params, defaults)
         if defaults.get("fused") and defaults.get("foreach"):
             raise OptionError("`fused` and `foreach` cannot be `True` together.")  # as torch
-        self._mask = masks_of(mask, self.param_groups)
+        self._beside = Beside(mask, bounds, self.param_groups)
         self._watch()
         if self.twin in EAGER:
             self._allocate([p for group in self.param_groups for p in group["params"] if p.layout is torch.strided])
@@ -174,7 +174,8 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
                 if self._counts_steps
                 else max(bool(states), self._taken.get(p, 0)) * (not new)
             )
-            parameter = make_parameter(work, label, engine.counter(index, step), self._mask.get(p), states | new)
+            beside = self._beside.of(self.rule, p, label, work)
+            parameter = make_parameter(work, label, engine.counter(index, step), beside, states | new)
             parameter.counter.word = self._replayed.word(p)
             parameter.number = number
             engine.choice(parameter)
@@ -356,12 +357,12 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         self._save_steps()
-        return {**super().__getstate__(), "gpuopt": (self._given, self._asked, self._mask, self._keys)}
+        return {**super().__getstate__(), "gpuopt": (self._given, self._asked, self._beside, self._keys)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
         if "gpuopt" in state:
-            self._given, self._asked, self._mask, self._keys = state.pop("gpuopt")
+            self._given, self._asked, self._beside, self._keys = state.pop("gpuopt")
         super().__setstate__(state)
         for group in self.param_groups:
             for key in self._keys:  # what torch's class did not always have was as it says; ours are as given here

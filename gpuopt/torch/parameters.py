@@ -16,7 +16,8 @@ from gpuopt import arrays
 from gpuopt.errors import InputError
 from gpuopt.formats.dtypes import STORAGES, state_dtype
 from gpuopt.launch.launcher import StepCounter
-from gpuopt.optim.parameters import Parameter, checked_mask, parameter_view
+from gpuopt.optim.beside import checked
+from gpuopt.optim.parameters import Parameter, parameter_view
 from gpuopt.optim.settings import Settings
 from gpuopt.pairs import filled
 from gpuopt.rules.language import Rule
@@ -123,28 +124,55 @@ def check_apart(members: Sequence[tuple[str, torch.Tensor, torch.Tensor]]) -> No
 
 
 def make_parameter(
-    work: torch.Tensor, label: str, counter: StepCounter, mask: Any, states: dict[str, torch.Tensor]
+    work: torch.Tensor, label: str, counter: StepCounter, beside: Mapping[str, Any], states: dict[str, torch.Tensor]
 ) -> Parameter:
-    """What the engine steps: work, the parameter itself or a dense copy of it; mask: of its real numbers."""
-    parameter = Parameter(label, work, parameter_view(work, label), counter.group, counter, None, states)
-    parameter.mask = checked_mask(mask, parameter)
-    return parameter
+    """What the engine steps: work, the parameter itself or a dense copy of it; beside: mask and bounds of its real numbers."""
+    return Parameter(label, work, parameter_view(work, label), counter.group, counter, {**beside}, states)
 
 
-def masks_of(
-    given: Mapping[Any, torch.Tensor], groups: Sequence[Mapping[str, Any]]
-) -> dict[torch.Tensor, torch.Tensor]:
-    """The masks by parameter; they may be given by name. Raises InputError for what is no parameter of the optimizer."""
+class Beside:
+    """The masks and bounds of an optimizer's parameters, given by these or by their names. Raises InputError for what is no
+    parameter of it.
+    """
+
+    def __init__(self, mask: Any, bounds: Any, groups: Sequence[Mapping[str, Any]]) -> None:
+        self.given = {"mask": of_parameters("mask", mask, groups), "bounds": of_parameters("bounds", bounds, groups)}
+        self.given["mask"] = {p: _of_parts(mask, p) for p, mask in self.given["mask"].items()}
+        # The arrays that were made of them, and the kind of tensor that they were made for.
+        self.made: dict[torch.Tensor, tuple[Any, dict[str, Any]]] = {}
+
+    def of(self, rule: Rule, p: torch.Tensor, label: str, work: torch.Tensor | None = None) -> dict[str, Any]:
+        """Those of a parameter, by name; work: what is stepped in its place. Raises InputError or DtypeError where one does not
+        fit.
+        """
+        mask, bounds = (self.given[name].get(p) for name in ("mask", "bounds"))
+        if mask is None and bounds is None:
+            return {}
+        work = walked(p.detach(), label) if work is None else work
+        key = work.device, work.dtype, work.shape
+        if p not in self.made or self.made[p][0] != key:
+            counter = StepCounter(0, 0, lambda step: {})
+            stepped = Parameter(label, work, parameter_view(work, label), 0, counter)
+            self.made[p] = key, checked(rule, stepped, mask, bounds)
+        return self.made[p][1]
+
+
+def of_parameters(what: str, given: Any, groups: Sequence[Mapping[str, Any]]) -> dict[torch.Tensor, Any]:
+    """The values by parameter; they may be given by name. Raises InputError for what is no parameter of the optimizer."""
     known = {p: p for group in groups for p in group["params"]}
     known |= {n: p for g in groups for n, p in zip(g.get("param_names", ()), g["params"], strict=False)}
-    for key in given:
+    if given is not None and not isinstance(given, Mapping):
+        raise InputError(
+            f"{what}: found {type(given).__name__}: expected a dict with parameters or their names as keys"
+        )
+    for key in given or ():
         if not isinstance(key, (str, torch.Tensor)) or key not in known:
             found = f"a tensor of shape {tuple(key.shape)}" if isinstance(key, torch.Tensor) else repr(key)
             raise InputError(
-                f"mask: {found} is no parameter of this optimizer: expected its parameters as keys, or their names where it is "
+                f"{what}: {found} is no parameter of this optimizer: expected its parameters as keys, or their names where it is "
                 "made from named_parameters()"
             )
-    return {known[key]: _of_parts(mask, known[key]) for key, mask in given.items()}
+    return {known[key]: value for key, value in (given or {}).items()}
 
 
 def _of_parts(mask: Any, p: torch.Tensor) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
 import torch
 
 from gpuopt import arrays
@@ -108,6 +109,8 @@ def _is_tensor(value: Any) -> bool:
 @survives_fork
 def assign(tensor: torch.Tensor, values: Any) -> None:
     """Copy values, an array or tensor of them or one number, into a tensor."""
+    if str(getattr(values, "dtype", "")) == "bfloat16":  # NumPy's, which torch does not know
+        values = values.astype(np.float32)
     given: Any = values if isinstance(values, (float, complex)) else torch.as_tensor(values)
     tensor[...] = given
 

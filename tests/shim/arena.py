@@ -130,6 +130,7 @@ class Case:
     grad_dtype: str | None = None
     state_format: str = "float32"
     mask: bool = False
+    bounds: bool = False  # any numbers at all, set behind the checks of an optimizer
     offsets: Mapping[str, Sequence[int]] = field(default_factory=dict)
     odd: float = 0.05
     steps: int = 2
@@ -141,7 +142,7 @@ class Case:
     @property
     def program(self) -> Program:
         """What its one kernel computes."""
-        wide = {"grad_dtype": self.grad_dtype, "mask": self.mask, "state_format": self.state_format}
+        wide = {name: getattr(self, name) for name in ("grad_dtype", "mask", "bounds", "state_format")}
         given = {**self.options, **self.hyper}  # a rule may have an option of its own under the same name
         return program(self.rule, param_dtype=self.param_dtype, **given, **wide)
 
@@ -153,7 +154,7 @@ class Case:
 
     @cached_property
     def start(self) -> dict[str, Arena]:
-        """What every run begins with: role -> arrays, the mask's without the mark of an option."""
+        """What every run begins with: role -> arrays, mask and bounds without the mark of an option."""
         made = {}
         for k, role in enumerate(self.program.roles):
             name = role.name.removeprefix(OPTION)
@@ -162,8 +163,9 @@ class Case:
                 rng = np.random.default_rng([self.seed, k, i])
                 array[...] = values(rng, role.storage, array.size, self.odd)
                 if role.storage != "bool" and k > 1:  # mostly positive: roots are taken of many a state
+                    wrong = array > 0 if name == "lower" else array < 0
                     with np.errstate(all="ignore"):
-                        np.negative(array, where=(array < 0) & (rng.random(array.size) < 0.9), out=array)
+                        np.negative(array, where=wrong & (rng.random(array.size) < 0.9), out=array)
             made[name] = arena
         return made
 
@@ -180,6 +182,7 @@ class Case:
         names = {s.name for s in made.rule.states} & set(arenas)
         for parameter, k in zip(parameters_of(made), self.order, strict=True):
             parameter.states = {name: arenas[name].arrays[k] for name in names}
+            parameter.beside |= {name: arenas[name].arrays[k] for name in ("lower", "upper") if self.bounds}
         return made
 
     @property

@@ -20,6 +20,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from gpuopt import rules
 from gpuopt.compiler import to_cuda
 from gpuopt.formats.dtypes import PARAMETER_DTYPES
+from gpuopt.rules.options import BESIDE
 from shim.arena import Arena, Case
 from shim.backend import Backend, installed
 from shim.build import prefetch
@@ -119,7 +120,7 @@ def places(seed: int, count: int) -> dict[str, list[int]]:
     states = {s.name for name in rules.NAMES for s in rules.get(name).states}
     return {
         role: [(k * (1 + seed * r)) % 16 for k in range(count)]
-        for r, role in enumerate(("p", "g", "mask", *sorted(states)))
+        for r, role in enumerate(("p", "g", *BESIDE, *sorted(states)))
     }
 
 
@@ -127,7 +128,9 @@ def updates(shim: Backend, dtype: str, names: Sequence[str]) -> None:
     """These rules with every option, on arrays in packs and one by one, rows by value and by pointer; the last of them once
     more with states that are rounded at random.
     """
-    cases = [Case(name, richest(name) | EVERYTHING, dtype, SIZES, mask=True, groups=GROUPS) for name in names]
+    cases = [
+        Case(name, richest(name) | EVERYTHING, dtype, SIZES, mask=True, bounds=True, groups=GROUPS) for name in names
+    ]
     cases.append(replace(cases[-1], state_format="bfloat16"))
     for case in cases:
         prefetch(to_cuda.update_source(case.program), "gpuopt_update", "address")
