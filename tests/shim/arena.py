@@ -163,8 +163,8 @@ class Case:
                 rng = np.random.default_rng([self.seed, k, i])
                 array[...] = values(rng, role.storage, array.size, self.odd)
                 if role.storage != "bool" and k > 1:  # mostly positive: roots are taken of many a state
-                    wrong = array > 0 if name == "lower" else array < 0
                     with np.errstate(all="ignore"):
+                        wrong = array > 0 if name == "lower" else array < 0
                         np.negative(array, where=wrong & (rng.random(array.size) < 0.9), out=array)
             made[name] = arena
         return made
