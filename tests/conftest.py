@@ -12,6 +12,7 @@ import os
 import re
 from collections import Counter
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if long:
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if not item.get_closest_marker("long")]
-    items.sort(
-        key=lambda item: item.get_closest_marker("slow") is None
-    )  # a slow one last would leave the other cores idle
+    items[:] = spread(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+
+
+def spread(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
+    """The slow ones first, since a slow one last would leave the other cores idle: as many at the begin of each part that xdist
+    hands to a worker.
+    """
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    others = iter([item for item in items if not item.get_closest_marker("slow")])
+    size, found = -(-len(items) // workers), []
+    for worker in range(workers):
+        mine = slow[worker::workers]
+        found += [*mine, *islice(others, max(0, size - len(mine)))]
+    return [*found, *others]
 
 
 @pytest.hookimpl(tryfirst=True)
