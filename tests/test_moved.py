@@ -33,6 +33,15 @@ def test_gradient_and_mask_that_moved_are_read_at_their_new_place():
     assert w.tolist() == [-6.0, 0.0, -6.0, -6.0] and len(kept) == 2
 
 
+def test_bounds_and_mask_follow_a_parameter_that_lies_in_another_order_now():
+    w, low, mask = torch.zeros(2, 3), -torch.arange(6.0).reshape(2, 3), torch.arange(6).reshape(2, 3) > 1
+    opt = gpuopt.GD([w], lr=1.0, bounds=[(low, None)], mask=[mask])
+    opt.step([torch.full((2, 3), 9.0)])
+    w.data = w.data.t().contiguous().t()
+    opt.step([torch.full((2, 3), 9.0)])
+    assert torch.equal(w, low * mask)
+
+
 @pytest.mark.parametrize("which", ["parameter", "gradient"])
 def test_memory_given_up_is_refused(which):
     w, g = torch.zeros(4), torch.ones(4)
