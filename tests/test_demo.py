@@ -53,9 +53,9 @@ def test_regression_data_is_standardised() -> None:
 @pytest.mark.slow
 def test_default_run_classifies_and_is_quick_enough(tmp_path: Path) -> None:
     printed = io.StringIO()
-    begin = time.perf_counter()
+    begin = time.process_time()  # of all threads: time by the clock depends on what else the machine does
     result = demos.run(out=tmp_path, stream=printed)
-    assert time.perf_counter() - begin < 30
+    assert time.process_time() - begin < 30
     assert result.digits.accuracy >= 0.97
     assert result.plot == tmp_path / demos.PLOT_NAME
     assert result.plot.read_bytes().startswith(PNG)
