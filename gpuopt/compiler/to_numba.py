@@ -43,19 +43,17 @@ TEXT = {
 ALONG = {"vector": "vector{}", "sum_along": "along{}", "sum_of_matrix": "matrix_sum{}"}
 
 
-def print_expr(expr: Expr, suffix: str = "") -> str:
-    """Typed Python text: constants are cast to the compute type `C`, scalars are `s0, s1, ...`, values `v0, v1, ...`, variables
-    get a suffix.
-    """
+def print_expr(expr: Expr) -> str:
+    """Typed Python text: constants are cast to the compute type `C`, scalars are `s0, s1, ...`, values `v0, v1, ...`."""
     if expr.op == "name":
-        return safe(str(expr.args[0])) + suffix
+        return safe(str(expr.args[0]))
     if expr.op in ("scalar", "value"):
         return f"{expr.op[0]}{expr.args[0]}"
     if expr.op in ALONG:
-        return ALONG[expr.op].format(*expr.args) + suffix * (expr.op == "vector")
+        return ALONG[expr.op].format(*expr.args)
     if expr.op == "const":
         return f"C({literal(float(expr.args[0]), '1e999')})"  # type: ignore[arg-type]
-    return TEXT[expr.op].format(*(print_expr(child, suffix) for child in expr.children()))
+    return TEXT[expr.op].format(*map(print_expr, expr.children()))
 
 
 def scalar_names(program: Program) -> list[str]:
@@ -73,15 +71,15 @@ def beginning(kind: str, number: str) -> str:
     return f"{number}(-1e999)" if kind == "tensor_max" else f"{number}(0)"
 
 
-def statements(body: tuple[Assign | Add, ...], suffix: str = "", first: int = 0, total: str = "sum{k}") -> list[str]:
+def statements(body: tuple[Assign | Add, ...], first: int = 0, total: str = "sum{k}") -> list[str]:
     """A pass on one element: in place of the variables named after the roles, and onto the sums from `first` on. What it adds to
     sums along rows and columns is left to the caller, as `total`.
     """
     lines = []
     for s in body:
-        value = print_expr(s.expr, suffix)
+        value = print_expr(s.expr)
         if isinstance(s, Assign):
-            lines.append(f"{safe(s.name)}{suffix} = {value}")
+            lines.append(f"{safe(s.name)} = {value}")
         else:
             into = total.format(k=s.index - first)
             lines.append(f"{into} = {value if s.kind in LINE_SUMS else joined(s.kind, into, value)}")
