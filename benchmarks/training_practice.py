@@ -18,7 +18,7 @@ import numpy as np
 
 import gpuopt
 from gpuopt import training
-from gpuopt.training import comparison, contenders, validated
+from gpuopt.training import contenders, rates, validated
 from gpuopt.training.problem import trained
 
 HERE = Path(__file__).parent
@@ -108,7 +108,7 @@ def loss_rows() -> list[dict[str, Any]]:
     for optimizer in COMPARED:
         each = []
         for lr in RATES:
-            scores = tuple(comparison.run(target, optimizer, lr, STEPS, k * STEPS, {}) for k in range(REPEATS))
+            scores = tuple(rates.trial(target, optimizer, lr, {}, STEPS, k * STEPS) for k in range(REPEATS))
             each.append(contenders.Contender(optimizer, lr, scores, 0.0))
         best.append(min(each, key=lambda c: c.score))
     return compared_rows("transformer", found, contenders.ranked(best, "loss", False, ""))

@@ -20,9 +20,9 @@ import gpuopt
 from gpuopt import training
 from gpuopt.sklearn import LinearRegressor, LogisticClassifier, MLPClassifier
 from gpuopt.training import Comparison, Contender
-from gpuopt.training.comparison import run
 from gpuopt.training.contenders import ranked
 from gpuopt.training.problem import trained
+from gpuopt.training.rates import trial
 from repository import ROOT
 from test_import import HEAVY, python
 from training_problems import Problem, transformer, valley
@@ -37,7 +37,7 @@ def of_grid(problem: Problem, names: Sequence[str], steps: int, repeats: int) ->
     for name in names:
         each = []
         for lr in np.geomspace(1e-4, 10, 12):
-            scores = [run(found, name, lr, steps, k * steps, {"backend": "numpy"}) for k in range(repeats)]
+            scores = [trial(found, name, lr, {"backend": "numpy"}, steps, k * steps) for k in range(repeats)]
             each.append(Contender(name, lr, tuple(scores), 0.0))
         contenders.append(min(each, key=lambda c: c.score))
     return ranked(contenders, "loss", False, "")

@@ -15,9 +15,9 @@ from gpuopt.errors import GpuoptError, InputError, entry
 from gpuopt.messages import abbreviated, install, suggestion
 from gpuopt.minimizing.answers import Objective, wrapped
 from gpuopt.minimizing.points import Best, Kept, copied, on_gpu, optimality, penalty, project
-from gpuopt.minimizing.stopping import EXHAUSTED, HALTED, INTERRUPTED, End, Tolerances, ended, whole
+from gpuopt.minimizing.stopping import EXHAUSTED, HALTED, INTERRUPTED, End, Tolerances, ended
 from gpuopt.optim import factory, trees
-from gpuopt.optim.hyper import check_number, defaults_of
+from gpuopt.optim.hyper import check_number, check_whole, defaults_of
 from gpuopt.optim.optimizer import Optimizer
 from gpuopt.rules.language import Rule
 
@@ -88,10 +88,10 @@ def minimize(
     result = result_class()
     objective, call = Objective(fun, jac, args), wrapped(callback)
     tolerances = Tolerances.checked(tol, gtol, ftol, patience)
-    maxiter = whole("maxiter", maxiter, 0)
+    maxiter = check_whole("maxiter", maxiter, 0, "minimize")
     every = 1 if call else EVERY
     if check_every is not None:
-        every = whole("check_every", check_every, 1) if not call else 1
+        every = check_whole("check_every", check_every, 1, "minimize") if not call else 1
     l1 = check_number("l1", l1, "minimize")
     if options.get("maximize"):
         raise InputError(

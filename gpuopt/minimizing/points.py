@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from gpuopt.errors import DtypeError
 from gpuopt.optim import trees
 from gpuopt.optim.parameters import Parameter, is_number
 from gpuopt.pairs import as_pairs, is_complex
+from gpuopt.rules.options import BESIDE, after
+from gpuopt.rules.primitives import ELSEWHERE
 
 LIBRARIES = ("numpy", "cupy")
 FEW = 4096  # elements that are looked at first
@@ -68,15 +71,29 @@ def copied(x0: Any) -> Any:
     return trees.rebuilt(structure, iter(made))
 
 
+def nearest(x: Any, beside: Mapping[str, Any], l1: float = 0.0) -> Any:
+    """The proximal operator of l1, the bounds and the mask: what the end of a step at rate 1 makes of the point."""
+    xp = space(x)
+    if xp is not np:
+        ELSEWHERE.setdefault(xp.ndarray, (_select, xp.sqrt))
+    flags = {flag: name in beside for name, flag in BESIDE.items()} | {"sparse": bool(l1)}
+    given = {name: beside.get(name) for name in BESIDE} | flags | {"lr": 1, "l1": l1}
+    names = after.tree.positional, after.tree.scalars, after.tree.flags
+    return after.function(**dict.fromkeys(chain(*names)) | {"p": x} | given)
+
+
+def _select(condition: Any, a: Any, b: Any, dtype: Any) -> Any:
+    """Of arrays of CuPy, `where` of the language: literals take the dtype of the array that they meet."""
+    xp = space(condition)
+    found = next((each.dtype for each in (a, b) if hasattr(each, "dtype")), dtype)
+    return xp.where(condition, xp.asarray(a, found), xp.asarray(b, found))
+
+
 def project(p: Parameter) -> None:
     """Bring a parameter between its bounds and prune it by its mask, as a step does."""
-    xp = space(p.array)
-    for name, nearer in (("lower", xp.maximum), ("upper", xp.minimum)):
-        if name in p.beside:
-            nearer(p.array, p.beside[name], out=p.array)
-    if "mask" in p.beside:
+    if p.beside:
         x = real(p.array)
-        x[...] = xp.where(p.beside["mask"], x, x.dtype.type(0))
+        x[...] = nearest(x, p.beside)
 
 
 def penalty(parameters: Iterable[Parameter], l1: float) -> Any:
@@ -109,21 +126,10 @@ def _residual(x: Any, g: Any, beside: Mapping[str, Any], l1: float) -> float:
     """The largest element of |x - prox(x - g)|, NaN where one is; what a mask prunes has none."""
     xp = space(x)
     if l1 or {"lower", "upper"} & beside.keys():
-        g = x - _nearest(xp, x - g, beside, l1)
+        g = x - nearest(x - g, beside, l1)
     if "mask" in beside:
         g = xp.where(beside["mask"], g, g.dtype.type(0))
     return float(xp.maximum(g.max(), -g.min()))
-
-
-def _nearest(xp: Any, y: Any, beside: Mapping[str, Any], l1: float) -> Any:
-    """The proximal operator of l1 and the bounds, as `rules.options.after` has it."""
-    if l1:
-        y = xp.sign(y) * xp.maximum(abs(y) - y.dtype.type(l1), 0)
-    if "lower" in beside:
-        y = xp.maximum(y, beside["lower"])
-    if "upper" in beside:
-        y = xp.minimum(y, beside["upper"])
-    return y
 
 
 def _larger(a: float, b: float) -> float:

@@ -6,13 +6,10 @@ Losses are compared as numbers of Python. The names of tolerances are scipy's, p
 from __future__ import annotations
 
 import math
-import operator
 from dataclasses import dataclass
 from typing import Any
 
-from gpuopt.errors import InputError
-from gpuopt.messages import abbreviated
-from gpuopt.optim.hyper import check_number
+from gpuopt.optim.hyper import check_number, check_whole
 
 GTOL, PATIENCE = 1e-5, 10  # where nothing else is said: gtol is that of scipy's BFGS
 RANGES = dict.fromkeys(("tol", "gtol", "ftol"), "[0, inf)")
@@ -59,7 +56,7 @@ class Tolerances:
         wanted = both if found["gtol"] is None else found["gtol"]
         falls = both if found["ftol"] is None else found["ftol"]
         if patience is not None:
-            patience = whole("patience", patience, 1)
+            patience = check_whole("patience", patience, 1, "minimize")
         elif falls is not None:
             patience = PATIENCE
         return cls(GTOL if wanted is None else wanted, falls or 0.0, patience)
@@ -80,14 +77,3 @@ class Tolerances:
             how = f"by more than ftol = {self.ftol:g}" if self.ftol else "any more"
             return End(CONVERGED, f"The loss did not fall {how} in {self.patience} iterations.")
         return None
-
-
-def whole(name: str, value: Any, least: int) -> int:
-    """A whole number. Raises InputError for what is none, or less than the least."""
-    try:
-        number = least - 1 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = least - 1
-    if number < least:
-        raise InputError(f"minimize: {name} = {abbreviated(value)}: expected a whole number, {least} or more")
-    return number

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import operator
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -89,6 +90,23 @@ def check_number(name: str, value: Any, label: str = "", ranges: Mapping[str, st
         number = math.nan
     if not within(number, interval):
         raise error(f"{where}{name} = {abbreviated(value)}: expected a number in {interval}")
+    return number
+
+
+def whole(value: Any) -> int | None:
+    """The value as Python's own whole number; None for what is none: text, fractions, flags, arrays of several."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
+def check_whole(name: str, value: Any, least: int, label: str = "") -> int:
+    """The value as Python's own whole number. Raises InputError naming it unless it is one and at least `least`."""
+    number = whole(value)
+    if number is None or number < least:
+        where = f"{label}: " if label else ""
+        raise InputError(f"{where}{name} = {abbreviated(value)}: expected a whole number, {least} or more")
     return number
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 
 from gpuopt.errors import InputError
 from gpuopt.messages import abbreviated
-from gpuopt.optim.hyper import check_number, on_gpu
+from gpuopt.optim.hyper import check_number, on_gpu, whole
 from gpuopt.rules.language import Rule
 
 STATE_FORMATS = ("float32", "bfloat16")
@@ -91,10 +90,7 @@ class Settings:
 
 def checked_seed(seed: Any) -> int:
     """The seed as Python's own number. Raises InputError for what is no whole number of 64 bits."""
-    try:
-        number = -1 if isinstance(seed, bool) else operator.index(seed)
-    except TypeError:  # of text, fractions and arrays of several
-        number = -1
-    if not 0 <= number < 2**64:
+    number = whole(seed)
+    if number is None or not 0 <= number < 2**64:
         raise InputError(f"seed = {abbreviated(seed)}: expected a whole number from 0 to 2**64 - 1")
     return number

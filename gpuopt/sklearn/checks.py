@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from numbers import Integral
 from typing import Any
 
 from gpuopt.errors import InputError
 from gpuopt.messages import abbreviated, unknown
-from gpuopt.optim.hyper import check_number
+from gpuopt.optim.hyper import check_number, check_whole, whole
 from gpuopt.rules.language import Rule
 from gpuopt.sklearn import rates
 from gpuopt.sklearn.network import ACTIVATIONS
@@ -28,17 +27,10 @@ FLAGS = ("early_stopping", "warm_start", "shuffle", "verbose", "fit_intercept")
 DTYPES = ("auto", "float32", "float64")
 
 
-def count(label: str, value: Any) -> int:
-    """A whole number from 1 on. Raises InputError."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise InputError(f"{label} = {abbreviated(value)}: expected a whole number, 1 or more")
-    return int(value)
-
-
 def hidden(sizes: Any) -> tuple[int, ...]:
     """The units of each hidden layer. Raises InputError."""
     sizes = sizes if isinstance(sizes, (tuple, list)) else (sizes,)
-    return tuple(count("hidden_layer_sizes", size) for size in sizes)
+    return tuple(check_whole("hidden_layer_sizes", size, 1) for size in sizes)
 
 
 def parameters(given: Mapping[str, Any]) -> None:
@@ -47,11 +39,11 @@ def parameters(given: Mapping[str, Any]) -> None:
         if name in RANGES and not (value is None and name in OPTIONAL):
             check_number(name, value, ranges=RANGES)
         elif name in COUNTS:
-            count(name, value)
-        elif name in FLAGS and not isinstance(value, (bool, Integral)):
+            check_whole(name, value, 1)
+        elif name in FLAGS and not isinstance(value, bool) and whole(value) is None:
             raise InputError(f"{name} = {abbreviated(value)}: expected True or False")
     if given["batch_size"] != "auto":
-        count("batch_size ('auto', or a number)", given["batch_size"])
+        check_whole("batch_size ('auto', or a number)", given["batch_size"], 1)
     for name, known in (("activation", ACTIVATIONS), ("dtype", DTYPES)):
         if name in given and given[name] not in known:
             raise InputError(unknown(name, given[name], known))

@@ -14,7 +14,7 @@ import numpy as np
 from gpuopt import arrays
 from gpuopt.errors import DtypeError, InputError, OptionError, entries
 from gpuopt.optim import trees
-from gpuopt.training.checks import whole
+from gpuopt.optim.hyper import check_whole
 from gpuopt.training.problem import is_model, leaves_of
 
 NO_AVERAGE = "update: it was not called often enough for an average: expected more than `start` steps"
@@ -38,7 +38,7 @@ class StochasticWeightAverage:
     """
 
     def __init__(self, params: Any, *, start: int = 0, frequency: int = 1) -> None:
-        self.start, self.frequency = whole("start", start, 0), whole("frequency", frequency, 1)
+        self.start, self.frequency = check_whole("start", start, 0), check_whole("frequency", frequency, 1)
         self._mean: ArrayMean | ModelMean = ModelMean(params) if is_model(params) else ArrayMean(params)
         self._calls = 0
         self._kept: Callable[[], None] | None = None

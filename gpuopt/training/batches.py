@@ -17,7 +17,7 @@ import numpy as np
 from gpuopt import drawing
 from gpuopt.errors import InputError, entry
 from gpuopt.messages import abbreviated
-from gpuopt.training.checks import whole
+from gpuopt.optim.hyper import check_whole
 from gpuopt.training.problem import ArrayProblem, ModelProblem, trained
 
 POWERS = range(3, 13)  # batch sizes that are tried by default, as powers of 2: 8 to 4096
@@ -104,9 +104,9 @@ def find_batch_size(
     Source: McCandlish, Kaplan, Amodei et al. 2018, An empirical model of large-batch training. Raises InputError naming the
     argument.
     """
-    examples, times = whole("num_examples", num_examples, 2), whole("repeats", repeats, 1)
+    examples, times = check_whole("num_examples", num_examples, 2), check_whole("repeats", repeats, 1)
     tried = checked_sizes(sizes, examples)
-    rng = np.random.default_rng(whole("random_state", random_state, 0))
+    rng = np.random.default_rng(check_whole("random_state", random_state, 0))
     problem = trained(params, loss)
     norms, seconds = [], []
     with problem.restored():
@@ -135,7 +135,7 @@ def checked_sizes(sizes: Any, examples: int) -> list[int]:
         return found if len(found) > 1 else [1, examples]
     if isinstance(sizes, (str, bytes)) or not hasattr(sizes, "__iter__"):
         raise InputError(f"sizes = {abbreviated(sizes)}: expected batch sizes, such as (16, 64, 256)")
-    found = sorted({whole(f"sizes[{k}]", size, 1) for k, size in enumerate(sizes)})
+    found = sorted({check_whole(f"sizes[{k}]", size, 1) for k, size in enumerate(sizes)})
     if len(found) < 2:
         raise InputError(f"sizes = {abbreviated(sizes)}: expected at least two different ones")
     return found

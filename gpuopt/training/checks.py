@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
 from gpuopt.errors import InputError
 from gpuopt.messages import abbreviated
 from gpuopt.optim.hyper import check_number
-
-
-def whole(name: str, value: Any, least: int) -> int:
-    """The value as Python's own whole number. Raises InputError naming it unless it is one and at least `least`."""
-    try:
-        number = least - 1 if isinstance(value, bool) else operator.index(value)
-    except TypeError:  # of text, fractions and arrays of several
-        number = least - 1
-    if number < least:
-        raise InputError(f"{name} = {abbreviated(value)}: expected a whole number, {least} or more")
-    return number
 
 
 def real(name: str, value: Any, interval: str = "(0, inf)") -> float:

@@ -5,7 +5,6 @@ Called by users. `validated` cross-validates on data by scikit-learn, `contender
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,10 +14,11 @@ import numpy as np
 from gpuopt import rules
 from gpuopt.errors import InputError, entry
 from gpuopt.messages import abbreviated, unknown
-from gpuopt.training.checks import choice, real, whole
+from gpuopt.optim.hyper import check_whole
+from gpuopt.training.checks import choice, real
 from gpuopt.training.contenders import Comparison, Contender, ranked, whole_budget
 from gpuopt.training.problem import ArrayProblem, ModelProblem, trained
-from gpuopt.training.rates import SHARE, lr_range_test
+from gpuopt.training.rates import lr_range_test, trial
 
 UNITS = ("passes", "steps", "seconds")
 TRIALS = 5  # runs of the range test of each optimizer
@@ -74,7 +74,7 @@ def compare(
     if chosen == "passes":
         raise InputError("unit = 'passes': expected 'steps' or 'seconds' with a loss")
     problem = trained(data_or_model, loss)
-    times = whole("repeats", repeats, 1)
+    times = check_whole("repeats", repeats, 1)
     found = [of_loss(problem, name, amount, chosen, times, options) for name in names]
     return ranked(found, "loss", False, f"{amount:g} {chosen}")
 
@@ -101,24 +101,8 @@ def of_loss(
     tested = lr_range_test(params, problem.loss, name, num_steps=min(max(steps, 10), 100), trials=TRIALS, **options)
     scores, begin = [], time.perf_counter()
     for k in range(repeats):
-        scores.append(run(problem, name, tested.advised, steps, k * steps, options))
+        scores.append(trial(problem, name, tested.advised, options, steps, k * steps))
     return Contender(name, tested.advised, tuple(scores), (time.perf_counter() - begin) / repeats)
-
-
-def run(
-    problem: ArrayProblem | ModelProblem, name: str, lr: float, steps: int, first: int, options: dict[str, Any]
-) -> float:
-    """The mean loss over the last fifth of the steps with these numbers; inf where it is no number any more."""
-    losses: list[float] = []
-    with problem.restored(), np.errstate(all="ignore"):
-        opt = problem.optimizer(name, lr, options)
-        for step in range(first, first + steps):
-            value, gradients = problem.evaluate(step)
-            if not math.isfinite(value):
-                return math.inf
-            losses.append(value)
-            problem.step(opt, gradients)
-    return float(np.mean(losses[-max(1, steps // SHARE) :]))
 
 
 def fitting(problem: ArrayProblem | ModelProblem, name: str, seconds: float, options: dict[str, Any]) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gpuopt import drawing
-from gpuopt.training.checks import whole
+from gpuopt.optim.hyper import check_whole
 
 NOISE = 2  # standard errors of the differences
 
@@ -125,7 +125,7 @@ def behind(best: Sequence[float], other: Sequence[float]) -> bool:
 
 def whole_budget(budget: float) -> int:
     """A budget of steps or passes. Raises InputError naming it where it is a fraction."""
-    return whole("budget", int(budget) if budget.is_integer() else budget, 1)
+    return check_whole("budget", int(budget) if budget.is_integer() else budget, 1)
 
 
 def ranked(found: Sequence[Contender], metric: str, greater: bool, training: str, rate: str = "lr") -> Comparison:

@@ -14,7 +14,8 @@ import numpy as np
 from gpuopt import arrays
 from gpuopt.errors import InputError, entries, entry
 from gpuopt.optim import trees
-from gpuopt.training.checks import choice, real, whole
+from gpuopt.optim.hyper import check_whole
+from gpuopt.training.checks import choice, real
 from gpuopt.training.problem import is_model, leaves_of
 
 SCOPES = ("layer", "global")
@@ -38,10 +39,10 @@ def cubic_sparsity(
 def checked_schedule(sparsity: Any, begin_step: Any, end_step: Any, initial: Any) -> tuple[float, int, int, float]:
     """The arguments of a schedule. Raises InputError naming the one that cannot be used."""
     final, first = real("sparsity", sparsity, "[0, 1)"), real("initial_sparsity", initial, "[0, 1)")
-    begin = whole("begin_step", begin_step, 0)
+    begin = check_whole("begin_step", begin_step, 0)
     if first > final:
         raise InputError(f"initial_sparsity = {first}: expected at most sparsity, which is {final}")
-    return final, begin, whole("end_step", end_step, begin + 1), first
+    return final, begin, check_whole("end_step", end_step, begin + 1), first
 
 
 @entries
@@ -75,7 +76,7 @@ class MagnitudePruning:
         prune: Callable[[Any, Any], bool] | None = None,
     ) -> None:
         self._schedule = checked_schedule(sparsity, begin_step, end_step, initial_sparsity)
-        self.frequency = whole("frequency", frequency, 1)
+        self.frequency = check_whole("frequency", frequency, 1)
         self.scope = choice("scope", scope, SCOPES)
         if prune is not None and not callable(prune):
             raise InputError(f"prune = {prune!r}: expected a function of path and array, or None")

@@ -15,7 +15,8 @@ import numpy as np
 
 from gpuopt import drawing
 from gpuopt.errors import InputError, entry
-from gpuopt.training.checks import increasing, real, whole
+from gpuopt.optim.hyper import check_whole
+from gpuopt.training.checks import increasing, real
 from gpuopt.training.problem import ArrayProblem, ModelProblem, set_rate, trained
 
 Array = np.ndarray[Any, Any]
@@ -93,7 +94,7 @@ def lr_range_test(
     Source: Smith 2017, Cyclical learning rates for training neural networks. Raises InputError naming the argument.
     """
     low, high = increasing(("min_lr", "max_lr"), min_lr, max_lr)
-    steps, tried = whole("num_steps", num_steps, 2 * LEAST_LOSSES), whole("trials", trials, 0)
+    steps, tried = check_whole("num_steps", num_steps, 2 * LEAST_LOSSES), check_whole("trials", trials, 0)
     bound, width = real("divergence", divergence, "(1, inf)"), real("smoothing", smoothing)
     problem = trained(params, loss)
     with problem.restored():
@@ -142,15 +143,20 @@ def smooth(losses: Array, width: float) -> Array:
 
 
 def trial(
-    problem: ArrayProblem | ModelProblem, optimizer: Any, rate: float, options: dict[str, Any], steps: int
+    problem: ArrayProblem | ModelProblem,
+    optimizer: Any,
+    rate: float,
+    options: dict[str, Any],
+    steps: int,
+    first: int = 0,
 ) -> float:
     """The mean loss over the last fifth of a run at one rate, from where the parameters are, which are put back; inf if it
-    diverges.
+    diverges. first: the number of the first step, which the loss is asked for.
     """
     losses: list[float] = []
     with problem.restored(), np.errstate(all="ignore"):
         opt = problem.optimizer(optimizer, rate, options)
-        for step in range(steps):
+        for step in range(first, first + steps):
             value, gradients = problem.evaluate(step)
             if not math.isfinite(value):
                 return math.inf
