@@ -169,6 +169,17 @@ def test_nothing_heavy_comes_along_and_what_is_missing_is_named() -> None:
     assert "a picture needs matplotlib" in said and "pip install" in said
 
 
+def test_a_repetition_is_asked_for_the_steps_behind_those_before() -> None:
+    asked = []
+
+    def loss(params: Any, step: int) -> tuple[float, Any]:
+        asked.append(step)
+        return float((params**2).sum()), 2 * params
+
+    training.compare(np.ones(3), ["sgd"], 6, loss=loss, repeats=3)
+    assert max(asked) == 17 and asked[-6:] == [12, 13, 14, 15, 16, 17]
+
+
 def test_the_committed_rows_say_what_the_readme_says() -> None:
     """Of the last run: rates in nine tenths of the gain of the best, winners of full grids on four of five problems or more."""
     with (ROOT / "benchmarks" / "results" / "training_practice.csv").open(newline="") as file:
