@@ -133,19 +133,19 @@ def test_arrays_lie_where_the_backend_wants_them(
     monkeypatch.delenv("GPUOPT_BACKEND", raising=False)
     monkeypatch.setattr(gpuopt, "backends", lambda: status)
     monkeypatch.setattr(spaces, "import_module", lambda name: SimpleNamespace(__name__=name))
-    assert arrays.choose(backend).xp.__name__ == space
+    assert spaces.choose(backend).xp.__name__ == space
 
 
 def test_environment_chooses_the_arrays_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPUOPT_BACKEND", "numpy")
     monkeypatch.setattr(gpuopt, "backends", lambda: {"cupy": None})
-    assert arrays.choose(None).xp is np
+    assert spaces.choose(None).xp is np
 
 
 def test_backend_without_an_array_library_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpuopt, "backends", lambda: {"cupy": "CuPy is not installed", "numba-cuda": None})
     with pytest.raises(gpuopt.GpuoptError, match=r"numba-cuda is usable, but .* CuPy is not installed"):
-        arrays.choose("numba-cuda")
+        spaces.choose("numba-cuda")
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

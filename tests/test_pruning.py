@@ -10,7 +10,7 @@ import pytest
 import gpuopt
 from gpuopt import training
 from gpuopt.demos import digits
-from gpuopt.demos.arrays import one_blas_thread
+from gpuopt.spaces import one_blas_thread
 from gpuopt.training import MagnitudePruning, cubic_sparsity
 from training_problems import digits_mlp, images
 

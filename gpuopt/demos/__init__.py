@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TextIO
 
 import gpuopt
+from gpuopt import spaces
 from gpuopt.demos import arrays, deblur, digits, every, plot, regression
 from gpuopt.messages import install, missing
-from gpuopt.spaces import one_blas_thread
 
 __all__ = ["PLOT_NAME", "DemoResult", "run", "run_all", "run_deblur", "run_search"]
 
@@ -30,6 +30,11 @@ class DemoResult:
     curves: list[regression.Curve]
     digits: digits.Training
     plot: Path
+
+
+def printing(stream: TextIO | None) -> Callable[[str], None]:
+    """Prints a line at once, to standard output where no stream is given."""
+    return lambda text: print(text, file=sys.stdout if stream is None else stream, flush=True)
 
 
 def run(
@@ -50,17 +55,13 @@ def run(
     else a tuned one. quick: a fraction of the work, for tests. seed: of the initial weights and of every minibatch.
     Raises GpuoptError where a package, the backend, the optimizer or the dtype is missing or unknown.
     """
-    stream = sys.stdout if stream is None else stream
     require_packages()
-    space = arrays.choose(backend)
+    space = spaces.choose(backend)
     element = arrays.element_type(dtype)
     probe = gpuopt.create(optimizer, [space.xp.zeros(1, element)], lr=1.0 if lr is None else lr, backend=backend)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-
-    def say(text: str) -> None:
-        print(text, file=stream, flush=True)
-
+    say = printing(stream)
     say(f"gpuopt {gpuopt.__version__}, backend {probe.backend}: {probe.backend_reason}.\n{space.reason}.")
     curves = regression.compare(space.xp, backend, element, quick=quick, seed=seed)
     report_regression(curves, dtype, say)
@@ -83,14 +84,14 @@ def run_all(
     """Every optimizer on the digits, in a narrow valley and on a small transformer; print a table, save
     `out/gpuopt-demo-all.png`. Arguments and what is raised as for `run`; dtype: of the digits' parameters.
     """
-    stream = sys.stdout if stream is None else stream
     require_packages()
-    space, element = arrays.choose(backend), arrays.element_type(dtype)
+    space, element = spaces.choose(backend), arrays.element_type(dtype)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     found = every.outcomes(gpuopt.optimizers(), space.xp, backend, element, quick=quick, seed=seed)
-    every.report(found, lambda text: print(text, file=stream, flush=True))
-    print(f"Picture: {every.save(found, folder / every.NAME)}", file=stream, flush=True)
+    say = printing(stream)
+    every.report(found, say)
+    say(f"Picture: {every.save(found, folder / every.NAME)}")
     return found
 
 
@@ -107,19 +108,15 @@ def run_search(
 
     Arguments and what is raised as for `run`; everything is in float32.
     """
-    stream = sys.stdout if stream is None else stream
     require_packages()
     from gpuopt.demos import search
     from gpuopt.demos.setting import Setting
 
     setting, folder = Setting(quick, seed, backend), Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-
-    def say(text: str) -> None:
-        print(text, file=stream, flush=True)
-
+    say = printing(stream)
     say(f"gpuopt {gpuopt.__version__}, backend {setting.backend_name}.")
-    with one_blas_thread():
+    with spaces.one_blas_thread():
         found = search.sections(setting, say)
     path = search.save(found, setting, folder)
     say(f"\nReport: {path}")
@@ -140,15 +137,11 @@ def run_deblur(
 
     Arguments and what is raised as for `run`; dtype: of the pixels; seed: of the noise.
     """
-    stream = sys.stdout if stream is None else stream
     require_packages()
-    space, element = arrays.choose(backend), arrays.element_type(dtype)
+    space, element = spaces.choose(backend), arrays.element_type(dtype)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-
-    def say(text: str) -> None:
-        print(text, file=stream, flush=True)
-
+    say = printing(stream)
     say(f"A photograph of {deblur.NAME_OF_DATA}, blurred over {deblur.LENGTH:.0f} pixels, with noise; {space.reason}.")
     found = deblur.restore(space.xp, backend, element, lr=lr, quick=quick, seed=seed)
     say(

@@ -1,4 +1,4 @@
-"""The dtypes of the demos' arrays, and where these lie (`gpuopt/spaces.py`). Used by `gpuopt/demos`; knows no optimizer."""
+"""The dtypes of the demos' arrays. Used by `gpuopt/demos`; knows no optimizer."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ import numpy as np
 
 import gpuopt
 from gpuopt.messages import unknown
-from gpuopt.spaces import Space, choose, one_blas_thread, to_host, wait
-
-__all__ = ["DTYPES", "Space", "choose", "compute_type", "element_type", "one_blas_thread", "to_host", "wait"]
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 

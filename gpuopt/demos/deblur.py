@@ -16,7 +16,8 @@ import numpy as np
 
 import gpuopt
 from gpuopt import drawing
-from gpuopt.demos.arrays import compute_type, to_host
+from gpuopt.demos.arrays import compute_type
+from gpuopt.spaces import to_host
 
 Array = np.ndarray[Any, Any]
 

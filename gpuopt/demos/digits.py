@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 import gpuopt
-from gpuopt.demos.arrays import compute_type, one_blas_thread, to_host
+from gpuopt.demos.arrays import compute_type
+from gpuopt.spaces import one_blas_thread, to_host
 
 Array = np.ndarray[Any, Any]
 

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from gpuopt import drawing
-from gpuopt.demos import arrays, digits, training
+from gpuopt.demos import digits, training
+from gpuopt.spaces import one_blas_thread
 
 NAME = "gpuopt-demo-all.png"
 STEPS, QUICK_STEPS = 200, 30  # on the text
@@ -47,7 +48,7 @@ def outcomes(
     for name in names:
         begin = time.perf_counter()
         trained = digits.train(name, xp, backend, dtype, quick=quick, seed=seed)
-        with arrays.one_blas_thread():
+        with one_blas_thread():
             losses = training.transformer(name, steps, seed)
         valley = training.valley(name, climbs)[-1]
         last = float(np.mean(losses[-LAST:]))

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import gpuopt
-from gpuopt.demos.arrays import compute_type, one_blas_thread, to_host, wait
+from gpuopt.demos.arrays import compute_type
+from gpuopt.spaces import one_blas_thread, to_host, wait
 
 Array = np.ndarray[Any, Any]
 
