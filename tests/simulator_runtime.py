@@ -93,12 +93,17 @@ class Memory:
             "div": np.divide,
             "sqrt": sqrt,
             "absolute": abs,
-            "minimum": minimum,
-            "maximum": maximum,
+            "minimum": lambda a, b: number(minimum(a, b)),
+            "maximum": lambda a, b: number(maximum(a, b)),
             "sign": lambda x: np.asarray(x).dtype.type(sign(x)),
             "select": lambda c, a, b: type(a)(where(c, a, b)),
             "ipow": lambda base, n: np.float64(ipow(float(base), int(n))),
         }
+
+
+def number(x: Any) -> Any:
+    """The scalar that an array without dimensions holds: NumPy's `where` gives one, kernels know only scalars."""
+    return x[()] if isinstance(x, np.ndarray) else x
 
 
 def encoded(storage: str, dtype: np.dtype[Any], values: Any, words: Any, draw: Draw | None) -> NDArray[Any]:
