@@ -13,7 +13,8 @@ from gpuopt.compiler import to_cuda, to_cuda_sums, to_numba, to_numba_cuda, to_n
 from gpuopt.compiler.host import row_inputs
 from gpuopt.compiler.lower import gradient_sums, program_for
 from gpuopt.compiler.names import OPTION
-from gpuopt.compiler.program import Pass, PerTensor, Program, Role, Signature
+from gpuopt.compiler.parts import Pass, PerTensor, Role, Signature
+from gpuopt.compiler.program import Program
 from gpuopt.errors import InputError, entry
 from gpuopt.formats.dtypes import PARAMETER_DTYPES, STORAGES, state_dtype, state_storage
 from gpuopt.messages import suggestion

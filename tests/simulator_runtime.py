@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from gpuopt.backends import numba_cuda
 from gpuopt.compiler.numba_gpu import Text
-from gpuopt.compiler.program import Draw, Layout, Pass, PerMatrix, PerTensor, Program
+from gpuopt.compiler.parts import Draw, Layout, Pass, PerMatrix, PerTensor
+from gpuopt.compiler.program import Program
 from gpuopt.compiler.scalars import ipow
 from gpuopt.formats import philox
 from gpuopt.formats.dtypes import STORAGES, numpy_dtype

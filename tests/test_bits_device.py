@@ -19,7 +19,7 @@ from gpuopt import backends
 from gpuopt.backends.host import Addresses, HostBackend
 from gpuopt.backends.runtime import DECISION
 from gpuopt.compiler import to_cuda
-from gpuopt.compiler.program import Layout, Pass, PerTensor
+from gpuopt.compiler.parts import Layout, Pass, PerTensor
 from gpuopt.formats.dtypes import numpy_dtype
 from gpuopt.launch import sums
 from gpuopt.launch.launcher import Launch, StepCounter, StepRequest

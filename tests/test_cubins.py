@@ -20,7 +20,8 @@ from gpuopt.compiler import nvrtc, to_cuda, to_cuda_sums
 from gpuopt.compiler.host import row_inputs
 from gpuopt.compiler.lower import gradient_sums
 from gpuopt.compiler.names import safe
-from gpuopt.compiler.program import Layout, Pass, PerMatrix, PerTensor, Program
+from gpuopt.compiler.parts import Layout, Pass, PerMatrix, PerTensor
+from gpuopt.compiler.program import Program
 from gpuopt.errors import CompileError
 from gpuopt.formats.dtypes import PARAMETER_DTYPES, STORAGES
 from gpuopt.launch.table import BLOCK_COLUMNS, BLOCK_ROWS, CHUNK, SHARED_BYTES, THREADS, WARP

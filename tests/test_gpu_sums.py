@@ -13,7 +13,7 @@ import pytest
 
 import gpuopt
 from gpuopt import arrays, backends
-from gpuopt.compiler.program import Pass, PerTensor
+from gpuopt.compiler.parts import Pass, PerTensor
 from gpuopt.launch import sums
 from graphs import BACKENDS, NORMS, captured, device_array, new_stream, stepped
 from summing_rules import HYPER, RULES

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 import gpuopt
 import gpuopt.torch
 from gpuopt import rules
-from gpuopt.compiler.program import Role, drawn
+from gpuopt.compiler.parts import Role
+from gpuopt.compiler.program import drawn
 from gpuopt.errors import InputError
 from gpuopt.formats import philox
 from gpuopt.formats.dtypes import numpy_dtype

@@ -12,7 +12,8 @@ from gpuopt import driver
 from gpuopt.backends.device import DeviceBackend
 from gpuopt.backends.runtime import DECISION
 from gpuopt.compiler import nvrtc, to_cuda, to_cuda_sums
-from gpuopt.compiler.program import Layout, Pass, PerMatrix, PerTensor, Program
+from gpuopt.compiler.parts import Layout, Pass, PerMatrix, PerTensor
+from gpuopt.compiler.program import Program
 from gpuopt.launch import table as t
 from gpuopt.launch.stream import override
 from gpuopt.messages import one_line

@@ -20,7 +20,7 @@ from gpuopt.backends.buffers import DeviceBuffers, Upload
 from gpuopt.backends.passes import DevicePasses, StepPasses
 from gpuopt.backends.runtime import DECISION, raw
 from gpuopt.compiler.lower import gradient_sums
-from gpuopt.compiler.program import Pass, PerTensor
+from gpuopt.compiler.parts import Pass, PerTensor
 from gpuopt.compiler.to_cuda import rows_capacity
 from gpuopt.errors import DtypeError, GpuoptError
 from gpuopt.formats.dtypes import STORAGES

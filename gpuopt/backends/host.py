@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuopt.compiler.lower import gradient_sums
-from gpuopt.compiler.program import Layout, Pass, PerTensor, Step
+from gpuopt.compiler.parts import Layout, Pass, PerTensor, Step
 from gpuopt.launch.launcher import Launch, StepCounter, StepRequest, advance
 from gpuopt.launch.plan import Plan
 from gpuopt.launch.sums import Doubles, over_all

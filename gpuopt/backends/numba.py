@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from gpuopt.backends.host import Addresses, HostBackend
 from gpuopt.compiler import numba_cpu
-from gpuopt.compiler.program import Layout, PerMatrix, PerTensor, Step
+from gpuopt.compiler.parts import Layout, PerMatrix, PerTensor, Step
 from gpuopt.launch import table as t
 from gpuopt.launch.launcher import Launch
 from gpuopt.launch.plan import Plan

@@ -24,7 +24,8 @@ from gpuopt.backends.device import DeviceBackend
 from gpuopt.backends.runtime import Runtime
 from gpuopt.compiler import numba_gpu, nvrtc, to_numba_cuda
 from gpuopt.compiler.numba_gpu import Text
-from gpuopt.compiler.program import Draw, Layout, Pass, PerMatrix, PerTensor, Program
+from gpuopt.compiler.parts import Draw, Layout, Pass, PerMatrix, PerTensor
+from gpuopt.compiler.program import Program
 from gpuopt.compiler.to_cuda import blocks_per_sm
 from gpuopt.compiler.to_cuda_sums import reduce_blocks
 from gpuopt.launch import table as t

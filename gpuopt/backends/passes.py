@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpuopt.backends.buffers import DeviceBuffers, Upload
-from gpuopt.compiler.program import Layout, Pass, PerTensor, Step
+from gpuopt.compiler.parts import Layout, Pass, PerTensor, Step
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.launch.plan import Plan
 

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuopt.compiler.program import Layout, Pass, PerMatrix, PerTensor, Program
+from gpuopt.compiler.parts import Layout, Pass, PerMatrix, PerTensor
+from gpuopt.compiler.program import Program
 
 
 class Runtime(Protocol):

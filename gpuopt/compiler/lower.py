@@ -11,7 +11,9 @@ from functools import cache
 
 from gpuopt.compiler.cuts import Cutter
 from gpuopt.compiler.names import OPTION
-from gpuopt.compiler.program import HALVES, Layout, Pass, Program, Role, Signature, drawn
+from gpuopt.compiler.parts import Layout, Pass, Role, Signature
+from gpuopt.compiler.passes import Slicer
+from gpuopt.compiler.program import HALVES, Program, drawn
 from gpuopt.compiler.tree import Add, Assign, Expr, FunctionTree, straight_line
 from gpuopt.errors import RuleSyntaxError
 from gpuopt.rules.options import after, before, sums
@@ -59,7 +61,7 @@ def program_for(signature: Signature) -> Program:
             raise RuleSyntaxError(message, statement.file, statement.line)
         known.add(statement.name)
         cutter.assign(statement)
-    passes, row, wide = cutter.passes()
+    passes, row, wide = Slicer(cutter).passes()
     calls = tuple(kind.name.lower() for kind in cutter.calls)
     counts = tuple(Expr("count", (shift,)) for shift in HALVES) if drawn(signature.roles) else ()
     return Program(signature.rule.name, signature, passes, (*row, *counts), wide, calls)

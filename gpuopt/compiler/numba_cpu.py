@@ -17,7 +17,8 @@ import numpy as np
 
 from gpuopt.compiler import cache as disk
 from gpuopt.compiler import to_numba, to_numba_sums
-from gpuopt.compiler.program import Layout, Pass, PerMatrix, PerTensor, Program
+from gpuopt.compiler.parts import Layout, Pass, PerMatrix, PerTensor
+from gpuopt.compiler.program import Program
 
 KIND = "object"  # of entries of the disk cache
 _alive: list[Any] = []  # compiled functions, whose addresses are in use

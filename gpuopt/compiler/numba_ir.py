@@ -12,7 +12,7 @@ from typing import Any
 from llvmlite import ir
 from numba.core import types
 
-from gpuopt.compiler.program import Draw
+from gpuopt.compiler.parts import Draw
 from gpuopt.formats.dtypes import STORAGES
 
 _IR = {

@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba.core import types
 
 from gpuopt.compiler.numba_ir import _IR, NUMBA_TYPES, decode, encode, shifted
-from gpuopt.compiler.program import Draw
+from gpuopt.compiler.parts import Draw
 from gpuopt.formats.dtypes import STORAGES
 
 _I32 = ir.IntType(32)

@@ -12,7 +12,8 @@ from functools import cache
 from gpuopt.compiler.host import is_integer, prepare_statements, whole_variables
 from gpuopt.compiler.kinds import LINE_SUMS
 from gpuopt.compiler.names import literal, safe
-from gpuopt.compiler.program import Layout, Program
+from gpuopt.compiler.parts import Layout
+from gpuopt.compiler.program import Program
 from gpuopt.compiler.template import kernel_text
 from gpuopt.compiler.tree import Add, Assign, Expr
 from gpuopt.errors import InputError

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from gpuopt.compiler import to_cuda
 from gpuopt.compiler.names import safe
-from gpuopt.compiler.program import Layout, Pass, PerMatrix, PerTensor
+from gpuopt.compiler.parts import Layout, Pass, PerMatrix, PerTensor
 from gpuopt.compiler.to_cuda import CTYPE, joins, print_double, print_expr, statements, vector_members
 from gpuopt.compiler.tree import Assign
 from gpuopt.formats.dtypes import STORAGES

@@ -11,7 +11,8 @@ from collections.abc import Collection, Iterable, Sequence
 from gpuopt.compiler.host import is_integer
 from gpuopt.compiler.kinds import LINE_SUMS
 from gpuopt.compiler.names import literal, safe
-from gpuopt.compiler.program import Layout, Program, Role
+from gpuopt.compiler.parts import Layout, Role
+from gpuopt.compiler.program import Program
 from gpuopt.compiler.template import kernel
 from gpuopt.compiler.tree import Add, Assign, Expr
 from gpuopt.formats.dtypes import STORAGES

@@ -12,7 +12,8 @@ from dataclasses import replace
 from gpuopt.compiler.host import prepare_statements, whole_variables
 from gpuopt.compiler.kinds import LINE_SUMS
 from gpuopt.compiler.names import safe
-from gpuopt.compiler.program import Layout, Pass, PerMatrix, PerTensor, Program, Role
+from gpuopt.compiler.parts import Layout, Pass, PerMatrix, PerTensor, Role
+from gpuopt.compiler.program import Program
 from gpuopt.compiler.template import kernel
 from gpuopt.compiler.to_numba import (
     beginning,

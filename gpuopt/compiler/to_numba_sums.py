@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from gpuopt.compiler.names import safe
-from gpuopt.compiler.program import Layout, Pass, PerMatrix, PerTensor
+from gpuopt.compiler.parts import Layout, Pass, PerMatrix, PerTensor
 from gpuopt.compiler.template import kernel
 from gpuopt.compiler.to_numba import (
     addresses,

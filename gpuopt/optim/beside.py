@@ -14,7 +14,7 @@ import numpy as np
 from gpuopt import arrays, dlpack
 from gpuopt.arrays import View
 from gpuopt.compiler.names import OPTION
-from gpuopt.compiler.program import Role
+from gpuopt.compiler.parts import Role
 from gpuopt.errors import InputError
 from gpuopt.formats.dtypes import numpy_dtype
 from gpuopt.messages import abbreviated

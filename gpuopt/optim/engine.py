@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from gpuopt import arrays, backends
 from gpuopt.arrays import View
-from gpuopt.compiler.program import Signature
+from gpuopt.compiler.parts import Signature
 from gpuopt.errors import InputError
 from gpuopt.launch.launcher import Backend, Launch, StepCounter, StepRequest
 from gpuopt.native import ndarrays

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gpuopt import arrays
-from gpuopt.compiler.program import PerTensor, Program
+from gpuopt.compiler.parts import PerTensor
+from gpuopt.compiler.program import Program
 from gpuopt.errors import InputError
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.launch.launcher import Launch

@@ -8,7 +8,7 @@ import numpy as np
 
 from gpuopt import arrays
 from gpuopt.compiler.lower import program_for
-from gpuopt.compiler.program import Role, Signature
+from gpuopt.compiler.parts import Role, Signature
 from gpuopt.errors import LayoutError
 from gpuopt.formats.dtypes import STORAGES, state_storage
 from gpuopt.launch.launcher import Launch

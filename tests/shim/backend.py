@@ -22,7 +22,8 @@ from gpuopt.backends.device import DeviceBackend
 from gpuopt.backends.host import Addresses, HostBackend
 from gpuopt.backends.passes import kernel_of, pieces_of
 from gpuopt.compiler import to_cuda, to_cuda_sums
-from gpuopt.compiler.program import Layout, Pass, PerMatrix, PerTensor, Program, Step
+from gpuopt.compiler.parts import Layout, Pass, PerMatrix, PerTensor, Step
+from gpuopt.compiler.program import Program
 from gpuopt.launch.launcher import Launch
 from gpuopt.launch.plan import Plan
 from gpuopt.launch.table import THREADS
