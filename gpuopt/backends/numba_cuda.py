@@ -99,24 +99,26 @@ class IntrinsicMemory:
         return made
 
     def quotient(self) -> Callable[..., Any]:
-        from gpuopt.compiler import numba_ir
+        from gpuopt.compiler import numba_arithmetic
 
-        return numba_ir.quotient(self.intrinsic)
+        return numba_arithmetic.quotient(self.intrinsic)
 
     def double_bits(self) -> Callable[..., Any]:
-        from gpuopt.compiler import numba_ir
+        from gpuopt.compiler import numba_arithmetic
 
-        return numba_ir.double_bits(self.intrinsic)
+        return numba_arithmetic.double_bits(self.intrinsic)
 
     def power_of_two(self) -> Callable[..., Any]:
-        from gpuopt.compiler import numba_ir
+        from gpuopt.compiler import numba_arithmetic
 
-        return numba_ir.power_of_two(self.intrinsic)
+        return numba_arithmetic.power_of_two(self.intrinsic)
 
     def arithmetic(self) -> dict[str, Any]:
-        from gpuopt.compiler import numba_ir
+        from gpuopt.compiler import numba_arithmetic
 
-        return numba_ir.arithmetic(self.intrinsic, "cuda") | {"ipow": numba_ir.integer_power(self.intrinsic)}
+        return numba_arithmetic.arithmetic(self.intrinsic, "cuda") | {
+            "ipow": numba_arithmetic.integer_power(self.intrinsic)
+        }
 
 
 Memory = Callable[[str], Any]  # makes, for a compute type, what has the methods of IntrinsicMemory

@@ -29,9 +29,9 @@ def namespace(compute: str) -> dict[str, Any]:
     """The names that generated text calls, for one compute type, compiled for the CPU."""
     from numba.extending import intrinsic
 
-    from gpuopt.compiler import numba_ir
+    from gpuopt.compiler import numba_arithmetic, numba_ir
 
-    return numba_ir.arithmetic(intrinsic, "cpu") | {
+    return numba_arithmetic.arithmetic(intrinsic, "cpu") | {
         "prefetch": numba_ir.prefetch(intrinsic),
         "C": np.dtype(compute).type,
         "np": np,
@@ -209,7 +209,7 @@ def _versions() -> tuple[str, ...]:
         name: getattr(config, name, None) for name in ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "DEBUGINFO_DEFAULT")
     }
     here = Path(__file__).parent
-    own = [(here / name).read_text() for name in ("numba_ir.py", "numba_random.py")]
+    own = [(here / name).read_text() for name in ("numba_ir.py", "numba_arithmetic.py", "numba_random.py")]
     return (
         gpuopt.__version__,
         numba.__version__,

@@ -105,7 +105,8 @@ def _versions() -> tuple[str, ...]:
 
     inner = numba_cuda().cudadrv
     here = Path(__file__).parent
-    own = [(here / name).read_text() for name in ("numba_ir.py", "numba_packs.py", "numba_random.py")]
+    sources = ("numba_ir.py", "numba_arithmetic.py", "numba_packs.py", "numba_random.py")
+    own = [(here / name).read_text() for name in sources]
     return (
         gpuopt.__version__,
         numba.__version__,
