@@ -39,7 +39,7 @@ OPTIMI = {"adamw": "AdamW", "lion": "Lion"}  # its Adam and SGD decay in another
 # Those of these libraries whose step is the author's, as ours is: pytorch_optimizer's Lamb, for one, has no bias correction.
 PYTORCH_OPTIMIZER = {"ademamix": "AdEMAMix"}
 AMSGRAD = ("amsgrad",)
-TIMM = {"lamb": "Lamb", "adafactor": "Adafactor", "lars": "Lars", "novograd": "NvNovoGrad"}
+TIMM = {"lamb": "Lamb", "lars": "Lars", "novograd": "NvNovoGrad"}  # its Adafactor takes other steps
 WARM_UPS = ("alpha_warmup", "beta3_warmup")  # none by default there too
 TWO = ("float32", "bfloat16")
 PEERS = (
@@ -101,7 +101,7 @@ class TorchPeer(Provider):
         params = torch_tensors(case, self.device)
         made = getattr(import_module(self.peer.module), self.peer.classes[case.optimizer])
         wanted = {k: v for k, v in hyper(case.optimizer).items() if k not in self.peer.drop}
-        return TorchSession(params, made(params, **wanted, **self.peer.options))
+        return TorchSession(params, made(params, **(wanted | self.peer.options)))
 
     @property
     def version(self) -> str:
