@@ -11,7 +11,7 @@ import numpy as np
 
 from gpuopt import arrays, backends, rules
 from gpuopt.launch.launcher import StepRequest
-from launches import HYPER, OnGpu, make, one_of_its_kind, same_bits, variants
+from launches import HYPER, OnGpu, make, one_of_its_kind, same_bits, simulated, variants
 from simulator_runtime import SimulatedBackend
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -51,6 +51,7 @@ def check(name: str, dtype: str, options: bool, state_format: str = "float32") -
 
 if __name__ == "__main__":
     assert backends.missing("numba-cuda") is None, "the simulator needs no driver and no compiler"
+    assert set(RULES) <= set(simulated(rules.NAMES)), "steps of others cannot be set up here"
     arrays.register(one_of_its_kind())
     for index, rule in enumerate(RULES):
         check(rule, DTYPES[index % 4], options=index >= 4)

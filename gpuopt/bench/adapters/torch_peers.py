@@ -101,7 +101,7 @@ class TorchPeer(Provider):
         params = torch_tensors(case, self.device)
         made = getattr(import_module(self.peer.module), self.peer.classes[case.optimizer])
         wanted = {k: v for k, v in hyper(case.optimizer).items() if k not in self.peer.drop}
-        return TorchSession(params, made(params, **(wanted | self.peer.options)))
+        return TorchSession(params, made(params, **wanted, **self.peer.options))
 
     @property
     def version(self) -> str:
