@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 import gpuopt
 from gpuopt.sklearn import LinearRegressor, LogisticClassifier, MLPClassifier, MLPRegressor, batches, losses, training
-from gpuopt.sklearn.batches import Augmentation, Batches, Data, automatic_size, take
+from gpuopt.sklearn.batches import Augmentation, Batches, Data, automatic_size
 from gpuopt.sklearn.network import ACTIVATIONS, Network, initial
 
 Array = np.ndarray[Any, Any]
@@ -87,18 +87,18 @@ def passes(made: Batches, count: int) -> list[Array]:
     return [np.concatenate([x[:, 0].copy() for x, _, _ in made]) for _ in range(count)]
 
 
-@pytest.mark.parametrize("once", [False, True])
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("kind", ["float32", "float64", "sparse"])
 def test_a_pass_has_every_row_once_with_its_target_and_weight(
-    once: bool, kind: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+    large: bool, kind: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches, "ONCE", 0 if once else 1 << 40)
+    monkeypatch.setattr(batches, "NEAR", 0 if large else 1 << 40)
     n = 103
     numbers = np.arange(1, n + 1.0)
     x = np.stack([numbers, -numbers], axis=1)
     x = sparse.csr_array(x) if kind == "sparse" else x.astype(kind)
     made = Batches(Data(x, 2 * numbers[:, None], 3 * numbers), 10, rng)
-    assert made.once is (once and kind != "sparse") and len(made) == 11
+    assert len(made) == 11
     for _ in range(2):
         for inputs, y, weights in made:
             assert inputs.dtype == np.float32 and inputs.flags.c_contiguous and len(inputs) in (9, 10)
@@ -106,6 +106,16 @@ def test_a_pass_has_every_row_once_with_its_target_and_weight(
     first, second = passes(made, 2)
     assert not np.array_equal(first, second) and not np.array_equal(first, numbers)
     assert np.array_equal(np.sort(first), numbers) and np.array_equal(np.sort(second), numbers)
+    together = np.mean(np.diff(first) == 1)  # rows that follow each other as they lie
+    assert together > 0.8 if large and kind != "sparse" else together < 0.1
+
+
+def test_runs_of_rows_are_in_random_order_and_none_is_left_out(rng: np.random.Generator) -> None:
+    for count, run in ((103, 8), (8, 8), (5, 8), (64, 1)):
+        order = batches.shuffled(count, run, rng)
+        assert np.array_equal(np.sort(order), np.arange(count))
+        inside = np.flatnonzero(np.diff(order) != 1) + 1
+        assert all(order[k] % run == 0 for k in inside), "only whole runs begin elsewhere"
 
 
 def test_without_shuffle_rows_come_as_they_lie_and_are_not_copied(rng: np.random.Generator) -> None:
@@ -132,10 +142,9 @@ def test_augmentation_leaves_the_data_alone(option: dict[str, float], rng: np.ra
 def test_rows_of_a_minibatch() -> None:
     assert [automatic_size(n, False) for n in (5, 64, 65, 1437, 50_000, 10**6)] == [5, 64, 32, 32, 64, 512]
     assert [automatic_size(n, True) for n in (1437, 50_000, 10**6)] == [32, 256, 4096]
-    order = np.array([2, 0, 1])
-    assert np.array_equal(
-        take(np.array([[1.0], [2.0], [3.0]]), order, np.float32), np.array([[3], [1], [2]], np.float32)
-    )
+    for dtype in (np.float32, np.float64):
+        gathered = batches.Gathered(np.array([[1.0], [2.0], [3.0]], dtype), np.float32, 2)
+        assert np.array_equal(gathered.take(np.array([2, 0])), np.array([[3], [1]], np.float32))
 
 
 # ------------------------------------------------------------------------------------------------- stopping

@@ -25,6 +25,8 @@ WHOLE = 1 << 18  # parameters up to which everything is compared
 BLOCK, TENSORS = 4096, 12  # beyond: the head, the middle and the tail of this many tensors
 MANY = 1 << 24  # parameters that are too many for temporaries of their size
 EXACT, ROUNDED = 1e-4, 0.5  # relative error allowed where states are kept in the compute type, and where they are not
+# Of sums in float32: torch's norm of the 38.6 million elements of GPT-2's embedding is 0.27 % too small on a CPU.
+SUMS = 5e-3
 EPSILON = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 Pick = tuple[int, int, int]  # tensor, start, stop
@@ -102,11 +104,14 @@ def change(optimizer: str, steps: int) -> float:
     return norm([moved]) / sqrt(moved.size)
 
 
-def tolerance(case: Case) -> float:
-    """The relative error allowed: three roundings of a parameter of size 1 a step, and that of the state format."""
+def tolerance(case: Case, float32_sums: bool = False) -> float:
+    """The relative error allowed: three roundings of a parameter of size 1 a step, that of the state format, and, of a rule with
+    sums, that of a provider which makes them in float32.
+    """
     exact = case.state_format == "float32"
     rounding = 3 * EPSILON[case.dtype] * sqrt(case.steps) / max(change(case.optimizer, case.steps), 1e-300)
-    return (EXACT if exact else ROUNDED) + min(rounding, ROUNDED)
+    sums = SUMS if float32_sums and not elementwise(case.optimizer) else 0.0
+    return (EXACT if exact else ROUNDED) + min(rounding, ROUNDED) + sums
 
 
 def norm(arrays: list[Any]) -> float:

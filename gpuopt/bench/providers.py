@@ -48,6 +48,7 @@ class Provider:
     distribution = ""  # whose version is reported
     own = False  # whether it is gpuopt
     renews = False  # whether its sessions take other gradient arrays at every step, where the case says so
+    float32_sums = False  # whether it sums a tensor in the tensor's own precision, where gpuopt sums in float64
     rank = 5  # lower is measured first where not everything fits
 
     def __init__(self, device: str) -> None:

@@ -1,17 +1,18 @@
-"""Minibatches: data in the order of a pass, as contiguous views, with noise on inputs and mixup where asked for.
+"""Minibatches: data in the order of a pass, contiguous, with noise on inputs and mixup where asked for.
 
 Called by the training loop. Knows no network and no loss.
 
-Order. Rows are shuffled anew before every pass, gathered into one array of which minibatches are views. Of dense data beyond
-ONCE bytes on the host, rows are gathered in random order once, and every pass takes the same minibatches in another order: to
-gather rows from all over the memory costs more than a pass itself. Sparse data are made dense minibatch by minibatch. All
-minibatches of a pass have the same number of rows or one less. Data that fit into one minibatch are never shuffled.
+Order. Rows are shuffled anew before every pass; of dense data beyond NEAR bytes on the host, runs of RUN rows that lie together,
+since to gather single rows from all over the memory costs more than the pass itself. Minibatches are gathered (sparse data made
+dense) one by one into the same memory, so that one of them lasts until the next. All minibatches of a pass have the same number
+of rows or one less. Data that fit into one minibatch are never shuffled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,8 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 Batch = tuple[Any, Any, Any]  # inputs (n, features), targets (n, k), weights (n, 1) or None
 
-ONCE = 32 << 20
-BLOCK = 512  # rows that are brought into another dtype at a time, in memory that stays in a cache
+NEAR = 32 << 20  # what a cache may hold
+RUN = 8
 WHOLE, LEAST = 64, 32
 PARTS, MOST = (1024, 256), (512, 4096)  # of a network, of a linear model, whose steps are short
 
@@ -59,19 +60,29 @@ class Augmentation:
     mixup: float = 0.0
 
 
-def take(array: Array, order: Array | None, dtype: Any) -> Array:
-    """Rows of an array in this order (None: as they lie), in this dtype and C order; the array itself where nothing changes."""
-    if order is None:
-        return np.ascontiguousarray(array, dtype)
-    out = np.empty((len(order), *array.shape[1:]), dtype)
-    block = None if array.dtype == out.dtype else np.empty((BLOCK, *array.shape[1:]), array.dtype)
-    for begin in range(0, len(order), BLOCK):
-        rows, target = order[begin : begin + BLOCK], out[begin : begin + BLOCK]
-        place = target if block is None else block[: len(rows)]
-        np.take(array, rows, axis=0, out=place, mode="clip")
-        if block is not None:
-            target[...] = place
-    return out
+def shuffled(count: int, run: int, rng: np.random.Generator) -> Array:
+    """The numbers below `count` in random order, runs of so many of them together: (count,)."""
+    if run == 1:
+        return rng.permutation(count)
+    order = rng.permutation(-(-count // run))[:, None] * run + np.arange(run)
+    return order[order < count]
+
+
+class Gathered:
+    """Rows of an array in a dtype and C order: all in memory that the next call writes again, or the array's own where it fits."""
+
+    def __init__(self, array: Array, dtype: Any, rows: int) -> None:
+        self.array = array
+        self.out = np.empty((rows, *array.shape[1:]), dtype)
+        self.read = self.out if array.dtype == self.out.dtype else np.empty(self.out.shape, array.dtype)
+
+    def take(self, rows: Array) -> Array:
+        """These rows, in their order."""
+        read, out = self.read[: len(rows)], self.out[: len(rows)]
+        np.take(self.array, rows, axis=0, out=read, mode="clip")
+        if read is not out:
+            out[...] = read
+        return out
 
 
 class Batches:
@@ -93,25 +104,26 @@ class Batches:
         count = -(-n // rows)
         self.bounds = [n * k // count for k in range(count + 1)]
         self.shuffle = shuffle and count > 1
-        self.once = self.shuffle and not data.sparse and xp is np and data.x.size * self.dtype.itemsize > ONCE
-        self.x, self.y, self.weights = data.x, data.y, data.weights
-        if self.once or not (self.shuffle or data.sparse):
-            order = rng.permutation(n) if self.once else None
-            self.x = take(data.x, order, self.dtype)
-            self._rows(order)
-        if xp is not np and not data.sparse:
-            self.x = xp.asarray(take(self.x, None, self.dtype))
+        self.x = data.x
+        on_host = xp is np and not data.sparse
+        self.run = RUN if on_host and data.x.size * self.dtype.itemsize > NEAR else 1
+        self.gathered = Gathered(data.x, self.dtype, rows) if on_host and self.shuffle else None
+        if not data.sparse and self.gathered is None:
+            self.x = xp.asarray(np.ascontiguousarray(data.x, self.dtype))
+        self._rows(None)
         self.deviations = self._deviations() if augmentation.input_noise else None
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
 
     def _rows(self, order: Array | None) -> None:
-        """Targets and weights in this order."""
-        integers = bool(self.data.classes)
-        self.y = take(self.data.y, order, self.data.y.dtype if integers else self.dtype)
-        if self.data.weights is not None:
-            self.weights = take(self.data.weights, order, self.dtype)[:, None]
+        """Targets and weights in this order (None: as they lie)."""
+        y, weights = self.data.y, self.data.weights
+        y = y if order is None else y[order]
+        self.y = np.ascontiguousarray(y, y.dtype if self.data.classes else self.dtype)
+        if weights is not None:
+            weights = np.asarray(weights if order is None else weights[order], self.dtype)[:, None]
+        self.weights = weights
 
     def _deviations(self) -> Array:
         """The standard deviation of each feature, (features,)."""
@@ -122,22 +134,20 @@ class Batches:
         return np.asarray(self.data.x.std(axis=0), self.dtype)
 
     def __iter__(self) -> Iterator[Batch]:
-        order = self.rng.permutation(len(self.data)) if self.shuffle and not self.once else None
+        order = shuffled(len(self.data), self.run, self.rng) if self.shuffle else None
         x = self.x
-        if order is not None or self.data.sparse:
+        if order is not None:
             self._rows(order)
-            if self.xp is not np and order is not None and not self.data.sparse:
+            if self.xp is not np and not self.data.sparse:
                 x = self.x[self.xp.asarray(order)]
-            elif not self.data.sparse:
-                x = take(self.data.x, order, self.dtype)
-        sequence = self.rng.permutation(len(self)) if self.once else range(len(self))
-        for k in sequence:
-            begin, end = self.bounds[k], self.bounds[k + 1]
-            if self.data.sparse:
-                rows = x[begin:end] if order is None else x[order[begin:end]]
-                yield self._made(np.asarray(rows.toarray(), self.dtype, order="C"), begin, end)
+        for begin, end in pairwise(self.bounds):
+            if self.gathered is not None and order is not None:
+                rows = self.gathered.take(order[begin:end])
             else:
-                yield self._made(x[begin:end], begin, end)
+                rows = x[begin:end] if order is None or not self.data.sparse else x[order[begin:end]]
+            if self.data.sparse:
+                rows = np.asarray(rows.toarray(), self.dtype, order="C")
+            yield self._made(rows, begin, end)
 
     def _made(self, x: Any, begin: int, end: int) -> Batch:
         """A minibatch of these inputs and of the targets and weights from row `begin` to `end`."""

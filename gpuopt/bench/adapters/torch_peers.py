@@ -69,6 +69,7 @@ PEERS = (
 class TorchPeer(Provider):
     """A row of the table on one device."""
 
+    float32_sums = True  # torch's
     rank = 5
 
     def __init__(self, device: str, peer: Peer) -> None:

@@ -60,6 +60,7 @@ class TorchStep(Provider):
     """One implementation of torch.optim."""
 
     distribution = "torch"
+    float32_sums = True
 
     def __init__(self, device: str, form: str, options: dict[str, Any], rank: int) -> None:
         super().__init__(device)
