@@ -43,6 +43,8 @@ _HOMES = {
         "epsilon",
     ),
     "gpuopt.source": ("kernel_source",),
+    "gpuopt.formats.language": ("format", "bits", "from_bits"),
+    "gpuopt.optim.full_precision": ("full_precision",),
     "gpuopt.minimizing.loop": ("minimize",),
     "gpuopt.minimizing.scipy_method": ("scipy_method",),
     "gpuopt.streams": ("stream",),

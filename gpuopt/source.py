@@ -13,14 +13,15 @@ from gpuopt.compiler import to_cuda, to_cuda_sums, to_numba, to_numba_cuda, to_n
 from gpuopt.compiler.host import row_inputs
 from gpuopt.compiler.lower import gradient_sums, program_for
 from gpuopt.compiler.names import OPTION
-from gpuopt.compiler.parts import Pass, PerTensor, Role, Signature
+from gpuopt.compiler.parts import Pass, PerTensor
 from gpuopt.compiler.program import Program
 from gpuopt.errors import InputError, entry
-from gpuopt.formats.dtypes import PARAMETER_DTYPES, STORAGES, state_dtype, state_storage
+from gpuopt.formats.dtypes import PARAMETER_DTYPES, STORAGES, state_dtype
 from gpuopt.messages import suggestion
-from gpuopt.optim import beside
 from gpuopt.optim.decay import peak_of
 from gpuopt.optim.hyper import check_group, defaults_of, switches
+from gpuopt.optim.keeping import keeping
+from gpuopt.optim.launches import signature
 from gpuopt.optim.settings import Settings
 from gpuopt.rules.language import Rule, checked_rule
 from gpuopt.rules.options import BESIDE
@@ -90,6 +91,7 @@ def program(
     for name, value in (("mask", mask), ("bounds", bounds)):
         check_choice(name, value, (False, True))
     group, settings = checked(rule, options)
+    rule = keeping(rule, settings.param_format)
     scaled = (settings.max_grad_norm, settings.grad_scale) != (None, None)
     flags = rule.flags(group) | switches([group], scaled)
     flags |= {OPTION + flag: mask if name == "mask" else bounds for name, flag in BESIDE.items()}
@@ -100,15 +102,10 @@ def of_flags(
     rule: Rule, flags: dict[str, Any], param_dtype: str, grad_dtype: str, formats: Mapping[str, str]
 ) -> Program:
     """The program of a rule under these flags, those of the options included; formats: of each state."""
+    flags = rule.shaped(flags, (1, 1), dtype=param_dtype)
     compute = STORAGES[param_dtype].compute
-    roles = [Role("p", param_dtype, True), Role("g", grad_dtype, False)]
-    stored = {name: state_storage(state_dtype(chosen, compute)) for name, chosen in formats.items()}
-    active = rule.active_states(flags)
-    roles += [Role(s.name, stored[s.name], not s.readonly) for s in active if s.walked]
-    others = [Role(s.name, compute, not s.readonly, s.shape) for s in active if not s.walked]
-    cells, vectors = (tuple(r for r in others if (r.shape in ("scalar", "global")) is one) for one in (True, False))
-    roles += beside.storages(flags, param_dtype)
-    return program_for(Signature(rule, tuple(sorted(flags.items())), tuple(roles), compute, cells, vectors))
+    stored = {s.name: state_dtype(formats[s.name], param_dtype) if s.walked else compute for s in rule.states}
+    return program_for(signature(rule, flags, param_dtype, grad_dtype, stored))
 
 
 def checked(rule: Rule, options: dict[str, Any]) -> tuple[dict[str, Any], Settings]:

@@ -5,12 +5,12 @@
 //   U::ROLES, U::SCALARS      arrays per tensor, scalars per row
 //   U::ADDRESSES, U::VALUES   addresses in a record of the table, numbers per tensor that are known by now
 //   U::Storage<r>::T          element type of role r;  U::size(r): its bytes;  U::written(r): whether it is stored
-//   U::update(C* x, const C* s)   one element: x[role] in and out, s the row of scalars and the numbers of the tensor
+//   U::update(C* x, const C* s, const unsigned* words)   one element: x[role] in and out (of a code, a float with its bits), s the row
+//                                 of scalars and the numbers of the tensor
 //   U::store_cells(record, s)     states of one number, once a tensor
 //   U::VECTORS, U::vectors(shape, slots, i, out)   numbers of the row, column and matrix of element i, behind those of x
 //   U::STREAMS                    words of random bits an element takes; where there are any, the last two scalars are the
 //                                 lower and the upper 16 bits of the step count
-//   U::stream(r), U::shift(r)     which of them role r takes, from which bit on
 //
 // The table (gpuopt/launch/table.py) lives on the device and is only rebuilt when an array moved. The grid is
 // persistent: a unit of `unit` threads (a warp for tiny tensors, a block otherwise) takes every units-th tile.
@@ -47,21 +47,19 @@ template <class U, int N, int R> struct Packs {
     for (int k = 0; k < UNROLL; ++k) x[k][R] = decode<C>(raw[OFFSET % W + k]);
     rest.template load<OFFSET>(at, i, x);
   }
-  template <int OFFSET, class Bits>
-  __device__ __forceinline__ void store(const int64* at, int64 i, const C (&x)[UNROLL][U::ROLES + U::VECTORS], const Bits& random) {
+  template <int OFFSET>
+  __device__ __forceinline__ void store(const int64* at, int64 i, const C (&x)[UNROLL][U::ROLES + U::VECTORS]) {
     if constexpr (U::written(R)) {
 #pragma unroll
-      for (int k = 0; k < UNROLL; ++k)
-        raw[OFFSET % W + k] = Encode<T>::from(x[k][R], random(U::stream(R), OFFSET + k) >> U::shift(R));
+      for (int k = 0; k < UNROLL; ++k) raw[OFFSET % W + k] = Encode<T>::from(x[k][R]);
       if ((OFFSET + UNROLL) % W == 0) Pack<T, W>::store(reinterpret_cast<T*>(at[R]) + i + OFFSET + UNROLL - W, raw);
     }
-    rest.template store<OFFSET>(at, i, x, random);
+    rest.template store<OFFSET>(at, i, x);
   }
 };
 template <class U, int N> struct Packs<U, N, U::ROLES> {
   template <int OFFSET, class X> __device__ __forceinline__ void load(const int64*, int64, X&) {}
-  template <int OFFSET, class X, class Bits>
-  __device__ __forceinline__ void store(const int64*, int64, const X&, const Bits&) {}
+  template <int OFFSET, class X> __device__ __forceinline__ void store(const int64*, int64, const X&) {}
 };
 
 // What the random numbers of a tensor depend on, if its kernel takes any: read anew, as addresses are.
@@ -86,9 +84,12 @@ __device__ __forceinline__ void update_at(const int64* at, const int64* slots, i
 #pragma unroll
   for (int k = 0; k < UNROLL; ++k) {
     U::vectors(at + U::ADDRESSES, slots, i + OFFSET + k, x[k] + U::ROLES);
-    U::update(x[k], s);
+    unsigned words[U::STREAMS > 0 ? U::STREAMS : 1];
+#pragma unroll
+    for (int w = 0; w < U::STREAMS; ++w) words[w] = random(w, OFFSET + k);
+    U::update(x[k], s, words);
   }
-  packs.template store<OFFSET>(at, i, x, random);
+  packs.template store<OFFSET>(at, i, x);
   if constexpr (OFFSET + UNROLL < N) update_at<U, N, OFFSET + UNROLL>(at, slots, i, s, packs, random);
 }
 

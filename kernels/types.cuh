@@ -7,8 +7,9 @@ typedef unsigned long long uint64;
 
 struct half16 { unsigned short bits; };
 struct bfloat16 { unsigned short bits; };
-struct stochastic_bfloat16 { unsigned short bits; };  // the same bits, rounded at random
 struct byte8 { unsigned char bits; };
+struct code8 { unsigned char bits; };  // codes of a format, which travel as the bits of a float
+struct code16 { unsigned short bits; };
 
 __device__ __forceinline__ unsigned float_bits(float x) { unsigned u; memcpy(&u, &x, 4); return u; }
 __device__ __forceinline__ float bits_float(unsigned u) { float x; memcpy(&x, &u, 4); return x; }
@@ -17,7 +18,8 @@ __device__ __forceinline__ float bits_float(unsigned u) { float x; memcpy(&x, &u
 template <class C> __device__ __forceinline__ C decode(C x) { return x; }
 template <class C> __device__ __forceinline__ C decode(byte8 x) { return C(x.bits); }
 template <class C> __device__ __forceinline__ C decode(bfloat16 x) { return bits_float(unsigned(x.bits) << 16); }
-template <class C> __device__ __forceinline__ C decode(stochastic_bfloat16 x) { return bits_float(unsigned(x.bits) << 16); }
+template <class C> __device__ __forceinline__ C decode(code8 x) { return bits_float(x.bits); }
+template <class C> __device__ __forceinline__ C decode(code16 x) { return bits_float(x.bits); }
 template <class C> __device__ __forceinline__ C decode(half16 x) {
 #ifdef __CUDA_ARCH__
   float y;
@@ -28,12 +30,12 @@ template <class C> __device__ __forceinline__ C decode(half16 x) {
 #endif
 }
 
-// ---- storing: compute type -> storage, to nearest even or, with random bits from the lowest on, stochastically ----------
+// ---- storing: compute type -> storage, to nearest even; of codes, their low bits ------------------------------------------
 template <class T> struct Encode {
-  template <class C> static __device__ __forceinline__ T from(C x, unsigned) { return T(x); }
+  template <class C> static __device__ __forceinline__ T from(C x) { return T(x); }
 };
 template <> struct Encode<bfloat16> {
-  static __device__ __forceinline__ bfloat16 from(float x, unsigned) {
+  static __device__ __forceinline__ bfloat16 from(float x) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     bfloat16 y;
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
@@ -44,13 +46,14 @@ template <> struct Encode<bfloat16> {
 #endif
   }
 };
-template <> struct Encode<stochastic_bfloat16> {
-  static __device__ __forceinline__ stochastic_bfloat16 from(float x, unsigned random) {
-    return {(unsigned short)(x != x ? 0x7fc0u : (float_bits(x) + (random & 0xffffu)) >> 16)};
-  }
+template <> struct Encode<code8> {
+  static __device__ __forceinline__ code8 from(float x) { return {(unsigned char)float_bits(x)}; }
+};
+template <> struct Encode<code16> {
+  static __device__ __forceinline__ code16 from(float x) { return {(unsigned short)float_bits(x)}; }
 };
 template <> struct Encode<half16> {
-  static __device__ __forceinline__ half16 from(float x, unsigned) {
+  static __device__ __forceinline__ half16 from(float x) {
 #ifdef __CUDA_ARCH__
     half16 y;
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));

@@ -90,12 +90,22 @@ def make(
             values = rng.standard_normal(size)
             if role.name not in ("p", "g", "m", "b", "@mask", "@lower"):
                 values = np.abs(values) + 0.5  # second moments
-            tensor[role.name] = values > 0 if role.storage == "bool" else values.astype(numpy_dtype(role.storage))
+            tensor[role.name] = stored(role.storage, values, rng)
         tensors.append(tensor)
     counter = StepCounter(0, step, lambda _step: HYPER)
     addresses = np.array([[a[r.name].ctypes.data for r in made.roles] for a in tensors], np.int64)
     plan = Plan(made, sizes, [0] * len(sizes), addresses.reshape(len(sizes), len(made.roles)))
     return Launch(plan, [counter], tensors), counter, tensors
+
+
+def stored(storage: str, values: Any, rng: np.random.Generator) -> Any:
+    """Values as an array of this storage; codes of numbers are theirs, any others random."""
+    if storage == "bool":
+        return values > 0
+    if storage.startswith("code-"):
+        return values.astype(numpy_dtype(storage.removeprefix("code-")))
+    dtype = numpy_dtype(storage)
+    return rng.integers(-100, 100, values.shape).astype(dtype) if dtype.kind in "iu" else values.astype(dtype)
 
 
 def same_bits(left: list[dict[str, Any]], right: list[dict[str, Any]]) -> bool:
@@ -110,10 +120,12 @@ def same_bits(left: list[dict[str, Any]], right: list[dict[str, Any]]) -> bool:
     return True
 
 
-def variants(name: str, dtype: str, options: bool, state_format: str = "float32") -> Program:
+def variants(
+    name: str, dtype: str, options: bool, state_format: str = "float32", param_format: str = "native"
+) -> Program:
     """The program of a rule with all of its states, plain or with every option."""
     given = FULL.get(name, {}) | (OPTIONS if options else {})
-    return program(name, param_dtype=dtype, state_format=state_format, **given)
+    return program(name, param_dtype=dtype, state_format=state_format, param_format=param_format, **given)
 
 
 def simulated(names: Iterable[str]) -> list[str]:

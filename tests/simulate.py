@@ -21,10 +21,10 @@ RULES = ("sgd", "lamb", "stableadamw", "lion", "adamw", "rprop", "lars", "ademam
 SIZES = [1, 5, 0, 300, 1030]
 
 
-def check(name: str, dtype: str, options: bool, state_format: str = "float32") -> None:
+def check(name: str, dtype: str, options: bool, state_format: str = "float32", param_format: str = "native") -> None:
     """Two steps by NumPy and by the simulator; with options the norm, the skip and the rows are decided by GPU kernels."""
     request = StepRequest(max_norm=1.0, check_finite=True, on_device=True) if options else StepRequest()
-    made = variants(name, dtype, options, state_format)
+    made = variants(name, dtype, options, state_format, param_format)
     expected, counter, left = make(made, SIZES)
     found, device_clock, right = make(made, SIZES)
     defaults = {
@@ -57,4 +57,6 @@ if __name__ == "__main__":
         check(rule, DTYPES[index % 4], options=index >= 4)
     check("adamw", "float32", True, "bfloat16")  # three states that are rounded at random
     check("lion", "bfloat16", False, "bfloat16")
+    check("sgd", "float16", False, "float32", "split8")
+    check("sgd", "bfloat16", False, "float32", "kahan")
     sys.exit(0)

@@ -6,7 +6,8 @@ host memory, by shim.backend and test_gpu_graphs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,12 +16,12 @@ from numpy.typing import NDArray
 
 from gpuopt.backends import numba_cuda
 from gpuopt.compiler.numba_gpu import Text
-from gpuopt.compiler.parts import Draw, Layout, Pass, PerMatrix, PerTensor
+from gpuopt.compiler.parts import Layout, Pass, PerMatrix, PerTensor
 from gpuopt.compiler.program import Program
 from gpuopt.compiler.scalars import ipow
 from gpuopt.formats import philox
 from gpuopt.formats.dtypes import STORAGES, numpy_dtype
-from gpuopt.formats.stochastic import encode
+from gpuopt.formats.language import bits, from_bits
 from gpuopt.launch import table as t
 from gpuopt.launch.sums import power_of_two
 from gpuopt.native.memory import memory
@@ -38,22 +39,21 @@ class Memory:
     def load(self, storage: str, scope: int = 0, scopes: int = 1, compute: str | None = None) -> Callable[..., Any]:
         if storage == "int64":
             return lambda base, i: int(memory(base + 8 * i, WHOLE)[0])
-        dtype = numpy_dtype(storage)
+        dtype = element_dtype(storage)
         target = np.dtype(compute or (self.compute if storage == "bool" else STORAGES[storage].compute)).type
+        target = np.uint32 if STORAGES[storage].code else target
         return lambda base, i: target(memory(base + dtype.itemsize * i, dtype)[0])
 
-    def store(
-        self, storage: str, scope: int = 0, scopes: int = 1, compute: str | None = None, draw: Draw | None = None
-    ) -> Callable[..., Any]:
-        dtype = WHOLE if storage == "int64" else numpy_dtype(storage)
+    def store(self, storage: str, scope: int = 0, scopes: int = 1, compute: str | None = None) -> Callable[..., Any]:
+        dtype = WHOLE if storage == "int64" else element_dtype(storage)
 
-        def store(base: int, i: int, value: Any, word: Any = None) -> None:
-            memory(base + dtype.itemsize * i, dtype)[:] = encoded(storage, dtype, [value], [word], draw)
+        def store(base: int, i: int, value: Any) -> None:
+            memory(base + dtype.itemsize * i, dtype)[:] = np.asarray([value]).astype(dtype)
 
         return store
 
     def load_pack(self, storage: str, count: int) -> Callable[..., Any]:
-        dtype, target = numpy_dtype(storage), np.dtype(self.compute).type
+        dtype, target = element_dtype(storage), np.uint32 if STORAGES[storage].code else np.dtype(self.compute).type
 
         def load(address: int) -> tuple[Any, ...]:
             check_pack(address, dtype.itemsize * count)
@@ -61,12 +61,12 @@ class Memory:
 
         return load
 
-    def store_pack(self, storage: str, count: int, draw: Draw | None = None) -> Callable[..., Any]:
-        dtype = numpy_dtype(storage)
+    def store_pack(self, storage: str, count: int) -> Callable[..., Any]:
+        dtype = element_dtype(storage)
 
-        def store(address: int, values: tuple[Any, ...], words: Sequence[Any] = ()) -> None:
+        def store(address: int, values: tuple[Any, ...]) -> None:
             check_pack(address, dtype.itemsize * count)
-            memory(address, dtype, count)[:] = encoded(storage, dtype, np.array(values, self.compute), words, draw)
+            memory(address, dtype, count)[:] = np.array(values).astype(dtype)
 
         return store
 
@@ -98,6 +98,10 @@ class Memory:
             "maximum": lambda a, b: number(maximum(a, b)),
             "sign": lambda x: np.asarray(x).dtype.type(sign(x)),
             "select": lambda c, a, b: type(a)(where(c, a, b)),
+            "U": np.uint32,
+            "float_bits": lambda x: bits(x)[()],
+            "bits_float": lambda n: from_bits(n)[()],
+            **{"i" + op: getattr(operator, word) for op, word in WORDS.items()},
             "ipow": lambda base, n: np.float64(ipow(float(base), int(n))),
         }
 
@@ -107,11 +111,13 @@ def number(x: Any) -> Any:
     return x[()] if isinstance(x, np.ndarray) else x
 
 
-def encoded(storage: str, dtype: np.dtype[Any], values: Any, words: Any, draw: Draw | None) -> NDArray[Any]:
-    """Values as they are stored, rounded with the random words where the role draws."""
-    if draw is None:
-        return np.asarray(values).astype(dtype)
-    return encode(storage, np.asarray(values, np.float32), np.asarray(words, np.uint32) >> np.uint32(draw.shift))
+WORDS = {"add": "add", "sub": "sub", "and": "and_", "or": "or_", "xor": "xor", "shl": "lshift", "shr": "rshift"}
+
+
+def element_dtype(storage: str) -> np.dtype[Any]:
+    """What an element is in memory; a code is a whole number from 0 on."""
+    found = numpy_dtype(storage)
+    return np.dtype(f"u{found.itemsize}") if STORAGES[storage].code else found
 
 
 def check_pack(address: int, size: int) -> None:

@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 
 from covering import REPRESENTATIVES, marked, some
 from gpuopt import rules
+from gpuopt.compiler.names import CODE
+from gpuopt.formats import OF_PARAMETERS
 from gpuopt.launch import table as t
 from gpuopt.rules.options import BESIDE
 from shim.arena import Case, assert_same, launches_of, parameters_of
@@ -31,7 +33,13 @@ SHAPES = ((32, 2048, 3), (256, 16384, 2))  # unit, tile size, blocks
 TILES = (2048, 4096, 8192, 16384)
 SIZES = [*range(258), 1023, 1024, 1025, *(tile + d for tile in TILES for d in (-1, 0, 1))]
 FEW = [0, 1, 3, 7, 8, 9, 31, 32, 33, 0, 255, 256, 257, 1023, 2047, 2048, 2049, 4097, 0]
-ROLES = ["p", "g", *BESIDE, *sorted({s.name for name in rules.NAMES for s in rules.get(name).states})]
+ROLES = [
+    "p",
+    "g",
+    *BESIDE,
+    *(f"{CODE}p_{plane}" for plane in ("rest", "low", "master")),
+    *sorted({s.name for name in rules.NAMES for s in rules.get(name).states}),
+]
 SWITCHES = {"scaled": {"maximize": True, "grad_scale": 8.0}, "clipped": {"clip_value": 0.75}}
 SWITCHES |= {"sparse": {"l1": 0.125}, "masked": {"mask": True}, "bounded": {"bounds": True}}
 
@@ -84,6 +92,16 @@ FORMAT_CASES = {
     for dtype in ("float32", "bfloat16")
     if rules.get(name).states
 }
+FORMAT_CASES |= {
+    f"{kept}-{name}-{dtype}": with_options(name, dtype, (), options={"param_format": kept}, **more)
+    for kept, dtype in product(OF_PARAMETERS, ("float16", "bfloat16"))
+    for name, more in (
+        ("sgd", {}),
+        ("adamw", {"state_format": "bfloat16", "mask": True}),
+        ("lamb", {}),
+        ("adafactor", {}),
+    )
+}
 # Rules that sum: of a tensor of several chunks and of more tensors than blocks, in groups with step counts of their own.
 SUMMED = [*FEW, t.CHUNK, 2 * t.CHUNK + 333]
 SUM_CASES = {
@@ -109,6 +127,7 @@ def ordinary() -> Iterator[str]:
     sizes and offsets. Of a representative everything, but every option only in float32 (in every dtype for AdamW).
     """
     yield from (k for k in CASES if k.startswith("options-") and not k.endswith("-all"))
+    yield from (f"state16-{k}" for k in FORMAT_CASES if k.partition("-")[0] in OF_PARAMETERS)
     yield from (f"sums-trusting-{dtype}" for dtype in ("float64", "float16", "float32-bfloat16", "float32-odd"))
     yield from (f"sums-distant-{dtype}" for dtype in ("float32", "bfloat16", "float32-odd"))
     yield from (f"sums-lined-{dtype}" for dtype in ("float64", "float32-bfloat16", "float16", "float32-odd"))

@@ -53,8 +53,8 @@ MUTANTS = {
     "head forgotten": ("../kernels/multi_tensor_cpu.py", r"begin = first if index > 0 else 0", "begin = first", "tiles"),
     "last tile not cut": ("launch/plan.py", r"-\(-numels // size\)", "numels // size", "tiles"),
     "address of before": ("launch/plan.py", r"column\[changed\] = addresses\[changed\]", "pass", "tiles"),
-    "16 bits rounded to nearest": ("compiler/numba_ir.py", r"if random is None:", "if True:", "stalling"),
-    "16 bits cut off": ("formats/stochastic.py", r"\(raw \+ .*?\)\) >>", "raw >>", "stalling"),
+    "16 bits rounded to nearest": ("formats/stochastic.py", r"\(w \+ \(random.*?\)\) >> 16", "(w + 0x7FFF) >> 16", "stalling"),
+    "16 bits cut off": ("formats/stochastic.py", r"\(w \+ .*?\)\) >>", "w >>", "stalling"),
     "tail not summed": ("../kernels/reduce_cpu.py", r"count - strip\)", "count - strip - 1)", "sums"),
 }  # fmt: skip
 

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 import gpuopt
 import gpuopt.torch
 from gpuopt import rules
-from gpuopt.compiler.parts import Role
+from gpuopt.compiler.parts import Coded
 from gpuopt.compiler.program import drawn
 from gpuopt.errors import InputError
 from gpuopt.formats import philox
 from gpuopt.formats.dtypes import numpy_dtype
-from gpuopt.formats.stochastic import bfloat16
+from gpuopt.formats.stochastic import stochastic
 from samples import HOST_BACKENDS, bits
 
 # Random123's own test: counter, key, words.
@@ -80,6 +80,12 @@ def test_every_argument_gives_other_words() -> None:
     assert abs(mean.mean() - 0.5) < 4 * (1 / 12 / mean.size) ** 0.5
 
 
+def bfloat16(values: NDArray[np.float32], random: NDArray[np.uint32]) -> NDArray[Any]:
+    """Rounded as the format says."""
+    (codes,) = stochastic.encoded(values, False, random)
+    return codes.astype(np.uint16).view(numpy_dtype("bfloat16"))
+
+
 def neighbours(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """The two bfloat16 numbers around each."""
     below = (values.view(np.uint32) & 0xFFFF0000).view(np.float32)
@@ -107,10 +113,8 @@ def test_what_has_no_neighbour_stays() -> None:
 
 @pytest.mark.parametrize("count", range(1, 8))
 def test_no_two_states_share_random_bits(count: int) -> None:
-    roles = (Role("p", "float32", True), Role("g", "bfloat16", False))
-    roles += tuple(Role(f"s{k}", "stochastic-bfloat16", True) for k in range(count))
-    made = drawn(roles)
-    assert list(made) == list(range(2, 2 + count))
+    made = drawn(tuple(Coded(f"s{k}", stochastic, (f"s{k}",), False, True) for k in range(count)))
+    assert list(made) == list(range(count))
     taken = {(d.stream, d.shift + bit) for d in made.values() for bit in range(16)}
     assert len(taken) == 16 * count and max(bit for _, bit in taken) < 32
 

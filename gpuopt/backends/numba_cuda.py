@@ -24,7 +24,7 @@ from gpuopt.backends.device import DeviceBackend
 from gpuopt.backends.runtime import Runtime
 from gpuopt.compiler import numba_gpu, nvrtc, to_numba_cuda
 from gpuopt.compiler.numba_gpu import Text
-from gpuopt.compiler.parts import Draw, Layout, Pass, PerMatrix, PerTensor
+from gpuopt.compiler.parts import Layout, Pass, PerMatrix, PerTensor
 from gpuopt.compiler.program import Program
 from gpuopt.compiler.to_cuda import blocks_per_sm
 from gpuopt.compiler.to_cuda_sums import reduce_blocks
@@ -71,22 +71,20 @@ class IntrinsicMemory:
 
         return numba_ir.load(self.intrinsic, storage, compute or self.compute, scope, scopes, space=1)
 
-    def store(
-        self, storage: str, scope: int = 0, scopes: int = 1, compute: str | None = None, draw: Draw | None = None
-    ) -> Callable[..., Any]:
+    def store(self, storage: str, scope: int = 0, scopes: int = 1, compute: str | None = None) -> Callable[..., Any]:
         from gpuopt.compiler import numba_ir
 
-        return numba_ir.store(self.intrinsic, storage, compute or self.compute, scope, scopes, 1, draw)
+        return numba_ir.store(self.intrinsic, storage, compute or self.compute, scope, scopes, 1)
 
     def load_pack(self, storage: str, count: int) -> Callable[..., Any]:
         from gpuopt.compiler import numba_packs
 
         return numba_packs.load_pack(self.intrinsic, storage, self.compute, count)
 
-    def store_pack(self, storage: str, count: int, draw: Draw | None = None) -> Callable[..., Any]:
+    def store_pack(self, storage: str, count: int) -> Callable[..., Any]:
         from gpuopt.compiler import numba_packs
 
-        return numba_packs.store_pack(self.intrinsic, storage, self.compute, count, draw)
+        return numba_packs.store_pack(self.intrinsic, storage, self.compute, count)
 
     def random(self) -> dict[str, Any]:
         from gpuopt.compiler import numba_random
@@ -164,10 +162,9 @@ def walk_text(program: Program, memory: Memory = IntrinsicMemory) -> Text:
         values[f"load_{k}"] = found.load(role.storage, k, len(program.roles))
         values[f"load_pack_{k}"] = found.load_pack(role.storage, width)
         if role.written:
-            draw = program.draws.get(k)
-            values[f"store_{k}"] = found.store(role.storage, k, len(program.roles), draw=draw)
-            values[f"store_pack_{k}"] = found.store_pack(role.storage, width, draw)
-    meaning = (program.compute, [(r.storage, r.written) for r in program.roles], sorted(program.draws.items()))
+            values[f"store_{k}"] = found.store(role.storage, k, len(program.roles))
+            values[f"store_pack_{k}"] = found.store_pack(role.storage, width)
+    meaning = (program.compute, [(r.storage, r.written) for r in program.roles])
     return Text(to_numba_cuda.cuda_source(program), "walk", values, repr(meaning))
 
 

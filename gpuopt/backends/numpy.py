@@ -14,7 +14,6 @@ from gpuopt.compiler.names import OPTION
 from gpuopt.compiler.program import Program
 from gpuopt.formats import philox
 from gpuopt.formats.dtypes import STORAGES, numpy_dtype
-from gpuopt.formats.stochastic import encode
 from gpuopt.launch import table as t
 from gpuopt.launch.launcher import Launch
 from gpuopt.launch.sums import Doubles, chunk_sums, column_sums, matrix_sums, row_sums, tensor_total
@@ -51,12 +50,7 @@ class Backend(HostBackend):
                 block = {name: values[begin : begin + size] for name, values in flats.items()}
                 known = None if program.local else launch.private["sums"][index]
                 x = run(program, block, scalars[int(record[t.ROW])], known)
-                bits = random_bits(program, record, step, begin, min(size, count - begin))
-                for k, role in enumerate(program.roles):
-                    if role.written:
-                        made = np.asarray(x[role.name], program.compute).reshape(-1)
-                        made = np.broadcast_to(made, len(block[role.name]))
-                        block[role.name][...] = encode(role.storage, made, bits.get(k))
+                store(program, block, x, random_bits(program, record, step, begin, min(size, count - begin)))
             first = len(program.roles) + len(program.signature.cells)
             for k, vector in enumerate(program.signature.vectors):
                 if vector.written:
@@ -96,7 +90,7 @@ class Backend(HostBackend):
         """The rule on no elements: what it raises for these scalars, a division by zero say, it raises here."""
         program = launch.plan.program
         for values in self.scalars(launch, multiplier):
-            nothing = {r.name: np.empty(0, program.compute) for r in program.roles}
+            nothing = {r.name: np.empty(0, np.uint8 if r.code else program.compute) for r in program.roles}
             run(program, nothing, values, Nothing(program))
 
     def gradients(self, launch: Launch) -> Doubles:
@@ -117,11 +111,36 @@ class Backend(HostBackend):
 
 
 def memories(program: Program, record: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-    """The memory of every array of one tensor, by the names of the roles."""
+    """The memory of every array of one tensor, by the names of the roles; codes as whole numbers from 0 on."""
     count = int(record[t.NUMEL])
-    return {
-        r.name: memory(int(record[t.ADDRESS + k]), numpy_dtype(r.storage), count) for k, r in enumerate(program.roles)
-    }
+    dtypes = [np.dtype(f"u{STORAGES[r.storage].itemsize}") if r.code else numpy_dtype(r.storage) for r in program.roles]
+    return {r.name: memory(int(record[t.ADDRESS + k]), dtypes[k], count) for k, r in enumerate(program.roles)}
+
+
+def values_of(program: Program, block: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The values that the rule works on, of these elements of all arrays."""
+    planes = {name for coded in program.signature.coded for name in coded.planes}
+    found = {name: array.astype(program.compute) for name, array in block.items() if name not in planes}
+    codes = {r.name for r in program.roles if r.code}
+    for coded in program.signature.coded:
+        given = [block[name].astype(np.uint32 if name in codes else np.float32) for name in coded.planes]
+        found[coded.name] = coded.format.decoded(given, coded.half)
+    return found
+
+
+def store(
+    program: Program, block: Mapping[str, NDArray[Any]], x: Mapping[str, Any], bits: Mapping[int, NDArray[np.uint32]]
+) -> None:
+    """What the rule has made of these elements goes into the arrays: x, by the names of values; bits: see `random_bits`."""
+    planes = {name for coded in program.signature.coded for name in coded.planes}
+    made = {r.name: x[r.name] for r in program.roles if r.written and r.name not in planes}
+    for place, coded in enumerate(program.signature.coded):
+        if coded.written:
+            whole = np.empty(block[coded.planes[0]].shape, np.float32)
+            whole[...] = np.asarray(x[coded.name], np.float32).reshape(-1)
+            made |= zip(coded.planes, coded.format.encoded(whole, coded.half, bits.get(place)), strict=True)
+    for name, values in made.items():
+        block[name][...] = np.asarray(values).reshape(-1).astype(block[name].dtype)
 
 
 def cell_of(program: Program, record: NDArray[np.int64], k: int) -> NDArray[Any]:
@@ -142,7 +161,7 @@ def run(program: Program, block: Mapping[str, NDArray[Any]], scalars: tuple[Any,
     """The rule with its options on these elements: the new values by the names of the roles."""
     compute = np.dtype(program.compute)
     shape = found.shape if found else (-1,)
-    x: dict[str, Any] = {name: values.astype(compute).reshape(shape) for name, values in block.items()}
+    x: dict[str, Any] = {name: values.reshape(shape) for name, values in values_of(program, block).items()}
     x |= found.begin() if found else {}
     epsilon = STORAGES[program.roles[0].storage].epsilon
     with compute_dtype(compute, epsilon), np.errstate(all="ignore"), reductions(found):
@@ -219,7 +238,7 @@ def of_tensor(terms: NDArray[Any], kind: str, pack: int) -> float:
 def random_bits(
     program: Program, record: NDArray[np.int64], step: int, first: int, count: int
 ) -> dict[int, NDArray[np.uint32]]:
-    """Role index -> the random bits of `count` elements from `first` on, for roles that are rounded at random."""
+    """Place among the coded values -> the random bits of `count` elements from `first` on, of those that take some."""
     seed, tensor = int(record[t.SEED]), int(record[t.TENSOR])
     words = [philox.words(seed, tensor, step, stream, first, count) for stream in range(program.streams)]
     return {k: words[draw.stream] >> np.uint32(draw.shift) for k, draw in program.draws.items()}

@@ -18,6 +18,7 @@ from gpuopt.compiler.kinds import LINE_SUMS, OF_A_TENSOR, ONE, VECTORS, ZERO, Ki
 from gpuopt.compiler.parts import Signature
 from gpuopt.compiler.scalars import constant
 from gpuopt.compiler.tree import COMPARISONS, EPSILON, SIZES, SUMS, Add, Assign, Expr
+from gpuopt.compiler.whole import CONSTANT, RANDOM
 from gpuopt.errors import RuleSyntaxError
 from gpuopt.formats.dtypes import STORAGES
 
@@ -34,7 +35,7 @@ class Cutter:
 
     def __init__(self, signature: Signature) -> None:
         self.signature, self.flags = signature, dict(signature.flags)
-        self.roles = [r.name for r in signature.roles]
+        self.roles = [r.variable for r in signature.roles]
         self.cells = {r.name: r for r in signature.cells}
         self.kinds = dict.fromkeys(self.roles, Kind.ELEMENT) | {r.name: Kind.TENSOR for r in signature.cells}
         self.kinds |= {r.name: Kind[r.shape.upper()] for r in signature.vectors}
@@ -105,6 +106,8 @@ class Cutter:
             return self.own_kinds.get(name, self.kinds.get(name, Kind.HYPER))
         if expr.op in OF_A_TENSOR:
             return Kind.TENSOR
+        if expr.op == RANDOM:
+            return Kind.ELEMENT
         if expr.op == "sum_along":
             return LINE_SUMS[self.sums[int(expr.args[0])][1].kind][Kind.ELEMENT]  # type: ignore[arg-type]
         if expr.op == "sum_of_matrix":
@@ -199,6 +202,8 @@ class Cutter:
     def hoist(self, expr: Expr) -> Expr:
         """The expression for an element: each maximal part that is no array is a scalar of the row, or a number of the tensor."""
         kind = self.kind(expr)
+        if expr.op == CONSTANT:
+            return expr
         if kind is Kind.ELEMENT:
             return Expr(expr.op, tuple(self.hoist(a) if isinstance(a, Expr) else a for a in expr.args))
         if expr.op in COMPARISONS:

@@ -18,9 +18,11 @@ from gpuopt.compiler.origin import origin, plain_function
 from gpuopt.compiler.resolve import MISSING, Names
 from gpuopt.compiler.tree import COMPARISONS, RULE_CALLS, SCALAR_CALLS, SUMS, Assign, Expr, FunctionTree, If, Statement
 from gpuopt.errors import RuleSyntaxError
+from gpuopt.formats.language import WHOLE
 from gpuopt.rules.primitives import NON_LOCAL, PRIMITIVES
 
 _BINARY = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div"}
+_BITWISE = {ast.BitAnd: "and", ast.BitOr: "or", ast.BitXor: "xor", ast.LShift: "shl", ast.RShift: "shr"}
 _COMPARE = {ast.Lt: "lt", ast.LtE: "le", ast.Gt: "gt", ast.GtE: "ge", ast.Eq: "eq", ast.NotEq: "ne"}
 EXACT = 2**53  # float64 holds every whole number up to it
 _RULE_HELP = (
@@ -29,24 +31,29 @@ _RULE_HELP = (
 )
 
 
-def _operations(scalar: bool) -> list[tuple[object, str]]:
+def _operations(scalar: bool, whole: bool) -> list[tuple[object, str]]:
     """The functions that may be called, and what they are in a tree; min and max of Python are not, they become choices."""
     local: list[tuple[object, str]] = [(function, name) for name, function in PRIMITIVES.items()]
+    if whole:
+        return [*local, *((function, name) for name, function in WHOLE.items())]
     if scalar:
         return [*local, (math.exp, "exp"), (math.log, "log"), (math.sqrt, "root")]
     return [*local, *((function, name) for name, function in NON_LOCAL.items())]
 
 
 class Parser:
-    """Parses one function; `scalar=True` admits what `prepare` may use besides: ** exp log min max and `a if c else b`.
+    """Parses one function; `scalar=True` admits what `prepare` may use besides: ** exp log min max and `a if c else b`;
+    `whole=True` what a format may: whole numbers.
 
     callers: the functions of which it is a part, the outermost first; empty for a rule itself.
     """
 
-    def __init__(self, function: Callable[..., Any], scalar: bool, callers: tuple[FunctionType, ...] = ()) -> None:
-        self.function, self.scalar, self.callers = plain_function(function), scalar, callers
+    def __init__(
+        self, function: Callable[..., Any], scalar: bool, callers: tuple[FunctionType, ...] = (), whole: bool = False
+    ) -> None:
+        self.function, self.scalar, self.callers, self.whole = plain_function(function), scalar, callers, whole
         self.names = Names(self.function)
-        self.operations = _operations(scalar)
+        self.operations = _operations(scalar, whole)
         found = origin(self.function)
         self.file, self.lines, self.source, node = found.file, found.lines, found.text, found.node
         if not isinstance(node, ast.FunctionDef):
@@ -166,7 +173,7 @@ class Parser:
         quoted, flags = ast.unparse(node.func), {k.arg: k.value for k in node.keywords}
         if function in (*self.callers, self.function):
             self.fail(node, f"`{quoted}` calls itself, and a rule has no end then")
-        part = Parser(function, self.scalar, (*self.callers, self.function))
+        part = Parser(function, self.scalar, (*self.callers, self.function), self.whole)
         tree = part.parse()
         check_names(tree)
         same = all(isinstance(v, ast.Name) and v.id == k and self.flags.get(k) for k, v in flags.items())
@@ -227,6 +234,8 @@ class Parser:
             return self.variable(node)
         if isinstance(node, ast.BinOp) and type(node.op) in _BINARY:
             return Expr(_BINARY[type(node.op)], (self.number(node.left), self.number(node.right)))
+        if isinstance(node, ast.BinOp) and type(node.op) in _BITWISE and self.whole:
+            return Expr(_BITWISE[type(node.op)], (self.number(node.left), self.number(node.right)))
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow) and self.scalar:
             return Expr("pow", (self.expr(node.left), self.expr(node.right)))
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):

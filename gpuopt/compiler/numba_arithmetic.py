@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba.core import types
 
@@ -44,12 +45,24 @@ def _sign(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
     return builder.select(builder.fcmp_ordered(">", x, zero), ir.Constant(x.type, 1.0), rest)
 
 
+def _whole(name: str) -> tuple[int, Callable[..., ir.Value]]:
+    """An operation on whole numbers of 32 bits."""
+    return 2, lambda builder, a, b: getattr(builder, name)(a, b)
+
+
 # What the primitives become. LLVM fuses a product and a sum on the GPU only, so only there `mul` needs a name of its own;
 # branches are never emitted, and math.sqrt (which sets errno) is not called, so that loops vectorise.
 _SHARED: dict[str, tuple[int, Callable[..., ir.Value]]] = {
     "minimum": (2, _pick("<")),
     "maximum": (2, _pick(">")),
     "sign": (1, _sign),
+    "iadd": _whole("add"),
+    "isub": _whole("sub"),
+    "iand": _whole("and_"),
+    "ior": _whole("or_"),
+    "ixor": _whole("xor"),
+    "ishl": _whole("shl"),
+    "ishr": _whole("lshr"),
 }
 ARITHMETIC: dict[str, dict[str, tuple[int, Callable[..., ir.Value]]]] = {
     "cpu": _SHARED
@@ -72,8 +85,24 @@ ARITHMETIC: dict[str, dict[str, tuple[int, Callable[..., ir.Value]]]] = {
 def arithmetic(intrinsic: Any, target: str) -> dict[str, Callable[..., Any]]:
     """The primitives that generated text calls, as functions for Numba on this target."""
     made: dict[str, Callable[..., Any]] = {"select": _select(intrinsic)}
+    made |= {"float_bits": _cast(intrinsic, types.float32, types.uint32), "U": np.uint32}
+    made["bits_float"] = _cast(intrinsic, types.uint32, types.float32)
     for name, (count, emit) in ARITHMETIC[target].items():
         made[name] = intrinsic(_typed(count, emit))
+    return made
+
+
+def _cast(intrinsic: Any, of: Any, to: Any) -> Callable[..., Any]:
+    """`f(x)`: the same 32 bits as another type."""
+
+    @intrinsic
+    def cast(typingctx: Any, x: Any) -> Any:
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            return builder.bitcast(args[0], context.get_value_type(to))
+
+        return to(of), codegen
+
+    made: Callable[..., Any] = cast
     return made
 
 

@@ -61,12 +61,12 @@ def walk_address(program: Program) -> int:
             access = (intrinsic, role.storage, program.compute, k, scopes)
             values[f"load_{k}"] = numba_ir.load(*access)
             if role.written:
-                values[f"store_{k}"] = numba_ir.store(*access, draw=program.draws.get(k))
+                values[f"store_{k}"] = numba_ir.store(*access)
         bits = (intrinsic, "uint32", program.compute, len(roles), scopes)
         values |= {"load_bits": numba_ir.load(*bits), "store_bits": numba_ir.store(*bits)}
         return values | {"philox": numba_random.philox(intrinsic)}
 
-    meaning = (program.compute, [(r.storage, r.written) for r in roles], sorted(program.draws.items()))
+    meaning = (program.compute, [(r.storage, r.written) for r in roles])
     return address_of(to_numba.cpu_source(program), "walk", names, repr(meaning), 8)
 
 

@@ -12,7 +12,6 @@ from typing import Any
 from llvmlite import ir
 from numba.core import types
 
-from gpuopt.compiler.parts import Draw
 from gpuopt.formats.dtypes import STORAGES
 
 _IR = {
@@ -20,8 +19,8 @@ _IR = {
     "float32": ir.FloatType(),
     "float16": ir.HalfType(),
     "bfloat16": ir.IntType(16),
-    "stochastic-bfloat16": ir.IntType(16),
     "bool": ir.IntType(8),
+    **{s.name: ir.IntType(8 * s.itemsize) for s in STORAGES.values() if s.code},
     "int64": ir.IntType(64),
     "uint32": ir.IntType(32),
 }
@@ -35,7 +34,9 @@ def decode(builder: ir.IRBuilder, storage: str, value: ir.Value) -> ir.Value:
     single = ir.FloatType()
     if storage == "float16":
         return builder.fpext(value, single)
-    if storage in ("bfloat16", "stochastic-bfloat16"):
+    if is_code(storage):
+        return builder.zext(value, ir.IntType(32))
+    if storage == "bfloat16":
         wide = builder.shl(builder.zext(value, ir.IntType(32)), ir.Constant(ir.IntType(32), 16))
         return builder.bitcast(wide, single)
     if storage == "bool":
@@ -43,18 +44,17 @@ def decode(builder: ir.IRBuilder, storage: str, value: ir.Value) -> ir.Value:
     return value
 
 
-def encode(builder: ir.IRBuilder, storage: str, value: ir.Value, random: ir.Value | None = None) -> ir.Value:
-    """A value of the compute type rounded for storage: to nearest even, or with random bits, from the lowest on."""
+def encode(builder: ir.IRBuilder, storage: str, value: ir.Value) -> ir.Value:
+    """A value of the compute type rounded for storage, to nearest even; of a code, its low bits."""
+    if is_code(storage):
+        return builder.trunc(value, _IR[storage])
     if storage == "float16":
         return builder.fptrunc(value, ir.HalfType())
-    if storage in ("bfloat16", "stochastic-bfloat16"):
+    if storage == "bfloat16":
         i32 = ir.IntType(32)
         bits = builder.bitcast(value, i32)
-        if random is None:
-            odd = builder.and_(builder.lshr(bits, ir.Constant(i32, 16)), ir.Constant(i32, 1))
-            rounded = builder.add(builder.add(bits, ir.Constant(i32, 0x7FFF)), odd)
-        else:
-            rounded = builder.add(bits, builder.and_(random, ir.Constant(i32, 0xFFFF)))
+        odd = builder.and_(builder.lshr(bits, ir.Constant(i32, 16)), ir.Constant(i32, 1))
+        rounded = builder.add(builder.add(bits, ir.Constant(i32, 0x7FFF)), odd)
         nan = builder.fcmp_unordered("uno", value, value)
         chosen = builder.select(nan, ir.Constant(i32, 0x7FC00000), rounded)
         return builder.trunc(builder.lshr(chosen, ir.Constant(i32, 16)), ir.IntType(16))
@@ -71,14 +71,16 @@ def _mark(builder: ir.IRBuilder, instruction: Any, scope: int, scopes: int) -> N
         instruction.set_metadata("noalias", module.add_metadata(others))
 
 
-def shifted(builder: ir.IRBuilder, word: ir.Value, draw: Draw) -> ir.Value:
-    """The random bits that a role takes of an element's word, from the lowest on."""
-    return builder.lshr(word, ir.Constant(word.type, draw.shift)) if draw.shift else word
+def is_code(storage: str) -> bool:
+    """Whether an element is a code, which is a whole number to the text."""
+    return storage in STORAGES and STORAGES[storage].code
 
 
 def _element(compute: str, storage: str) -> Any:
     if storage in WHOLE:
         return WHOLE[storage][0]
+    if is_code(storage):
+        return types.uint32
     return NUMBA_TYPES[compute if storage == "bool" else STORAGES[storage].compute]
 
 
@@ -114,28 +116,21 @@ def bytes_of(storage: str) -> int:
     return STORAGES[storage].itemsize if storage in STORAGES else WHOLE[storage][1]
 
 
-def store(
-    intrinsic: Any, storage: str, compute: str, scope: int, scopes: int, space: int = 0, draw: Draw | None = None
-) -> Callable[..., Any]:
-    """`f(base, index, value)`: one element, rounded to its storage type; with a Draw `f(base, index, value, word)`."""
+def store(intrinsic: Any, storage: str, compute: str, scope: int, scopes: int, space: int = 0) -> Callable[..., Any]:
+    """`f(base, index, value)`: one element, rounded to its storage type."""
 
-    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        pointer = _element_pointer(builder, args, storage, space)
-        random = None if draw is None else shifted(builder, args[3], draw)
-        instruction = builder.store(encode(builder, storage, args[2], random), pointer)
-        instruction.align = bytes_of(storage)
-        _mark(builder, instruction, scope, scopes)
-        return context.get_dummy_value()
+    @intrinsic
+    def store_element(typingctx: Any, base: Any, index: Any, value: Any) -> Any:
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            pointer = _element_pointer(builder, args, storage, space)
+            instruction = builder.store(encode(builder, storage, args[2]), pointer)
+            instruction.align = bytes_of(storage)
+            _mark(builder, instruction, scope, scopes)
+            return context.get_dummy_value()
 
-    taken = (types.int64, types.int64, _element(compute, storage))
+        return types.void(types.int64, types.int64, _element(compute, storage)), codegen
 
-    def nearest(typingctx: Any, base: Any, index: Any, value: Any) -> Any:
-        return types.void(*taken), codegen
-
-    def stochastic(typingctx: Any, base: Any, index: Any, value: Any, word: Any) -> Any:
-        return types.void(*taken, types.uint32), codegen
-
-    result: Callable[..., Any] = intrinsic(nearest if draw is None else stochastic)
+    result: Callable[..., Any] = store_element
     return result
 
 

@@ -12,8 +12,7 @@ from typing import Any
 from llvmlite import ir
 from numba.core import types
 
-from gpuopt.compiler.numba_ir import _IR, NUMBA_TYPES, decode, encode, shifted
-from gpuopt.compiler.parts import Draw
+from gpuopt.compiler.numba_ir import _IR, NUMBA_TYPES, decode, encode, is_code
 from gpuopt.formats.dtypes import STORAGES
 
 _I32 = ir.IntType(32)
@@ -70,9 +69,13 @@ def _paste(builder: ir.IRBuilder, raws: list[ir.Value], storage: str, bits: int)
     return words
 
 
+def _element_type(storage: str, compute: str) -> Any:
+    return types.uint32 if is_code(storage) else NUMBA_TYPES[compute]
+
+
 def load_pack(intrinsic: Any, storage: str, compute: str, count: int) -> Callable[..., Any]:
     """`f(address) -> tuple of count values` in the compute type; the address is aligned to the whole pack."""
-    result_type: Any = _tuple_type(NUMBA_TYPES[compute], count)
+    result_type: Any = _tuple_type(_element_type(storage, compute), count)
 
     @intrinsic
     def load(typingctx: Any, address: Any) -> Any:
@@ -91,35 +94,27 @@ def load_pack(intrinsic: Any, storage: str, compute: str, count: int) -> Callabl
     return made
 
 
-def store_pack(intrinsic: Any, storage: str, compute: str, count: int, draw: Draw | None = None) -> Callable[..., Any]:
-    """`f(address, tuple of count values)`: one access, each value rounded to its storage type; with a Draw
-    `f(address, tuple of count values, tuple of count words)`.
-    """
-    values_type: Any = _tuple_type(NUMBA_TYPES[compute], count)
+def store_pack(intrinsic: Any, storage: str, compute: str, count: int) -> Callable[..., Any]:
+    """`f(address, tuple of count values)`: one access, each value rounded to its storage type."""
+    values_type: Any = _tuple_type(_element_type(storage, compute), count)
 
-    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        kind, align, bits = _word_types(storage, count)
-        values = [builder.extract_value(args[1], k) for k in range(count)]
-        random: list[Any] = [None] * count
-        if draw is not None:
-            random = [shifted(builder, builder.extract_value(args[2], k), draw) for k in range(count)]
-        raws = [encode(builder, storage, v, r) for v, r in zip(values, random, strict=True)]
-        words = _paste(builder, raws, storage, bits)
-        if isinstance(kind, ir.VectorType):
-            packed = ir.Constant(kind, ir.Undefined)
-            for k, word in enumerate(words):
-                packed = builder.insert_element(packed, word, ir.Constant(_I32, k))
-        else:
-            packed = words[0]
-        pointer = builder.inttoptr(args[0], ir.PointerType(kind, addrspace=1))
-        builder.store(packed, pointer, align=align)
-        return context.get_dummy_value()
+    @intrinsic
+    def store(typingctx: Any, address: Any, values: Any) -> Any:
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            kind, align, bits = _word_types(storage, count)
+            values = [builder.extract_value(args[1], k) for k in range(count)]
+            words = _paste(builder, [encode(builder, storage, v) for v in values], storage, bits)
+            if isinstance(kind, ir.VectorType):
+                packed = ir.Constant(kind, ir.Undefined)
+                for k, word in enumerate(words):
+                    packed = builder.insert_element(packed, word, ir.Constant(_I32, k))
+            else:
+                packed = words[0]
+            pointer = builder.inttoptr(args[0], ir.PointerType(kind, addrspace=1))
+            builder.store(packed, pointer, align=align)
+            return context.get_dummy_value()
 
-    def nearest(typingctx: Any, address: Any, values: Any) -> Any:
         return types.void(types.int64, values_type), codegen
 
-    def stochastic(typingctx: Any, address: Any, values: Any, words: Any) -> Any:
-        return types.void(types.int64, values_type, _tuple_type(types.uint32, count)), codegen
-
-    made: Callable[..., Any] = intrinsic(nearest if draw is None else stochastic)
+    made: Callable[..., Any] = store
     return made

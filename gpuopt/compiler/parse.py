@@ -30,6 +30,27 @@ def parse_function(function: Callable[..., Any]) -> FunctionTree:
     return tree
 
 
+def parse_format(
+    function: Callable[..., Any], arguments: tuple[str, ...], results: int, scalars: tuple[str, ...]
+) -> FunctionTree:
+    """The checked tree of a format's function, which takes these arguments and scalars, a flag `half` if it likes, and returns as
+    many results. Raises RuleSyntaxError.
+    """
+    parser = Parser(function, scalar=False, whole=True)
+    tree = parser.parse()
+    check_names(tree)
+    if tree.positional != arguments or tree.scalars != scalars or set(tree.flags) - {"half"}:
+        wanted = ", ".join((*arguments, *(("*", *scalars) if scalars else ())))
+        parser.fail(
+            parser.node, f"this function of a format takes `{wanted}` and, behind `*`, `half: bool` if it likes"
+        )
+    if len(tree.results) != results:
+        parser.fail(
+            parser.node.body[-1], f"this function of a format returns {results} value(s), not {len(tree.results)}"
+        )
+    return tree
+
+
 def parse_rule(
     function: Callable[..., Any], written: Sequence[str], states: Sequence[str]
 ) -> tuple[FunctionTree, Names]:

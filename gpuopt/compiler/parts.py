@@ -8,11 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+from gpuopt.compiler.names import CODE
 from gpuopt.compiler.tree import Add, Assign, Expr
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.launch import table as t
 
 if TYPE_CHECKING:
+    from gpuopt.formats.language import Format
     from gpuopt.rules.definition import Definition
     from gpuopt.rules.language import Rule
 
@@ -27,9 +29,32 @@ class Role:
     shape: str = "parameter"  # as of a State: "parameter", or of one number, or one a row or column
 
     @property
+    def code(self) -> bool:
+        """Whether its elements are no numbers but codes: 32 bits to an emitter, not the compute type."""
+        return STORAGES[self.storage].code
+
+    @property
+    def variable(self) -> str:
+        """The variable that holds an element: of codes another one than of the value, which has the role's name."""
+        return CODE + self.name.removeprefix(CODE) if self.code else self.name
+
+    @property
     def shared(self) -> bool:
         """Whether all tensors have it in common."""
         return self.shape == "global"
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A value that is kept in a format: its name in the rule, and the names of the roles that are its planes. half: of a float16
+    parameter.
+    """
+
+    name: str
+    format: Format
+    planes: tuple[str, ...]
+    half: bool
+    written: bool
 
 
 @dataclass(frozen=True)
@@ -37,8 +62,8 @@ class Signature:
     """What distinguishes one compiled kernel from another; hashable, the key of every kernel cache.
 
     Flags and roles of the options' fragments (`rules/options.py`) have an "@" in front: "@scaled", "@mask". cells: states of one
-    number a tensor; vectors: of one a row or column; matrix: whether the tensors have rows and columns. The definition is what the
-    rule means when the signature is made.
+    number a tensor; vectors: of one a row or column; matrix: whether the tensors have rows and columns; coded: values whose roles
+    are planes of a format. The definition is what the rule means when the signature is made.
     """
 
     rule: Rule
@@ -48,6 +73,7 @@ class Signature:
     cells: tuple[Role, ...] = ()
     vectors: tuple[Role, ...] = ()
     matrix: bool = True
+    coded: tuple[Coded, ...] = ()
     definition: Definition = field(init=False)
 
     def __post_init__(self) -> None:
@@ -56,7 +82,7 @@ class Signature:
 
 @dataclass(frozen=True)
 class Draw:
-    """The random bits that storing a role takes: those from `shift` on of the element's word of `stream`."""
+    """The random bits that a value takes: those from `shift` on of the element's word of `stream`."""
 
     stream: int
     shift: int
@@ -132,8 +158,8 @@ class Layout(NamedTuple):
 
     @property
     def lanes(self) -> int:
-        """Elements that one GPU thread handles at once: 16 bytes of the narrowest floating type."""
-        return 16 // min(STORAGES[r.storage].itemsize for r in self.roles if r.storage != "bool")
+        """Elements that one GPU thread handles at once: 16 bytes of the narrowest type, but for single bytes."""
+        return 16 // min(size for r in self.roles if (size := STORAGES[r.storage].itemsize) > 1)
 
 
 class PerMatrix(NamedTuple):

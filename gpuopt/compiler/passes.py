@@ -24,7 +24,7 @@ class Slicer:
 
     def passes(self) -> tuple[tuple[Pass, ...], tuple[Expr, ...], tuple[Expr, ...]]:
         """All passes, the scalars of the row, and the wide ones."""
-        written = {r.name for r in self.of.signature.roles if r.written}
+        written = {r.variable for r in self.of.signature.roles if r.written}
         update = self.sliced(set(), written)
         cells = {k: self._stored(r) for k, r in enumerate(self.of.signature.cells) if r.written}
         kept = {k: self.of.of_vector[r.name] for k, r in enumerate(self.of.signature.vectors) if r.written}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from gpuopt.compiler.kinds import LINE_SUMS, Kind
-from gpuopt.compiler.parts import Draw, Layout, Pass, PerMatrix, PerTensor, Role, Signature, Slot, Step
+from gpuopt.compiler.parts import Coded, Draw, Layout, Pass, PerMatrix, PerTensor, Role, Signature, Slot, Step
 from gpuopt.compiler.tree import Expr
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.launch import table as t
@@ -23,8 +23,8 @@ class Program:
     """The passes of an update: the last one writes parameter and states, those before it are for sums. `row`: scalars that are
     rounded to the compute type, formulas of hyperparameters in float64; `wide`: those that stay float64, for numbers of a tensor.
 
-    draws: role index -> Draw, for roles that are rounded at random; the last scalars of the row are then the step count's lower
-    and upper 16 bits. calls: the kind of the argument of every sum, in the order in which Python makes them.
+    draws: place among the coded values -> Draw, of those that take random bits; the last scalars of the row are then the step
+    count's lower and upper 16 bits. calls: the kind of the argument of every sum, in the order in which Python makes them.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Program:
 
     @cached_property
     def draws(self) -> dict[int, Draw]:
-        return drawn(self.roles)
+        return drawn(self.signature.coded)
 
     @property
     def streams(self) -> int:
@@ -164,12 +164,12 @@ class Program:
         return sums + sum(len(other.vectors) for other in self.passes[: self.passes.index(each)])
 
 
-def drawn(roles: tuple[Role, ...]) -> dict[int, Draw]:
-    """Which random bits each role takes: as many roles share a word as fit into its 32 bits."""
+def drawn(coded: tuple[Coded, ...]) -> dict[int, Draw]:
+    """Which random bits each value takes: as many values share a word as fit into its 32 bits."""
     made: dict[int, Draw] = {}
     stream, used = 0, 0
-    for k, role in enumerate(roles):
-        needed = STORAGES[role.storage].random if role.written else 0
+    for k, value in enumerate(coded):
+        needed = value.format.random if value.written else 0
         if not needed:
             continue
         if used + needed > WORD:

@@ -12,10 +12,11 @@ from functools import cache
 from gpuopt.compiler.host import is_integer, prepare_statements, whole_variables
 from gpuopt.compiler.kinds import LINE_SUMS
 from gpuopt.compiler.names import literal, safe
-from gpuopt.compiler.parts import Layout
+from gpuopt.compiler.parts import Layout, Role
 from gpuopt.compiler.program import Program
 from gpuopt.compiler.template import kernel_text
-from gpuopt.compiler.tree import Add, Assign, Expr
+from gpuopt.compiler.tree import COMPARISONS, Add, Assign, Expr
+from gpuopt.compiler.whole import CONSTANT, RANDOM, is_whole
 from gpuopt.errors import InputError
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.launch import table
@@ -38,6 +39,16 @@ _C = {
     "sign": "sign_of({})",
     "minimum": "minimum<C>({}, {})",
     "maximum": "maximum<C>({}, {})",
+}
+WHOLE = {
+    "bits": "float_bits({})",
+    "from_bits": "bits_float({})",
+    "iwhere": "select<unsigned>({}, {}, {})",
+    **{"i" + op: _C[op] for op in ("add", "sub", *COMPARISONS)},
+    **{
+        op: f"({{}} {sign} {{}})"
+        for op, sign in (("iand", "&"), ("ior", "|"), ("ixor", "^"), ("ishl", "<<"), ("ishr", ">>"))
+    },
 }
 # `prepare` in float64 on the device: the twin of the table in host.py.
 _DOUBLE = _C | {
@@ -85,16 +96,21 @@ def print_expr(expr: Expr) -> str:
         return safe(str(expr.args[0]))
     if expr.op == "scalar":
         return f"row[{expr.args[0]}]"
+    if expr.op == RANDOM:
+        return f"random_{expr.args[0]}"
     if expr.op in ALONG:
         return ALONG[expr.op].format(*expr.args)
     if expr.op == "const":
         return f"C({literal(float(expr.args[0]), INFINITY)})"  # type: ignore[arg-type]
-    return _C[expr.op].format(*(print_expr(child) for child in expr.children()))
+    if expr.op == CONSTANT:
+        return f"0x{expr.args[0]:x}u"
+    return (_C | WHOLE)[expr.op].format(*(print_expr(child) for child in expr.children()))
 
 
-def statements(body: Sequence[Assign | Add], declared: set[str], first: int = 0) -> list[str]:
+def statements(body: Sequence[Assign | Add], roles: Sequence[Role], first: int = 0) -> list[str]:
     """One declared variable per local name, one line per statement, each under the line it came from; sums from `first` on."""
     lines: list[str] = []
+    declared, whole = {r.variable for r in roles}, {r.variable for r in roles if r.code}
     for s in body:
         if s.file:
             lines.append(f'#line {s.line} "{s.file}"')
@@ -105,9 +121,21 @@ def statements(body: Sequence[Assign | Add], declared: set[str], first: int = 0)
                 continue
             lines.append(f"    {into} = {joined(s.kind, 'C').format(into, print_expr(s.expr))};")
             continue
-        lines.append(f"    {'' if s.name in declared else 'C '}{safe(s.name)} = {print_expr(s.expr)};")
+        kind = "" if s.name in declared else "unsigned " if is_whole(s.expr, whole) else "C "
+        if kind == "unsigned ":
+            whole.add(s.name)
+        lines.append(f"    {kind}{safe(s.name)} = {print_expr(s.expr)};")
         declared.add(s.name)
     return lines
+
+
+def loaded(place: int, role: Role, kind: str) -> str:
+    """The variable of a role, of that kind where it is a number."""
+    return (
+        f"    unsigned {safe(role.variable)} = float_bits(x[{place}]);"
+        if role.code
+        else (f"    {kind} {safe(role.variable)} = x[{place}];")
+    )
 
 
 def joined(kind: str, number: str) -> str:
@@ -145,10 +173,12 @@ def blocks_per_sm(program: Program) -> int:
 
 def update_struct(program: Program) -> str:
     """The rule as a functor for multi_tensor.cuh."""
-    references = [f"    C& {safe(r.name)} = x[{k}];" for k, r in enumerate(program.roles)]
+    references = [loaded(k, r, "C&") for k, r in enumerate(program.roles)]
+    for place, draw in program.draws.items():
+        references.append(f"    const unsigned random_{place} = words[{draw.stream}] >> {draw.shift};")
+    codes = [(k, r) for k, r in enumerate(program.roles) if r.code and r.written]
+    stores = [f"    x[{k}] = bits_float({safe(r.variable)});" for k, r in codes]
     written = " || ".join(f"r == {k}" for k, r in enumerate(program.roles) if r.written)
-    streams = " : ".join(f"r == {k} ? {d.stream}" for k, d in program.draws.items())
-    shifts = " : ".join(f"r == {k} ? {d.shift}" for k, d in program.draws.items())
     sizes = " : ".join(f"r == {k} ? {STORAGES[r.storage].itemsize}" for k, r in enumerate(program.roles))
     storages = [
         f"template <> struct Update::Storage<{k}> {{ typedef {STORAGES[r.storage].ctype} T; }};  // {r.name}"
@@ -158,18 +188,17 @@ def update_struct(program: Program) -> str:
         [
             f"struct Update {{  // {program.name}",
             f"  typedef {CTYPE[program.compute]} C;",
-            f"  static constexpr int LANES = {program.lanes}, ROLES = {len(references)}, SCALARS = {len(program.row)};",
+            f"  static constexpr int LANES = {program.lanes}, ROLES = {len(program.roles)}, SCALARS = {len(program.row)};",
             f"  static constexpr int ADDRESSES = {program.addresses}, VALUES = {len(program.update.values)};",
             "  template <int R> struct Storage;",
             f"  static __device__ constexpr bool written(int r) {{ return {written}; }}",
             f"  static __device__ constexpr int64 size(int r) {{ return {sizes} : 0; }}",
             f"  static constexpr int STREAMS = {program.streams};",
-            f"  static __device__ constexpr int stream(int r) {{ return {streams + ' : ' if streams else ''}0; }}",
-            f"  static __device__ constexpr int shift(int r) {{ return {shifts + ' : ' if shifts else ''}0; }}",
-            "  static __device__ __forceinline__ void update(C* x, const C* row) {",
+            "  static __device__ __forceinline__ void update(C* x, const C* row, const unsigned* words) {",
             *references,
-            *statements(program.update.body, {r.name for r in program.roles}),
+            *statements(program.update.body, program.roles),
             '#line 1 "generated"',
+            *stores,
             "  }",
             *vector_members(program.layout_of(program.update)),
             "  static __device__ __forceinline__ void store_cells(const int64* record, const C* row) {",

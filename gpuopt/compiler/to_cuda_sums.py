@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from gpuopt.compiler import to_cuda
 from gpuopt.compiler.names import safe
 from gpuopt.compiler.parts import Layout, Pass, PerMatrix, PerTensor
-from gpuopt.compiler.to_cuda import CTYPE, joins, print_double, print_expr, statements, vector_members
+from gpuopt.compiler.to_cuda import CTYPE, joins, loaded, print_double, print_expr, statements, vector_members
 from gpuopt.compiler.tree import Assign
 from gpuopt.formats.dtypes import STORAGES
 
@@ -18,7 +18,7 @@ from gpuopt.formats.dtypes import STORAGES
 def reduce_source(layout: Layout, cut: Pass) -> str:
     """The translation unit of `gpuopt_reduce`, a pass that sums, or `gpuopt_reduce_along`, one along rows and columns."""
     roles = [layout.roles[k] for k in cut.reads]
-    references = [f"    C {safe(r.name)} = x[{k}];" for k, r in enumerate(roles)]
+    references = [loaded(k, r, "C") for k, r in enumerate(roles)]
     storages = [
         f"template <> struct Measure::Storage<{k}> {{ typedef {STORAGES[r.storage].ctype} T; }};  // {r.name}"
         for k, r in enumerate(roles)
@@ -37,7 +37,7 @@ def reduce_source(layout: Layout, cut: Pass) -> str:
         *vector_members(layout),
         "  static __device__ __forceinline__ void measure(const C* x, const C* row, C* sums) {",
         *references,
-        *statements(cut.body, {r.name for r in roles}, cut.first),
+        *statements(cut.body, roles, cut.first),
         '#line 1 "generated"',
         "  }",
         "};",

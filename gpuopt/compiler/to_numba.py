@@ -14,7 +14,8 @@ from gpuopt.compiler.names import literal, safe
 from gpuopt.compiler.parts import Layout, Role
 from gpuopt.compiler.program import Program
 from gpuopt.compiler.template import kernel
-from gpuopt.compiler.tree import Add, Assign, Expr
+from gpuopt.compiler.tree import COMPARISONS, Add, Assign, Expr
+from gpuopt.compiler.whole import ARITHMETIC, CONSTANT, RANDOM
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.formats.philox import PER_BLOCK
 from gpuopt.launch import table as t
@@ -40,6 +41,13 @@ TEXT = {
 }
 
 
+TEXT |= {
+    "bits": "float_bits({})",
+    "from_bits": "bits_float({})",
+    "iwhere": "select({}, {}, {})",
+    **{op: op + "({}, {})" for op in ARITHMETIC.values()},
+    **{"i" + op: TEXT[op] for op in COMPARISONS},
+}
 # Of a row, column or matrix, as the kernels name them.
 ALONG = {"vector": "vector{}", "sum_along": "along{}", "sum_of_matrix": "matrix_sum{}"}
 
@@ -50,6 +58,10 @@ def print_expr(expr: Expr) -> str:
         return safe(str(expr.args[0]))
     if expr.op in ("scalar", "value"):
         return f"{expr.op[0]}{expr.args[0]}"
+    if expr.op == RANDOM:
+        return f"random_{expr.args[0]}"
+    if expr.op == CONSTANT:
+        return f"U({expr.args[0]})"
     if expr.op in ALONG:
         return ALONG[expr.op].format(*expr.args)
     if expr.op == "const":
@@ -117,10 +129,9 @@ def step_count(program: Program) -> list[str]:
     return [f"step = int64({low}) | int64({high}) << 16"]
 
 
-def store_arguments(program: Program, k: int) -> str:
-    """What is stored as role k: its variable and, where it is rounded at random, the element's word."""
-    word = f", w{program.draws[k].stream}" if k in program.draws else ""
-    return safe(program.roles[k].name) + word
+def random_bits(program: Program) -> list[str]:
+    """The random bits of each value that takes some, of the element's words."""
+    return [f"random_{k} = ishr(w{d.stream}, U({d.shift}))" for k, d in program.draws.items()]
 
 
 # Elements whose random bits are made before they are used: 4 KB a stream, which stay in the first-level cache.
@@ -139,14 +150,13 @@ def cpu_source(program: Program) -> str:
         "step": step_count(program),
         "row": segments(program.layout_of(program.update)),
         "load": [
-            *(f"{safe(r.name)} = load_{k}(at_{k}, i)" for k, r in enumerate(roles)),
+            *(f"{safe(r.variable)} = load_{k}(at_{k}, i)" for k, r in enumerate(roles)),
+            *(f"w{s} = load_bits(bits, {s} * STRIP + i - strip)" for s in range(program.streams)),
+            *random_bits(program),
             *of_column(program.layout_of(program.update), "i"),
         ],
         "update": statements(program.update.body),
-        "store": [
-            *(f"w{s} = load_bits(bits, {s} * STRIP + i - strip)" for s in range(program.streams)),
-            *(f"store_{k}(at_{k}, i, {store_arguments(program, k)})" for k, r in enumerate(roles) if r.written),
-        ],
+        "store": [f"store_{k}(at_{k}, i, {safe(r.variable)})" for k, r in enumerate(roles) if r.written],
     }
     strip = {"STRIP": STRIP if program.draws else WHOLE}
     return kernel("multi_tensor_cpu.py", walk_constants(program) | strip, holes)

@@ -6,7 +6,7 @@ printed by `to_numba` as for the CPU and called for each element of a pack: Numb
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from gpuopt.compiler.host import prepare_statements, whole_variables
@@ -22,11 +22,11 @@ from gpuopt.compiler.to_numba import (
     of_element,
     print_double,
     print_expr,
+    random_bits,
     scalar_loads,
     scalar_names,
     statements,
     step_count,
-    store_arguments,
     value_loads,
     walk_constants,
 )
@@ -60,19 +60,20 @@ def _address(index: int, role: Role, element: str) -> str:
 
 
 def _of_one(
-    name: str, layout: Layout, cut: Pass, results: list[str]
+    name: str, layout: Layout, cut: Pass, results: list[str], words: int = 0, first: Sequence[str] = ()
 ) -> tuple[list[str], Callable[..., str], list[str]]:
     """A pass on one element as a function of the device; its call: of the element at `at`, on variables that have a suffix; and
     what it is given that is the same for all elements. results: roles that it returns; with none, the sums of the pass: `sum0`,
-    `sum1` ..., which the call may have under other names.
+    `sum1` ..., which the call may have under other names. words: of random bits, which `first` takes apart.
     """
     parts = (part for s in cut.body for part in s.expr.parts())
     numbers = sorted({(p.op, int(p.args[0])) for p in parts if p.op in ("scalar", "value")})  # type: ignore[arg-type]
     shared = [f"{op[0]}{k}" for op, k in numbers] + ["shape", "slots"] * bool(layout.slots)
-    own = [safe(layout.roles[k].name) for k in cut.reads]
+    own = [safe(layout.roles[k].variable) for k in cut.reads] + [f"w{s}" for s in range(words)]
     sums = [] if results else [f"sum{k}" for k in range(len(cut.sums))]
     into = [total for total, kind in zip(sums, cut.sums, strict=False) if kind not in LINE_SUMS]
     lines = [
+        *first,
         *of_element(layout, "element"),
         *statements(cut.body, first=cut.first),
         f"return {', '.join(results or sums)}",
@@ -91,7 +92,7 @@ def _packed(program: Program, update: Callable[..., str]) -> list[str]:
     """The statements for `lanes` elements from `element` on: as in kernels/multi_tensor.cuh, one turn after another."""
     lanes, roles = program.lanes, program.roles
     turn = min(per_access(r, lanes) for r in roles)
-    names = [safe(r.name) for r in roles]
+    names = [safe(r.variable) for r in roles]
     lines: list[str] = []
     for offset in range(0, lanes, turn):
         for k, r in enumerate(roles):
@@ -101,19 +102,17 @@ def _packed(program: Program, update: Callable[..., str]) -> list[str]:
                 lines.append(
                     f"{cells}{',' if width == 1 else ''} = load_pack_{k}({_address(k, r, f'element + {offset}')})"
                 )
-        for j in range(offset, offset + turn):
-            lines.append(update(f"element + {j}", f"_{j}"))
         for block in range(-(-offset // PER_BLOCK) * PER_BLOCK, offset + turn, PER_BLOCK):
             for s in range(program.streams):
                 words = _tuple(f"w{s}_{block + j}" for j in range(PER_BLOCK))
                 lines.append(f"{words} = philox((element + {block}) // {PER_BLOCK}, {s}, step, tensor, seed)")
+        for j in range(offset, offset + turn):
+            lines.append(update(f"element + {j}", f"_{j}"))
         for k, r in enumerate(roles):
             width = per_access(r, lanes)
             if r.written and (offset + turn) % width == 0:
                 begin = offset + turn - width
                 cells = _tuple(f"{names[k]}_{begin + j}" for j in range(width))
-                if k in program.draws:
-                    cells += ", " + _tuple(f"w{program.draws[k].stream}_{begin + j}" for j in range(width))
                 lines.append(f"store_pack_{k}({_address(k, r, f'element + {begin}')}, {cells})")
     return lines
 
@@ -125,13 +124,13 @@ def _tuple(names: Iterable[str]) -> str:
 def _single(program: Program, update: Callable[..., str]) -> list[str]:
     """The statements for the one `element`."""
     roles = program.roles
-    lines = [f"{safe(r.name)} = load_{k}(load_word(at, {k}), element)" for k, r in enumerate(roles)]
-    lines.append(update("element"))
+    lines = [f"{safe(r.variable)} = load_{k}(load_word(at, {k}), element)" for k, r in enumerate(roles)]
     for s in range(program.streams):
         lines.append(f"w{s} = chosen(philox(element // PER_BLOCK, {s}, step, tensor, seed), element % PER_BLOCK)")
+    lines.append(update("element"))
     for k, r in enumerate(roles):
         if r.written:
-            lines.append(f"store_{k}(load_word(at, {k}), element, {store_arguments(program, k)})")
+            lines.append(f"store_{k}(load_word(at, {k}), element, {safe(r.variable)})")
     return lines
 
 
@@ -139,8 +138,9 @@ def cuda_source(program: Program) -> str:
     """The whole text of the GPU kernel: kernels/multi_tensor.py for one program."""
     names = scalar_names(program)
     everything = replace(program.update, reads=tuple(range(len(program.roles))))
-    written = [safe(r.name) for r in program.roles if r.written]
-    function, update, _ = _of_one("update", program.layout_of(program.update), everything, written)
+    written = [safe(r.variable) for r in program.roles if r.written]
+    layout, words = program.layout_of(program.update), program.streams
+    function, update, _ = _of_one("update", layout, everything, written, words, random_bits(program))
     holes = {
         "function": function,
         "scalars_by_value": [f"{name} = rows[{k}]" for k, name in enumerate(names)],
@@ -161,7 +161,7 @@ def reduce_source(layout: Layout, cut: Pass) -> str:
     width, ranks = layout.lanes, list(enumerate(cut.sums))
     steps = t.CHUNK // (t.THREADS * width)
     ahead = min(steps, cut.ahead)
-    names = {k: safe(layout.roles[k].name) for k in cut.reads}
+    names = {k: safe(layout.roles[k].variable) for k in cut.reads}
     function, measure, shared = _of_one("measure", layout, cut, [])
     sums = [f"sum{j}" for j, _ in ranks]
     into = ", ".join(sums)
@@ -218,7 +218,7 @@ def reduce_along_source(layout: Layout, cut: Pass) -> str:
     width = layout.lanes
     packs = t.BLOCK_COLUMNS // (t.WARP * width)
     rows, columns = ranked(cut.sums, "row_sum"), ranked(cut.sums, "column_sum")
-    names = {k: safe(layout.roles[k].name) for k in cut.reads}
+    names = {k: safe(layout.roles[k].variable) for k in cut.reads}
     function, measure_one, _ = _of_one("measure", layout, cut, [])
     asked: list[list[str]] = []  # of each pack
     measured: list[list[str]] = []

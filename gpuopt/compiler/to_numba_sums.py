@@ -37,7 +37,7 @@ def reduce_constants(layout: Layout, cut: Pass) -> dict[str, int]:
 def reduce_source(layout: Layout, cut: Pass) -> str:
     """The whole text of a pass that sums: kernels/reduce_cpu.py."""
     kinds = list(enumerate(cut.sums))
-    loads = [f"{safe(layout.roles[k].name)} = load_{k}(at_{k}, i)" for k in cut.reads] + of_column(layout, "lane")
+    loads = [f"{safe(layout.roles[k].variable)} = load_{k}(at_{k}, i)" for k in cut.reads] + of_column(layout, "lane")
     holes = {
         "row": segments(layout),
         "scalars": scalar_loads(layout.scalars),
@@ -102,7 +102,7 @@ def ranked(kinds: Iterable[str], kind: str) -> list[tuple[int, int]]:
 def reduce_along_source(layout: Layout, cut: Pass) -> str:
     """The whole text of a pass that sums along rows and columns: kernels/reduce_along_cpu.py."""
     rows, columns = ranked(cut.sums, "row_sum"), ranked(cut.sums, "column_sum")
-    loads = [f"{safe(layout.roles[k].name)} = load_{k}(at_{k}, i)" for k in cut.reads] + of_column(layout, "i")
+    loads = [f"{safe(layout.roles[k].variable)} = load_{k}(at_{k}, i)" for k in cut.reads] + of_column(layout, "i")
     add = [
         *(f"across[{rank}, np.uint64(lane)] = across[{rank}, np.uint64(lane)] + sum{k}" for rank, k in rows),
         *(f"down[{rank}, warp, np.uint64(i)] = down[{rank}, warp, np.uint64(i)] + sum{k}" for rank, k in columns),

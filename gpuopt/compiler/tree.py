@@ -13,7 +13,7 @@ SCALAR_CALLS = {**CALLS, "exp": 1, "log": 1, "root": 1}
 SUMS = ("tensor_sum", "tensor_max", "global_sum", "row_sum", "column_sum")
 SIZES = ("numel", "rows", "columns")
 EPSILON = "epsilon"  # of the parameter's dtype, a constant of the kernel
-RULE_CALLS = {**CALLS, **dict.fromkeys((*SUMS, *SIZES, EPSILON), 1)}
+RULE_CALLS = {**CALLS, **dict.fromkeys((*SUMS, *SIZES, EPSILON, "bits", "from_bits"), 1)}
 # Of `prepare`, where Python raises for what arithmetic on a device cannot refuse: `a if c else b` looks at one side only, and
 # math.sqrt takes no negative number. What they are there.
 ON_DEVICE = {"if": "where", "root": "sqrt"}
@@ -21,9 +21,9 @@ ON_DEVICE = {"if": "where", "root": "sqrt"}
 
 @dataclass(frozen=True)
 class Expr:
-    """`op` is one of the names above, or a leaf: "const" (number), "name" (str), "scalar" (index into the row), "value" (index into
-    the pass's values), "count" (16 bits of the step count, from that bit on). Of a tensor, in float64: "wide" (index), "total"
-    (index), "cell" (the name of a state), "numel", "rows", "columns".
+    """`op` is one of the names above, one of `whole`, or a leaf: "const" (number), "name" (str), "scalar" (index into the row),
+    "value" (index into the pass's values), "count" (16 bits of the step count, from that bit on). Of a tensor, in float64: "wide"
+    (index), "total" (index), "cell" (the name of a state), "numel", "rows", "columns".
     """
 
     op: str

@@ -12,8 +12,8 @@ import numpy as np
 class Storage:
     """How one element lies in memory, and how a value becomes one.
 
-    compute: the type arithmetic on it is done in; ctype: its type in kernels/types.cuh; dtype: what NumPy calls its bits;
-    random: the random bits that rounding a value takes (see formats/philox.py), 0 where it rounds to nearest.
+    compute: the type arithmetic on it is done in; ctype: its type in kernels/types.cuh; dtype: what NumPy calls its bits; code:
+    whether it is no number but the code of one, which a format decodes.
     """
 
     name: str
@@ -21,7 +21,7 @@ class Storage:
     compute: str
     ctype: str
     dtype: str
-    random: int = 0
+    code: bool = False
     epsilon: float = 0.0  # from 1 to the next number
 
 
@@ -32,13 +32,18 @@ STORAGES = {
         Storage("float32", 4, "float32", "float", "float32", epsilon=2.0**-23),
         Storage("float16", 2, "float32", "half16", "float16", epsilon=2.0**-10),
         Storage("bfloat16", 2, "float32", "bfloat16", "bfloat16", epsilon=2.0**-7),
-        Storage("stochastic-bfloat16", 2, "float32", "stochastic_bfloat16", "bfloat16", random=16),
         Storage("bool", 1, "float32", "byte8", "bool"),
+        Storage("code-float16", 2, "float32", "code16", "uint16", code=True, epsilon=2.0**-10),
+        Storage("code-bfloat16", 2, "float32", "code16", "uint16", code=True, epsilon=2.0**-7),
+        Storage("int8", 1, "float32", "code8", "int8", code=True),
+        Storage("uint8", 1, "float32", "code8", "uint8", code=True),
+        Storage("int16", 2, "float32", "code16", "int16", code=True),
+        Storage("uint16", 2, "float32", "code16", "uint16", code=True),
     )
 }
+CODED = {"float16": "code-float16", "bfloat16": "code-bfloat16"}  # storages of the codes of such numbers
+SAME = "same"  # as the parameter's
 PARAMETER_DTYPES = ("float64", "float32", "float16", "bfloat16")
-# What a state accumulates in 16 bits would be lost by rounding to nearest: 0.001 of it is less than half of a step.
-OF_STATES = {"bfloat16": "stochastic-bfloat16"}
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
@@ -51,11 +56,8 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     return np.dtype(name)
 
 
-def state_dtype(state_format: str, compute: str) -> str:
-    """The dtype of arrays that a state format means for parameters of this compute type (float64 stays float64)."""
-    return "float64" if compute == "float64" else state_format
-
-
-def state_storage(dtype: str) -> str:
-    """The storage of a state in arrays of this dtype."""
-    return OF_STATES.get(dtype, dtype)
+def state_dtype(state_format: str, parameter: str) -> str:
+    """The dtype of arrays that a state format means for parameters of this dtype (float64 stays float64)."""
+    if state_format == SAME:
+        return parameter
+    return "float64" if STORAGES[parameter].compute == "float64" else state_format

@@ -1,35 +1,25 @@
-"""Stochastic rounding: a value becomes one of its two neighbours in a narrower type, each as likely as it is near.
-
-A mean that moves by less than half of a rounding step would stop for ever under rounding to nearest; rounded stochastically it
-moves by what is right on average (Gupta et al. 2015, "Deep learning with limited numerical precision"). The reference, in
-NumPy; the twins are `Encode` in kernels/types.cuh and `compiler.numba_ir.encode`. Knows no rule and no backend.
-"""
+"""Stochastic rounding to 16 bits: each of the two neighbours as likely as it is near."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from gpuopt.formats.dtypes import STORAGES, numpy_dtype
-
-NAN = 0x7FC0
+from gpuopt.formats.language import VISIBLE, format
+from gpuopt.formats.words import number, word
 
 
-def bfloat16(values: NDArray[np.float32], bits: NDArray[np.uint32]) -> NDArray[Any]:
-    """Round float32 to bfloat16: 16 random bits are added below the last one that is kept. NaN stays NaN, infinity infinite."""
-    raw = values.view(np.uint32)
-    rounded = (raw + (bits & np.uint32(0xFFFF))) >> np.uint32(16)
-    return np.where(np.isnan(values), NAN, rounded).astype(np.uint16).view(numpy_dtype("bfloat16"))
+@format(planes={"h": VISIBLE})
+def stochastic(h: Any, *, half: bool) -> Any:
+    """Gupta et al. 2015, "Deep learning with limited numerical precision". A mean that moves by less than half of a rounding step
+    would stop for ever under rounding to nearest; here it moves by what is right on average.
+    """
+    w = h << 16
+    x = number(w, half=half)
+    return x
 
 
-ENCODE = {"stochastic-bfloat16": bfloat16}
-
-
-def encode(storage: str, values: NDArray[Any], bits: NDArray[np.uint32] | None) -> NDArray[Any]:
-    """Values of the compute type as elements of a storage; bits: random ones where it takes them."""
-    if bits is None:
-        return values.astype(numpy_dtype(storage))
-    assert STORAGES[storage].random
-    return ENCODE[storage](values, bits)
+@stochastic.encode(random=16)
+def _(x: Any, *, random: Any, half: bool) -> Any:
+    w = word(x, half=half)
+    h = (w + (random & 0xFFFF)) >> 16
+    return h

@@ -17,6 +17,7 @@ from gpuopt.errors import InputError, entries, entry
 from gpuopt.formats.dtypes import STORAGES, numpy_dtype
 from gpuopt.optim import trees
 from gpuopt.optim.engine import Engine
+from gpuopt.optim.full_precision import decoded
 from gpuopt.optim.hyper import MODE, environment
 from gpuopt.optim.parameters import Parameter, as_array, gradient_view
 from gpuopt.pairs import COMPLEX, as_pairs, is_complex
@@ -86,6 +87,12 @@ def write(between: Between, given: Mapping[str, Any], target: Any, scalars: Mapp
     arrays.kind_of(target, label).assign(target, made)
 
 
+def _halves_as_bits(array: Any) -> Any:
+    """An array on the host, numbers of 16 bits as uint16."""
+    found = arrays.on_host(array)
+    return found.view(np.uint16) if found.dtype.itemsize == 2 else found
+
+
 def _native(array: Any) -> Any:
     """An array of NumPy or CuPy: the same memory, or a copy on the host where only an interface is known."""
     if hasattr(array, "__cuda_array_interface__") and not hasattr(array, "__dlpack__"):
@@ -141,9 +148,26 @@ class BetweenSteps:
             if p.states and self.param_groups[p.group].get(MODE, True):
                 self._ask(EVALUATE, p, copy)
             made.append(copy)
-        leaves = iter(made)
-        trees_ = [trees.rebuilt(structure, leaves) for structure in self._structures]
-        return trees_ if self._grouped or len(trees_) > 1 else trees_[0]
+        return self._mirrored(made)
+
+    def _full_precision(self) -> Any:
+        """See `gpuopt.full_precision`."""
+        self._engine.synchronize()
+        self._engine.wait()
+        made = []
+        for p in self._engine.parameters:
+            full = decoded(self.rule, p.states, p.array, p.view.dtype, _halves_as_bits)
+            kind = arrays.kind_of(p.array, p.label)
+            array = kind.zeros(p.array, "float32" if STORAGES[p.view.dtype].compute == "float32" else "float64")
+            kind.assign(array, full)
+            made.append(array)
+        return self._mirrored(made)
+
+    def _mirrored(self, leaves: Sequence[Any]) -> Any:
+        """Arrays of all parameters in the structure of params."""
+        rest = iter(leaves)
+        made = [trees.rebuilt(structure, rest) for structure in self._structures]
+        return made if self._grouped or len(made) > 1 else made[0]
 
     def __getattr__(self, name: str) -> Any:
         return of_rule(self, vars(self).get("rule"), name)

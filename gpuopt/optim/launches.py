@@ -8,12 +8,14 @@ import numpy as np
 
 from gpuopt import arrays
 from gpuopt.compiler.lower import program_for
-from gpuopt.compiler.parts import Role, Signature
+from gpuopt.compiler.parts import Coded, Role, Signature
 from gpuopt.errors import LayoutError
-from gpuopt.formats.dtypes import STORAGES, state_storage
+from gpuopt.formats import formats
+from gpuopt.formats.dtypes import CODED, STORAGES
 from gpuopt.launch.launcher import Launch
 from gpuopt.launch.plan import Plan
 from gpuopt.optim import beside
+from gpuopt.optim.keeping import HALVES
 from gpuopt.optim.parameters import Parameter
 from gpuopt.rules.language import Rule
 
@@ -21,20 +23,42 @@ from gpuopt.rules.language import Rule
 def signature_of(rule: Rule, p: Parameter, flags: Mapping[str, object]) -> Signature:
     """What distinguishes the kernel of a parameter that has a gradient, in a group with these flags."""
     assert p.grad_view is not None
-    roles = [Role("p", p.view.dtype, True), Role("g", p.grad_view.dtype, False)]
+    states = {
+        s.name: arrays.describe(p.states[s.name], f"{s.key} of {p.label}").dtype for s in rule.active_states(flags)
+    }
+    matrix = not rule.definition().along or (len(p.view.shape) > 1 and not p.view.pairs)
+    everything = {**flags, **beside.flags(p)}
+    return signature(rule, everything, p.view.dtype, p.grad_view.dtype, states, matrix)
+
+
+def signature(
+    rule: Rule, flags: Mapping[str, object], dtype: str, grad_dtype: str, states: Mapping[str, str], matrix: bool = True
+) -> Signature:
+    """The signature of parameters and gradients of these dtypes, and of states, by name, in arrays of these; flags: the options'
+    too.
+    """
+    compute, base, kept = STORAGES[dtype].compute, getattr(rule, "base", rule), getattr(rule, "kept", None)
+    active = rule.active_states(flags)
+    kept = kept if flags.get(HALVES) else None
+    roles = [Role("p", CODED[dtype] if kept else dtype, True), Role("g", grad_dtype, False)]
+    planes = ("p", *(s.name for s in active if s.plane))
+    coded = [Coded("p", kept, planes, dtype == "float16", True)] if kept else []
     cells: list[Role] = []
     vectors: list[Role] = []
     kinds = {"parameter": roles, "scalar": cells, "global": cells}
-    for state in rule.active_states(flags):
-        view = arrays.describe(p.states[state.name], f"{state.key} of {p.label}")
-        made = Role(state.name, state_storage(view.dtype), not state.readonly, state.shape)
-        kinds.get(state.shape, vectors).append(made)
-    everything = {**flags, **beside.flags(p)}
-    roles += beside.storages(everything, p.view.dtype)
-    compute = STORAGES[p.view.dtype].compute
-    matrix = not rule.definition().along or (len(p.view.shape) > 1 and not p.view.pairs)
+    for state in active:
+        found = states[state.name]
+        rounded = found == "bfloat16" and state.walked and not state.readonly and not state.plane
+        if (
+            rounded
+        ):  # what accumulates there would be lost by rounding to nearest: 0.001 of it is less than half of a step
+            coded.append(Coded(state.name, formats()["stochastic"], (state.name,), False, True))
+        storage = CODED[found] if rounded else found
+        kinds.get(state.shape, vectors).append(Role(state.name, storage, not state.readonly, state.shape))
+    roles += beside.storages(flags, dtype)
+    own = {name: value for name, value in flags.items() if name != HALVES}
     return Signature(
-        rule, tuple(sorted(everything.items())), tuple(roles), compute, tuple(cells), tuple(vectors), matrix
+        base, tuple(sorted(own.items())), tuple(roles), compute, tuple(cells), tuple(vectors), matrix, tuple(coded)
     )
 
 

@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gpuopt.errors import InputError, entries
+from gpuopt.formats.language import Format
 from gpuopt.native.objects import same
 from gpuopt.optim import beside, between, state_dict, trees
 from gpuopt.optim.decay import peak_of
 from gpuopt.optim.engine import Engine
 from gpuopt.optim.hyper import MODE, check_group, defaults_of
+from gpuopt.optim.keeping import check_halves, keeping
 from gpuopt.optim.parameters import Parameter, parameter_view
 from gpuopt.optim.settings import Settings
 from gpuopt.rules.language import Rule, checked_rule
@@ -53,7 +55,7 @@ class Optimizer(between.BetweenSteps):
         *,
         backend: str | None = None,
         state_format: str | Mapping[str, str] = "float32",
-        param_format: str = "native",
+        param_format: str | Format = "native",
         max_grad_norm: float | None = None,
         grad_scale: Any = None,
         skip_nonfinite: bool = False,
@@ -71,6 +73,7 @@ class Optimizer(between.BetweenSteps):
             state_format, param_format, max_grad_norm, grad_scale, None, skip_nonfinite, capturable, seed
         )
         self.settings.check(rule)
+        self.rule = rule = keeping(rule, param_format)
         self.defaults = defaults_of(rule) | hyper
         given = {k: v for k, v in self.defaults.items() if v is not inspect.Parameter.empty}
         options = inspect.signature(Optimizer).parameters.values()
@@ -90,6 +93,7 @@ class Optimizer(between.BetweenSteps):
             self.add_param_group(group, **dict(zip(of_tensors, own, strict=True)))
         if not self._engine.parameters:
             raise InputError("params: expected at least one array, found none")
+        check_halves(param_format, [p.view.dtype for p in self._engine.parameters])
 
     def _of_each(self, name: str, value: Any, groups: Sequence[Any]) -> list[Any]:
         """An option that mirrors params, for each group. Raises InputError unless there is one for each."""

@@ -125,7 +125,7 @@ def as_array(grad: Any, p: Parameter) -> Any:
 def gradient_view(array: Any, p: Parameter, label: str) -> View:
     """The View of a gradient that fits its parameter. Raises an error naming the tensor otherwise."""
     view = arrays.describe(array, label)
-    if view.dtype not in STORAGES or view.dtype == "bool":
+    if view.dtype not in PARAMETER_DTYPES:
         remedy = conversion(array, p.view.dtype)
         raise DtypeError(
             f"{label}: dtype {view.dtype}: expected a floating-point gradient like {p.view.dtype}; use {remedy}"

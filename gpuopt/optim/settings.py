@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 
 from gpuopt.errors import InputError
+from gpuopt.formats import OF_PARAMETERS
+from gpuopt.formats.language import Format
 from gpuopt.messages import abbreviated
 from gpuopt.optim.hyper import check_number, on_gpu, whole
+from gpuopt.rules.between import EVALUATE
 from gpuopt.rules.language import Rule
 
 STATE_FORMATS = ("float32", "bfloat16")
-PARAM_FORMATS = ("native",)
+PARAM_FORMATS = ("native", *OF_PARAMETERS)
 
 
 @dataclass
@@ -23,7 +26,7 @@ class Settings:
     """Options of an optimizer; see Optimizer for what each means."""
 
     state_format: str | Mapping[str, str] = "float32"
-    param_format: str = "native"
+    param_format: str | Format = "native"
     max_grad_norm: float | None = None
     grad_scale: Any = None
     found_inf: Any = None
@@ -49,8 +52,7 @@ class Settings:
                 of = f"state_format of {name!r}" if name else "state_format"
                 each = ", or a dict of one for each state" if one_for_all and not isinstance(value, str) else ""
                 raise InputError(f"{of} = {value!r}: expected one of {', '.join(STATE_FORMATS)}{each}")
-        if self.param_format not in PARAM_FORMATS:
-            raise InputError(f"param_format = {self.param_format!r}: expected one of {', '.join(PARAM_FORMATS)}")
+        self._check_param_format(rule)
         self.seed = checked_seed(self.seed)
         for name in ("skip_nonfinite", "capturable"):
             if not isinstance(getattr(self, name), (bool, np.bool_)):
@@ -59,6 +61,19 @@ class Settings:
         if self.max_grad_norm is not None:
             self.max_grad_norm = check_number("max_grad_norm", self.max_grad_norm)
         self.check_scale()
+
+    def _check_param_format(self, rule: Rule) -> None:
+        """Raise InputError for what is no format of parameters, or goes with no rule that evaluates others than it trains."""
+        found = self.param_format
+        if not isinstance(found, Format) and found not in PARAM_FORMATS:
+            raise InputError(
+                f"param_format = {found!r}: expected one of {', '.join(PARAM_FORMATS)}, or a gpuopt.format"
+            )
+        if found != "native" and EVALUATE in rule.between:
+            raise InputError(
+                f"param_format = {found!r}: {rule.title} changes parameters between steps, in eval() and train(), which planes "
+                "beside them would not follow: leave it at native"
+            )
 
     def check_scale(self) -> None:
         """Raise InputError for a grad_scale that no gradient can be divided by; one on a GPU is not waited for. It may be an array
@@ -75,17 +90,19 @@ class Settings:
 
     def formats(self, rule: Rule) -> dict[str, str]:
         """State name -> format; a mapping may use the rule's variable or the state's key, the rest are float32."""
+        planes = {s.name: s.plane for s in rule.states if s.plane}
+        own = [s for s in rule.states if not s.plane]
         if not isinstance(self.state_format, Mapping):
-            return {s.name: "float32" if s.exact else self.state_format for s in rule.states}
-        unknown = set(self.state_format) - {s.name for s in rule.states} - {s.key for s in rule.states}
+            return planes | {s.name: "float32" if s.exact else self.state_format for s in own}
+        unknown = set(self.state_format) - {s.name for s in own} - {s.key for s in own}
         if unknown:
-            known = ", ".join(s.name for s in rule.states) or "none"
+            known = ", ".join(s.name for s in own) or "none"
             raise InputError(f"state_format names {min(unknown, key=str)!r}: {rule.title} has the states {known}")
         given = self.state_format
-        for s in rule.states:
+        for s in own:
             if s.name != s.key and s.name in given and given.get(s.key, given[s.name]) != given[s.name]:
                 raise InputError(f"state_format names one state twice, {s.name!r} and {s.key!r}: expected it once")
-        return {s.name: given.get(s.name, given.get(s.key, "float32")) for s in rule.states}
+        return planes | {s.name: given.get(s.name, given.get(s.key, "float32")) for s in own}
 
 
 def checked_seed(seed: Any) -> int:

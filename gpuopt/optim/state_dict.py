@@ -11,6 +11,7 @@ from gpuopt import arrays
 from gpuopt.errors import InputError
 from gpuopt.formats.dtypes import PARAMETER_DTYPES, numpy_dtype
 from gpuopt.optim.hyper import OPTIONAL, changes, check_group
+from gpuopt.optim.keeping import every_plane
 from gpuopt.optim.parameters import Parameter
 from gpuopt.rules.language import Rule
 
@@ -66,7 +67,9 @@ def load(
         check_group({**group, **values[-1]}, rule, f"state_dict param_groups[{index}]")
     made = []
     for index, p in enumerate(parameters):
-        flags = rule.shaped(rule.flags({**groups[p.group], **values[p.group]}), p.view.shape, p.view.pairs)
+        flags = rule.shaped(
+            rule.flags({**groups[p.group], **values[p.group]}), p.view.shape, p.view.pairs, p.view.dtype
+        )
         step, states = restored(rule, p, saved["state"].get(index), flags, allocate)
         if in_place and p.states and not states:
             states = allocate(without_states(p), flags)
@@ -157,11 +160,13 @@ def restored(
     if entry is None:
         return 0, {}
     names = {s.key: s.name for s in rule.states}
+    planes = {s.key: s.plane for s in rule.states}
     shapes = {s.key: rule.shape_of(s, p.view.shape) for s in rule.states}
     step = entry.get("step")
     if not isinstance(step, int) or isinstance(step, bool) or step < 0:
         raise InputError(f"step of {p.label}: {step!r}: expected a whole number, 0 or more")
-    states = {key: value for key, value in entry.items() if key != "step"}
+    dropped = every_plane() - set(names)  # of another format: the parameter is what it shows
+    states = {key: value for key, value in entry.items() if key != "step" and key not in dropped}
     for key in states:
         if key not in names:
             raise InputError(f"state_dict of {p.label}: unknown state {key!r}: expected {', '.join(names)}")
@@ -170,9 +175,10 @@ def restored(
             raise InputError(f"{key} of {p.label}: complex: expected a real one, as its parameter is")
         if view.shape != shapes[key]:
             raise InputError(f"{key} of {p.label}: shape {view.shape}: expected {shapes[key]}")
-        if view.dtype not in PARAMETER_DTYPES:
+        if view.dtype not in (planes.get(key), *PARAMETER_DTYPES):
             raise InputError(f"{key} of {p.label}: dtype {view.dtype}: expected a floating type")
-    missing = [s.key for s in rule.active_states(flags) if s.key not in states] if states or step else []
+    needed = [s.key for s in rule.active_states(flags) if not s.plane]  # planes of a format begin anew
+    missing = [key for key in needed if key not in states] if states or step else []
     if missing:
         raise InputError(f"state_dict of {p.label}: {missing[0]} is missing")
     if not states:

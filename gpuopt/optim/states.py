@@ -7,6 +7,7 @@ from typing import Any
 
 from gpuopt import arrays
 from gpuopt.formats.dtypes import STORAGES, state_dtype
+from gpuopt.optim.keeping import PARAMETER
 from gpuopt.optim.parameters import Parameter
 from gpuopt.pairs import filled
 from gpuopt.rules.language import Rule
@@ -18,16 +19,17 @@ def new_states(
     """The states that a parameter needs under these flags and has not, by role name. formats: of states of the parameter's shape;
     those of other shapes are of the compute type.
     """
-    kind, compute, found = arrays.kind_of(p.array, p.label), STORAGES[p.view.dtype].compute, {}
+    kind, dtype, found = arrays.kind_of(p.array, p.label), p.view.dtype, {}
     for state in rule.active_states(flags):
         if state.name in p.states:
             continue
         if state.walked:
-            array = kind.zeros(p.array, state_dtype(formats[state.name], compute))
+            array = kind.zeros(p.array, state_dtype(formats[state.name], dtype))
         else:
-            array = kind.zeros(p.array, compute, rule.shape_of(state, p.view.shape))
-        init = arrays.number(rule.first(state, group))
-        if init:
+            array = kind.zeros(p.array, STORAGES[dtype].compute, rule.shape_of(state, p.view.shape))
+        if state.init == PARAMETER:
+            kind.assign(array, p.array)
+        elif init := arrays.number(rule.first(state, group)):
             kind.assign(array, filled(init, array))
         found[state.name] = array
     return found

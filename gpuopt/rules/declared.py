@@ -35,7 +35,8 @@ class State:
     when: the flag that must be true for it to exist, or "not flag", or "flag == 'choice'"; init: its first value, a number or the
     name of a hyperparameter; readonly: an input such as a mask, read by the rule and never written. shape: "parameter" (as the
     parameter), "scalar" (one number a tensor), "global" (one number for all tensors), "row" or "column" (one a row or column of the
-    matrix, see `rule`). exact: parameters in another place, which are rounded only where `state_format` names them.
+    matrix, see `rule`). exact: parameters in another place, which are rounded only where `state_format` names them. plane: the
+    dtype of a plane of the parameter itself, see `keeping`, which no function of a rule takes; empty for all others.
     """
 
     name: str
@@ -45,6 +46,7 @@ class State:
     readonly: bool = False
     shape: str = "parameter"
     exact: bool = False
+    plane: str = ""
 
     @property
     def cell(self) -> bool:

@@ -233,7 +233,9 @@ class Rule:
         given |= {MATRIX: True}
         return {n: bool(given[n]) if n in given else plain_flag(hyper[n]) for n in self.tree.flags}
 
-    def shaped(self, flags: Mapping[str, Any], shape: tuple[int, ...], pairs: bool = False) -> dict[str, Any]:
+    def shaped(
+        self, flags: Mapping[str, Any], shape: tuple[int, ...], pairs: bool = False, dtype: str = "float32"
+    ) -> dict[str, Any]:
         """The flags for a tensor of this shape: `matrix` says whether it has rows and columns. pairs: of complex numbers."""
         return {**flags, **({MATRIX: len(shape) > 1 and not pairs} if MATRIX in flags else {})}
 

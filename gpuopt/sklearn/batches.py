@@ -141,12 +141,14 @@ class Batches:
             if self.xp is not np and not self.data.sparse:
                 x = self.x[self.xp.asarray(order)]
         for begin, end in pairwise(self.bounds):
+            rows: Any
             if self.gathered is not None and order is not None:
                 rows = self.gathered.take(order[begin:end])
+            elif self.data.sparse:
+                found = x[begin:end] if order is None else x[order[begin:end]]
+                rows = np.asarray(found.toarray(), self.dtype, order="C")
             else:
-                rows = x[begin:end] if order is None or not self.data.sparse else x[order[begin:end]]
-            if self.data.sparse:
-                rows = np.asarray(rows.toarray(), self.dtype, order="C")
+                rows = x[begin:end]
             yield self._made(rows, begin, end)
 
     def _made(self, x: Any, begin: int, end: int) -> Batch:

@@ -14,12 +14,15 @@ import torch
 from gpuopt.errors import InputError, entries, entry
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.optim.between import check_averages, computed, of_rule
+from gpuopt.optim.full_precision import decoded
 from gpuopt.optim.hyper import MODE, defaults_of, environment
 from gpuopt.rules.between import EVALUATE, RESUME
 from gpuopt.rules.language import Rule
 from gpuopt.rules.primitives import compute_dtype
 from gpuopt.torch.differentiable import like, plain, real
 from gpuopt.torch.tensors import NAMES, TYPES
+
+HALVES = (torch.float16, torch.bfloat16)
 
 
 @entries
@@ -48,6 +51,17 @@ class BetweenSteps:
                 if self.state.get(p):
                     p.copy_(self._asked_of(name, group, p, p))
             group[MODE] = train
+
+    @torch.no_grad()
+    def _full_precision(self) -> list[torch.Tensor]:
+        """See `gpuopt.full_precision`."""
+        made = []
+        for p in (p for group in self.param_groups for p in group["params"]):
+            state = self.state.get(p) or {}
+            states = {s.name: state[s.key] for s in self.rule.states if s.plane and s.key in state}
+            full = decoded(self.rule, states, p, NAMES.get(p.dtype, "float32"), _halves_as_bits)
+            made.append(torch.from_numpy(full).to(p.device))
+        return made
 
     @torch.no_grad()
     def averaged_params(self) -> list[torch.Tensor]:
@@ -104,3 +118,9 @@ class BetweenSteps:
         with compute_dtype(np.dtype(compute)):
             made = computed(self.rule.between[name], given, scalars, lambda t: real(t.detach()).to(TYPES[compute]))
         return like(made, real(target.detach()).to(TYPES[compute]), target)
+
+
+def _halves_as_bits(tensor: torch.Tensor) -> Any:
+    """A tensor on the host, numbers of 16 bits as uint16."""
+    found = tensor.detach().resolve_conj().resolve_neg().cpu()
+    return found.view(torch.uint16).numpy() if found.dtype in HALVES else found.numpy()

@@ -29,6 +29,7 @@ from gpuopt.rules import primitives
 from gpuopt.rules.language import Rule
 from gpuopt.rules.options import BESIDE
 from gpuopt.rules.primitives import compute_dtype, reductions
+from gpuopt.torch.parameters import shaped
 from gpuopt.torch.step_tensors import step_tensor
 from gpuopt.torch.tensors import NAMES, TYPES, resolved, zeros
 
@@ -214,7 +215,7 @@ class Step:
         live, state = self._live(group), self.opt.state.get(p, {})
         beside = self.opt._beside.of(self.rule, p, f"a parameter of shape {tuple(p.shape)}")
         flags = self._flags(hyper, live, multiplier is not None, beside)
-        flags = self.rule.shaped(flags, tuple(p.shape), p.is_complex())
+        flags = shaped(self.rule, flags, p)
         active, missing = self.rule.active_states(flags), self._missing(p, state, flags, hyper)
         found = {s.name: missing.get(s.key, state.get(s.key)) for s in active}
         mine = [s for s in active if not s.readonly]

@@ -19,7 +19,7 @@ from gpuopt.optim.decay import PEAK
 from gpuopt.optim.hyper import own_defaults
 from gpuopt.optim.settings import Settings
 from gpuopt.rules.language import Rule, State
-from gpuopt.torch.parameters import labelled, state_dtypes
+from gpuopt.torch.parameters import labelled, shaped, state_dtypes
 from gpuopt.torch.tensors import TYPES, storage
 
 
@@ -106,8 +106,8 @@ def check_step(step: Any, label: str) -> None:
 
 
 def required(rule: Rule, group: Mapping[str, Any], p: torch.Tensor) -> tuple[State, ...]:
-    """The states that exist of a parameter under the options of a group."""
-    return rule.active_states(rule.shaped(rule.flags(group), tuple(p.shape), p.is_complex()))
+    """The states that a parameter cannot go on without under the options of a group: planes of a format begin anew."""
+    return tuple(s for s in rule.active_states(shaped(rule, rule.flags(group), p)) if not s.plane)
 
 
 def kept_as(rule: Rule, state: State, value: torch.Tensor, p: torch.Tensor, dtype: str) -> torch.Tensor:

@@ -18,6 +18,7 @@ from gpuopt.optim.between import averages, check_training
 from gpuopt.optim.decay import peak_of
 from gpuopt.optim.engine import Engine
 from gpuopt.optim.hyper import MODE, check_group, defaults_of, members
+from gpuopt.optim.keeping import check_halves, keeping
 from gpuopt.optim.settings import Settings
 from gpuopt.rules.language import Rule
 from gpuopt.torch import differentiable, joint, loading
@@ -35,7 +36,7 @@ from gpuopt.torch.parameters import (
 from gpuopt.torch.replayed import Replayed
 from gpuopt.torch.state_view import StateView
 from gpuopt.torch.step_tensors import step_tensor, usable
-from gpuopt.torch.tensors import DEVICES, TorchStreams
+from gpuopt.torch.tensors import DEVICES, NAMES, TorchStreams
 
 # Keys of torch's groups that choose another algorithm: only torch's default of that class is what this class does. A checkpoint
 # may have another, as Adam's in AdamW, and is taken over to this class, as in torch.
@@ -67,8 +68,11 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
         self._replayed = Replayed()
         self._reset()
         self._settings().check(self.rule)
+        self.rule = keeping(type(self).rule, self._given.param_format)
         self._check_group(defaults, self.rule.title)
         super().__init__(params, defaults)
+        every = [p for group in self.param_groups for p in group["params"]]
+        check_halves(self._given.param_format, [NAMES.get(p.dtype, str(p.dtype)) for p in every])
         if defaults.get("fused") and defaults.get("foreach"):
             raise OptionError("`fused` and `foreach` cannot be `True` together.")  # as torch
         self._beside = Beside(mask, bounds, self.param_groups)

@@ -17,6 +17,7 @@ from gpuopt.errors import InputError
 from gpuopt.formats.dtypes import STORAGES, state_dtype
 from gpuopt.launch.launcher import StepCounter
 from gpuopt.optim.beside import checked
+from gpuopt.optim.keeping import PARAMETER
 from gpuopt.optim.parameters import Parameter, parameter_view
 from gpuopt.optim.settings import Settings
 from gpuopt.pairs import filled
@@ -42,10 +43,20 @@ def labelled(groups: Sequence[Mapping[str, Any]]) -> Iterator[Member]:
 
 def state_dtypes(rule: Rule, settings: Settings, p: torch.Tensor) -> dict[str, str]:
     """State name -> the dtype in which a parameter's states are kept; those of float64 are float64."""
-    storage = STORAGES.get(NAMES.get(p.dtype, ""), STORAGES["float32"])
-    formats = settings.formats(rule)
-    stored = {s.name: state_dtype(formats[s.name], storage.compute) for s in rule.states}
-    return stored | {s.name: storage.compute for s in rule.states if not s.walked}
+    dtype, formats = dtype_name(p), settings.formats(rule)
+    stored = {s.name: state_dtype(formats[s.name], dtype) for s in rule.states}
+    return stored | {s.name: STORAGES[dtype].compute for s in rule.states if not s.walked}
+
+
+def dtype_name(p: torch.Tensor) -> str:
+    """The name of a parameter's dtype, of its real and imaginary parts where it is complex."""
+    name = NAMES.get(p.dtype, "")
+    return name if name in STORAGES else "float32"
+
+
+def shaped(rule: Rule, flags: Mapping[str, Any], p: torch.Tensor) -> dict[str, Any]:
+    """A rule's flags for a parameter."""
+    return rule.shaped(flags, tuple(p.shape), p.is_complex(), dtype_name(p))
 
 
 def new_states(
@@ -55,14 +66,15 @@ def new_states(
     both parts of a complex one begin alike.
     """
     dtypes, made = state_dtypes(rule, settings, p), {}
-    flags = rule.shaped(rule.flags(group), tuple(p.shape), p.is_complex())
+    flags = shaped(rule, rule.flags(group), p)
     for state in rule.active_states(flags):
         if state.name in found:
             continue
         shape = None if state.walked else rule.shape_of(state, tuple(p.shape))
         made[state.name] = zeros(p, dtypes[state.name], shape)
-        init = float(rule.first(state, group))
-        if init:
+        if state.init == PARAMETER:
+            made[state.name].copy_(p.detach())
+        elif init := float(rule.first(state, group)):
             made[state.name].fill_(filled(init, made[state.name]))
     return made
 

@@ -27,7 +27,10 @@ NAMES = {
     torch.complex64: "float32",  # as torch's own optimizers do: a complex number is two real ones
     torch.complex128: "float64",
 }
+CODES = {name: getattr(torch, name) for name in ("int8", "uint8", "int16", "uint16")}  # of planes of a format
+NAMES |= {dtype: name for name, dtype in CODES.items()}
 TYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+TYPES |= CODES
 DEVICES = ("cpu", "cuda")
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 import gpuopt
 from gpuopt import rules
-from gpuopt.compiler.names import OPTION
+from gpuopt.compiler.names import CODE, OPTION
 from gpuopt.compiler.program import Program
 from gpuopt.formats.dtypes import numpy_dtype
 from gpuopt.launch.launcher import Launch
@@ -75,6 +75,8 @@ class Arena:
         if self.dtype.kind == "b":
             return joined
         bits = joined.view(f"u{self.dtype.itemsize}")
+        if self.dtype.kind in "iu":
+            return bits
         with np.errstate(invalid="ignore"):
             bits[np.isnan(joined)] = np.iinfo(bits.dtype).max
         return bits
@@ -85,6 +87,8 @@ def values(rng: np.random.Generator, dtype: str, size: int, odd: float) -> NDArr
     target = numpy_dtype(dtype)
     if dtype == "bool":
         return rng.random(size) < 0.7
+    if target.kind in "iu":
+        return np.frombuffer(rng.bytes(size * target.itemsize), target)
     with np.errstate(all="ignore"):
         result = (rng.standard_normal(size) * 10.0 ** rng.integers(-3, 2, size)).astype(target)
         which = np.flatnonzero(rng.random(size) < odd)
@@ -157,12 +161,13 @@ class Case:
         """What every run begins with: role -> arrays, mask and bounds without the mark of an option."""
         made = {}
         for k, role in enumerate(self.program.roles):
-            name = role.name.removeprefix(OPTION)
-            arena = Arena(role.storage, self.shapes, self.offsets.get(name, [0] * len(self.sizes)))
+            name = role.name if role.name.startswith(CODE) else role.name.removeprefix(OPTION)
+            dtype = role.storage.removeprefix("code-")
+            arena = Arena(dtype, self.shapes, self.offsets.get(name, [0] * len(self.sizes)))
             for i, array in enumerate(a.reshape(-1) for a in arena.arrays):
                 rng = np.random.default_rng([self.seed, k, i])
-                array[...] = values(rng, role.storage, array.size, self.odd)
-                if role.storage != "bool" and k > 1:  # mostly positive: roots are taken of many a state
+                array[...] = values(rng, dtype, array.size, self.odd)
+                if array.dtype.kind not in "biu" and k > 1:  # mostly positive: roots are taken of many a state
                     with np.errstate(all="ignore"):
                         wrong = array > 0 if name == "lower" else array < 0
                         np.negative(array, where=wrong & (rng.random(array.size) < 0.9), out=array)

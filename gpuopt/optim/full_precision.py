@@ -1,0 +1,55 @@
+"""`gpuopt.full_precision`: the float32 parameters behind those that show, where a format keeps more of them.
+
+Called by users, and by both optimizers for their arrays. Decodes on the host, by the format's own functions. Knows no kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpuopt.errors import InputError, entry
+from gpuopt.formats.dtypes import numpy_dtype
+from gpuopt.optim.keeping import planes
+from gpuopt.rules.language import Rule
+
+
+@entry
+def full_precision(optimizer: Any) -> Any:
+    """The parameters in the full precision that `param_format` keeps of them, as new float32 arrays: of an optimizer over arrays in
+    the structure of its params (a list of such where there are several groups), of one of gpuopt.torch a list of tensors in the
+    order of its groups. Those of float64 stay float64, and what no format keeps is what shows.
+
+    Waits for the devices. Raises InputError for what is no optimizer of gpuopt.
+    """
+    made = getattr(optimizer, "_full_precision", None)
+    if made is None:
+        raise InputError(f"full_precision: found {type(optimizer).__name__}: expected an optimizer of gpuopt")
+    return made()
+
+
+def decoded(
+    rule: Rule, states: Mapping[str, Any], p: Any, dtype: str, on_host: Callable[[Any], NDArray[Any]]
+) -> NDArray[Any]:
+    """A parameter in full precision, on the host. states: by the names of the rule; dtype: the parameter's; on_host: of an array of
+    its library; of 16 bits as uint16.
+    """
+    kept, shown = getattr(rule, "kept", None), on_host(p)
+    if shown.dtype != np.uint16:
+        return np.array(shown)
+    others = [state.name for state in planes(kept)] if kept else []
+    if kept is None or not all(name in states for name in others):
+        return np.array(shown.view(numpy_dtype(dtype)).astype(np.float32))
+    rest = iter(on_host(states[name]) for name in others)
+    given = []
+    for plane in kept.planes:
+        found = shown if plane.dtype == "parameter" else next(rest)
+        if plane.dtype == "same":
+            found = found.view(numpy_dtype(dtype)).astype(np.float32)
+        whole = plane.dtype not in ("same", "float32")
+        given.append(found.view(f"u{found.itemsize}").astype(np.uint32) if whole else found.astype(np.float32))
+    made: NDArray[Any] = kept.decoded(given, dtype == "float16")
+    return made
