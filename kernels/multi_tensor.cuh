@@ -4,7 +4,8 @@
 //   U::LANES                  elements per thread and iteration (16 bytes of the narrowest floating type)
 //   U::ROLES, U::SCALARS      arrays per tensor, scalars per row
 //   U::ADDRESSES, U::VALUES   addresses in a record of the table, numbers per tensor that are known by now
-//   U::Storage<r>::T          element type of role r;  U::size(r): its bytes;  U::written(r): whether it is stored
+//   U::Storage<r>::T          element type of role r;  U::size(r): its bytes;  U::read(r), U::written(r): whether it is loaded and
+//                             stored
 //   U::update(C* x, const C* s, const unsigned* words)   one element: x[role] in and out (of a code, a float with its bits), s the row
 //                                 of scalars and the numbers of the tensor
 //   U::store_cells(record, s)     states of one number, once a tensor
@@ -42,9 +43,14 @@ template <class U, int N, int R> struct Packs {
   Packs<U, N, R + 1> rest;
 
   template <int OFFSET> __device__ __forceinline__ void load(const int64* at, int64 i, C (&x)[UNROLL][U::ROLES + U::VECTORS]) {
-    if (OFFSET % W == 0) Pack<T, W>::load(reinterpret_cast<const T*>(at[R]) + i + OFFSET, raw);
+    if constexpr (U::read(R)) {
+      if (OFFSET % W == 0) Pack<T, W>::load(reinterpret_cast<const T*>(at[R]) + i + OFFSET, raw);
 #pragma unroll
-    for (int k = 0; k < UNROLL; ++k) x[k][R] = decode<C>(raw[OFFSET % W + k]);
+      for (int k = 0; k < UNROLL; ++k) x[k][R] = decode<C>(raw[OFFSET % W + k]);
+    } else {
+#pragma unroll
+      for (int k = 0; k < UNROLL; ++k) x[k][R] = C(0);
+    }
     rest.template load<OFFSET>(at, i, x);
   }
   template <int OFFSET>
@@ -84,7 +90,7 @@ __device__ __forceinline__ void update_at(const int64* at, const int64* slots, i
 #pragma unroll
   for (int k = 0; k < UNROLL; ++k) {
     U::vectors(at + U::ADDRESSES, slots, i + OFFSET + k, x[k] + U::ROLES);
-    unsigned words[U::STREAMS > 0 ? U::STREAMS : 1];
+    unsigned words[U::STREAMS + 1] = {};
 #pragma unroll
     for (int w = 0; w < U::STREAMS; ++w) words[w] = random(w, OFFSET + k);
     U::update(x[k], s, words);

@@ -21,11 +21,11 @@ from gpuopt.compiler.program import Program
 from gpuopt.compiler.scalars import ipow
 from gpuopt.formats import philox
 from gpuopt.formats.dtypes import STORAGES, numpy_dtype
-from gpuopt.formats.language import bits, from_bits
 from gpuopt.launch import table as t
 from gpuopt.launch.sums import power_of_two
 from gpuopt.native.memory import memory
 from gpuopt.rules.language import maximum, minimum, sign, sqrt, where
+from gpuopt.rules.primitives import bits, from_bits
 
 WHOLE = np.dtype(np.int64)
 

@@ -15,6 +15,7 @@ import pytest
 from covering import FEW as FEW_DTYPES
 from covering import REPRESENTATIVES, some
 from gpuopt import rules
+from gpuopt.formats import OF_PARAMETERS
 from gpuopt.launch.table import CHUNK
 from gpuopt.optim.optimizer import Optimizer
 from launches import exact_on_device
@@ -101,6 +102,20 @@ SHORT |= {  # the kernels of other flags
     for hyper in variants(name)
     if hyper != richest(name)
 }
+# a parameter in each format: by one backend each, the other dtype by the other
+KEPT = {
+    f"sgd-{kept}-{dtype}-kept": on_device(with_options("sgd", dtype, (), options={"param_format": kept}))
+    for kept in OF_PARAMETERS
+    for dtype in ("float16", "bfloat16")
+}
+KEPT["adamw-split8-bfloat16-kept-state16"] = on_device(
+    with_options("adamw", "bfloat16", ("masked",), options={"param_format": "split8"}, state_format="bfloat16")
+)
+KEPT["lamb-split8-bfloat16-kept"] = on_device(
+    with_options("lamb", "bfloat16", (), options={"param_format": "split8", **DECIDED})
+)
+SHORT |= KEPT
+KEPT_BY = {label: BACKENDS[k % 2] for k, label in enumerate(KEPT)}
 SHORT["sgd-decays-all"] = on_device(with_options("sgd", "float32", tuple(SWITCHES), groups=DECAYS))
 SHORT["adamw-decays-decided"] = on_device(with_options("adamw", "bfloat16", (), groups=DECAYS))
 SHORT["adamw-decays-decided"].options |= {"skip_nonfinite": True}
@@ -137,8 +152,9 @@ def pairs() -> Iterator[Any]:
     plain, with everything or with rounded states in turn, the backends in turn, and the other variants on one of them.
     """
     others = [name for name in rules.NAMES if name not in REPRESENTATIVES]
-    chosen = {(label, b) for label, c in SHORT.items() if c.rule in REPRESENTATIVES for b in BACKENDS}
-    chosen |= set(SUMMED_BY.items())
+    plain = {label: c for label, c in SHORT.items() if label not in KEPT}
+    chosen = {(label, b) for label, c in plain.items() if c.rule in REPRESENTATIVES for b in BACKENDS}
+    chosen |= set(SUMMED_BY.items()) | set(KEPT_BY.items())
     for turn, name in enumerate(others):
         for k, dtype in enumerate(DTYPES):
             if dtype not in some(name, DTYPES, FEW_DTYPES):

@@ -12,6 +12,7 @@ import torch
 
 import gpuopt
 import gpuopt.torch
+from covering import each
 from gpuopt import rules
 from gpuopt.errors import DtypeError, InputError
 from gpuopt.source import program
@@ -56,11 +57,9 @@ def stepped(name: str, p: Array, backend: str, options: dict[str, Any], of: Call
     return opt
 
 
-@BACKENDS
-@DTYPES
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("option", OPTIONS)
-@pytest.mark.parametrize("name", gpuopt.optimizers())
+@pytest.mark.parametrize(
+    ("name", "option", "order", "dtype", "backend"), each(gpuopt.optimizers(), OPTIONS, ORDERS, REAL, HOST_BACKENDS)
+)
 def test_a_complex_array_is_stepped_as_its_real_numbers(
     name: str, option: str, order: str, dtype: Any, backend: str
 ) -> None:

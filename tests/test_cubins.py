@@ -23,6 +23,7 @@ from gpuopt.compiler.names import safe
 from gpuopt.compiler.parts import Layout, Pass, PerMatrix, PerTensor
 from gpuopt.compiler.program import Program
 from gpuopt.errors import CompileError
+from gpuopt.formats import OF_PARAMETERS
 from gpuopt.formats.dtypes import PARAMETER_DTYPES, STORAGES
 from gpuopt.launch.table import BLOCK_COLUMNS, BLOCK_ROWS, CHUNK, SHARED_BYTES, THREADS, WARP
 from gpuopt.source import program
@@ -53,6 +54,11 @@ for name in rules.NAMES:
 for dtype in PARAMETER_DTYPES:
     VARIED[f"adamw-mask-{dtype}"] = program("adamw", param_dtype=dtype, mask=True)
     VARIED[f"adamw-bounds-{dtype}"] = program("adamw", param_dtype=dtype, mask=True, bounds=True)
+for kept in OF_PARAMETERS:
+    for name, state_format in (("adamw", "float32"), ("adamw", "bfloat16"), ("lion", "bfloat16"), ("sgd", "float32")):
+        for dtype in ("bfloat16", "float16"):
+            kinds = {"param_dtype": dtype, "param_format": kept, "state_format": state_format}
+            VARIED[f"{name}-{kept}-{state_format}-{dtype}"] = program(name, **kinds, **lively(name))
 DECAYING = {"mask": True, "weight_decay_mode": "cautious", **EVERYTHING}
 VARIED |= {
     f"adamw-cautious-{d}": program("adamw", param_dtype=d, **DECAYING) for d in ("float32", "bfloat16", "float64")
@@ -60,6 +66,7 @@ VARIED |= {
 ORDINARY = {f"{name}-{d}-{a}" for name in rules.NAMES for d, a in chosen(name, PARAMETER_DTYPES, ARCHITECTURES)}
 ORDINARY |= {f"{label}-float32-sm_90" for label in VARIANT_LABELS}
 ORDINARY |= {f"adamw-{beside}-{d}-sm_90" for beside in ("mask", "bounds") for d in PARAMETER_DTYPES}
+ORDINARY |= {f"{k}-sm_90" for k in VARIED if k.split("-")[1] in OF_PARAMETERS}
 for name in rules.NAMES:  # besides: one set of options, and one kind of rounded states
     for begin in ((f"{name}-all-", f"{name}-mixed"), f"{name}-state16-"):
         ORDINARY |= {f"{label}-sm_90" for label in one(name, [k for k in VARIED if k.startswith(begin)])}
@@ -111,8 +118,8 @@ def passes_before(made: Program) -> list[str]:
 
 
 def wide_accesses(made: Program, written: bool) -> int:
-    """128-bit accesses that one turn of the packed loop needs: every role but a mask of single bytes."""
-    roles = [r for r in made.roles if r.written or not written]
+    """128-bit accesses that one turn of the packed loop needs: every role that is read or written but a mask of single bytes."""
+    roles = [r for k, r in enumerate(made.roles) if (r.written if written else k in made.update.reads)]
     return sum(made.lanes * STORAGES[r.storage].itemsize // 16 for r in roles if r.storage != "bool")
 
 

@@ -16,7 +16,7 @@ import gpuopt
 from gpuopt.errors import InputError, RuleSyntaxError
 from gpuopt.formats import OF_PARAMETERS, formats, philox
 from gpuopt.formats.dtypes import numpy_dtype
-from gpuopt.formats.language import bits, from_bits
+from gpuopt.rules.primitives import bits, from_bits
 from samples import HOST_BACKENDS
 
 Array = NDArray[Any]

@@ -21,14 +21,14 @@ PACKAGE = "gpuopt"
 # It may import what stands in a lower line, and in its own line whatever makes no circle.
 LAYERS = (
     ("errors", "messages", "line", "driver", "native"),  # words and the machine; no array, no rule
-    ("formats",),
+    ("formats.dtypes", "formats.philox"),
     ("rules.primitives", "rules.between"),  # the operations of the language; functions beside a rule
     ("arrays", "dlpack", "numba_arrays", "pairs"),
     ("launch.table", "launch.stream"),  # the columns that host and kernels agree on
     # Python's text and names, and how they become a tree; no rule
-    ("compiler.tree", "compiler.names", "compiler.origin", "compiler.resolve", "compiler.inline"),
+    ("compiler.tree", "compiler.names", "compiler.origin", "compiler.resolve", "compiler.inline", "compiler.whole"),
     ("compiler.grammar", "compiler.parse"),
-    ("rules.declared", "rules.definition", "rules.language"),
+    ("rules.declared", "rules.definition", "rules.language", "formats"),
     ("rules",),
     ("compiler",),
     ("launch",),

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 import gpuopt
 import gpuopt.torch
+from covering import each
 from gpuopt import rules
 from gpuopt.compiler.parts import Coded
 from gpuopt.compiler.program import drawn
@@ -132,8 +133,7 @@ def run(name: str, state_format: str, steps: list[float], backend: str, **option
     return p, opt.state_dict()["state"][0]
 
 
-@pytest.mark.parametrize("backend", HOST_BACKENDS)
-@pytest.mark.parametrize("name", WITH_STATES)
+@pytest.mark.parametrize(("name", "backend"), each(WITH_STATES, HOST_BACKENDS, single=True))
 def test_states_follow_float32_over_thousands_of_small_steps(name: str, backend: str) -> None:
     """Each step changes a moment by less than half of what 16 bits resolve; up for a while and down again. States of fewer
     elements than the parameter's and exact ones stay float32.

@@ -18,6 +18,7 @@ from torch.testing._internal.common_optimizers import optim_db
 
 import gpuopt
 import gpuopt.torch
+from covering import each
 from gpuopt import maximum, rules, sign, sqrt, where
 from gpuopt.errors import DtypeError, InputError
 from gpuopt.optim.between import averages
@@ -261,9 +262,11 @@ VALUES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.complex64], ids=str)
-@pytest.mark.parametrize("options", VALUES, ids=str)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "options", "dtype"),
+    each(NAMES, VALUES, [torch.float64, torch.float32, torch.bfloat16, torch.complex64]),
+    ids=str,
+)
 def test_as_ordinary_steps(name: str, options: dict[str, Any], dtype: torch.dtype) -> None:
     """A group without grad mode is a step by torch's operations: the same numbers, states and step counts."""
     ordinary, params = parameters(dtype=dtype), parameters(dtype=dtype)
@@ -294,8 +297,8 @@ def test_ordinary_steps_go_on_from_differentiable_ones_and_back(name: str) -> No
     opt, other = create(name, params), create(name, usual)
     for number in range(9):
         opt.param_groups[0]["differentiable"] = number % 3 == 1
-        for each, tensors in ((opt, params), (other, usual)):
-            train(each, tensors, [number])
+        for optimizer, tensors in ((opt, params), (other, usual)):
+            train(optimizer, tensors, [number])
     assert furthest(params, usual) < 1e-14
     assert [s.get("step") for s in opt.state_dict()["state"].values()] == [
         s.get("step") for s in other.state_dict()["state"].values()

@@ -18,8 +18,7 @@ from gpuopt.compiler.origin import origin, plain_function
 from gpuopt.compiler.resolve import MISSING, Names
 from gpuopt.compiler.tree import COMPARISONS, RULE_CALLS, SCALAR_CALLS, SUMS, Assign, Expr, FunctionTree, If, Statement
 from gpuopt.errors import RuleSyntaxError
-from gpuopt.formats.language import WHOLE
-from gpuopt.rules.primitives import NON_LOCAL, PRIMITIVES
+from gpuopt.rules.primitives import NON_LOCAL, PRIMITIVES, WHOLE
 
 _BINARY = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div"}
 _BITWISE = {ast.BitAnd: "and", ast.BitOr: "or", ast.BitXor: "xor", ast.LShift: "shl", ast.RShift: "shr"}

@@ -178,6 +178,7 @@ def update_struct(program: Program) -> str:
         references.append(f"    const unsigned random_{place} = words[{draw.stream}] >> {draw.shift};")
     codes = [(k, r) for k, r in enumerate(program.roles) if r.code and r.written]
     stores = [f"    x[{k}] = bits_float({safe(r.variable)});" for k, r in codes]
+    read = " || ".join(f"r == {k}" for k in program.update.reads)
     written = " || ".join(f"r == {k}" for k, r in enumerate(program.roles) if r.written)
     sizes = " : ".join(f"r == {k} ? {STORAGES[r.storage].itemsize}" for k, r in enumerate(program.roles))
     storages = [
@@ -191,6 +192,7 @@ def update_struct(program: Program) -> str:
             f"  static constexpr int LANES = {program.lanes}, ROLES = {len(program.roles)}, SCALARS = {len(program.row)};",
             f"  static constexpr int ADDRESSES = {program.addresses}, VALUES = {len(program.update.values)};",
             "  template <int R> struct Storage;",
+            f"  static __device__ constexpr bool read(int r) {{ return {read}; }}",
             f"  static __device__ constexpr bool written(int r) {{ return {written}; }}",
             f"  static __device__ constexpr int64 size(int r) {{ return {sizes} : 0; }}",
             f"  static constexpr int STREAMS = {program.streams};",

@@ -36,8 +36,8 @@ def is_whole(expr: Expr, names: Collection[str]) -> bool:
 
 
 def check(tree: FunctionTree, whole: Sequence[str], results: Sequence[bool]) -> None:
-    """Raise RuleSyntaxError unless a function of a format gives whole numbers, or numbers, where it has to. whole: its arguments that
-    are whole numbers; results: which of its results have to be.
+    """Raise RuleSyntaxError unless a function of a format gives whole numbers, or numbers, where it has to. whole: its arguments
+    that are whole numbers; results: which of its results have to be.
     """
     for half in (False, True):
         typed = Typed((*whole, "random"))

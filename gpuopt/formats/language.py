@@ -30,19 +30,6 @@ DTYPES = ("int8", "int16", "uint8", "uint16", "float32")  # of planes; SAME: of 
 WORD = 32  # random bits that an element can have
 
 
-def bits(x: Any) -> Any:
-    """The 32 bits of float32 numbers, as whole numbers."""
-    return np.asarray(x, np.float32).view(np.uint32)
-
-
-def from_bits(n: Any) -> Any:
-    """The float32 numbers that have these 32 bits."""
-    return np.asarray(n, np.uint32).view(np.float32)
-
-
-WHOLE: dict[str, Callable[..., Any]] = {"bits": bits, "from_bits": from_bits}
-
-
 @dataclass(frozen=True)
 class Plane:
     """One array of codes or numbers. dtype: one of DTYPES, SAME or VISIBLE; copied: it begins as the parameter, not as 0."""

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpuopt.formats.language import bits, from_bits
-from gpuopt.rules.primitives import where
+from gpuopt.rules.primitives import bits, from_bits, where
 
 
 def word(x: Any, *, half: bool) -> Any:

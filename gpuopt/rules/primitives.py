@@ -92,6 +92,21 @@ PRIMITIVES: dict[str, Callable[..., Any]] = {
     "where": where,
 }
 
+# ---------------------------------------------------------------------------------------------------- of formats alone
+
+
+def bits(x: Any) -> Any:
+    """The 32 bits of float32 numbers, as whole numbers."""
+    return np.asarray(x, np.float32).view(np.uint32)
+
+
+def from_bits(n: Any) -> Any:
+    """The float32 numbers that have these 32 bits."""
+    return np.asarray(n, np.uint32).view(np.float32)
+
+
+WHOLE: dict[str, Callable[..., Any]] = {"bits": bits, "from_bits": from_bits}
+
 # ---------------------------------------------------------------------------------------------------- of a whole tensor
 
 
