@@ -112,7 +112,7 @@ KEPT["adamw-split8-bfloat16-kept-state16"] = on_device(
     with_options("adamw", "bfloat16", ("masked",), options={"param_format": "split8"}, state_format="bfloat16")
 )
 KEPT["lamb-split8-bfloat16-kept"] = on_device(
-    with_options("lamb", "bfloat16", (), options={"param_format": "split8", **DECIDED})
+    with_options("lamb", "bfloat16", (), options={"param_format": "split8", **DECIDED}, odd=0)
 )
 SHORT |= KEPT
 KEPT_BY = {label: BACKENDS[k % 2] for k, label in enumerate(KEPT)}

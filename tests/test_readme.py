@@ -48,6 +48,13 @@ def test_decay_table_is_complete() -> None:
     assert re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE) == ["None", *MODES]
 
 
+def test_format_table_is_complete() -> None:
+    from gpuopt.optim.settings import PARAM_FORMATS
+
+    table = TEXT.partition("| `param_format=` |")[2].partition("\n\n")[0]
+    assert tuple(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == PARAM_FORMATS
+
+
 def test_folders_exist() -> None:
     rows = re.findall(r"^\| (`[^|]+/`[^|]*) \|", TEXT, flags=re.MULTILINE)
     paths = [path for row in rows for path in re.findall(r"`([^`]+)`", row)]
