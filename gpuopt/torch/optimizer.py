@@ -367,6 +367,7 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
         state = dict(state)
         if "gpuopt" in state:
             self._given, self._asked, self._beside, self._keys = state.pop("gpuopt")
+            self.rule = keeping(type(self).rule, self._given.param_format)
         super().__setstate__(state)
         for group in self.param_groups:
             for key in self._keys:  # what torch's class did not always have was as it says; ours are as given here
