@@ -47,6 +47,7 @@ _HOMES = {
     "gpuopt.source": ("kernel_source",),
     "gpuopt.formats.language": ("format",),
     "gpuopt.optim.full_precision": ("full_precision",),
+    "gpuopt.sizes": ("memory",),
     "gpuopt.minimizing.loop": ("minimize",),
     "gpuopt.minimizing.scipy_method": ("scipy_method",),
     "gpuopt.streams": ("stream",),

@@ -1,4 +1,4 @@
-"""The command line: `gpuopt demo`, `gpuopt info`, `gpuopt show RULE`, `gpuopt bench`.
+"""The command line: `gpuopt demo`, `gpuopt info`, `gpuopt show RULE`, `gpuopt memory`, `gpuopt bench`.
 
 Started by the console script `gpuopt` and by `python -m gpuopt`. Only parses arguments and prints: what a command does lives in
 the module it imports when it runs. Errors that gpuopt raises on purpose become one line on standard error and exit code 2.
@@ -26,6 +26,7 @@ EXAMPLES = """examples:
   gpuopt info                              what works here, and why not
   gpuopt show                              the optimizers; then the code of one:
   gpuopt show adamw --backend numba
+  gpuopt memory 8e9                        bytes of an optimizer in every format
   gpuopt bench --quick                     everything side by side, in a minute
 
 gpuopt COMMAND --help says more of each.
@@ -127,6 +128,15 @@ def parser() -> argparse.ArgumentParser:
     )
     show.set_defaults(command=run_show)
 
+    memory = commands.add_parser(
+        "memory", help="bytes of an optimizer in every format, and of other libraries", allow_abbrev=False
+    )
+    memory.add_argument("parameters", help="how many there are, such as 8e9")
+    memory.add_argument("--optimizer", default="adamw", help="one of `gpuopt show` (adamw)")
+    memory.add_argument("--all", action="store_true", help="every optimizer, a line each")
+    memory.add_argument("--out", metavar="DIR", help="folder for a picture, gpuopt-memory.png (none)")
+    memory.set_defaults(command=run_memory)
+
     bench = commands.add_parser(
         "bench", help="measure; arguments go to the benchmarks", add_help=False, prefix_chars="\0"
     )
@@ -212,6 +222,17 @@ def run_show(arguments: argparse.Namespace) -> int:
         lookup.find(arguments.rule), backend=arguments.backend, param_dtype=arguments.param_dtype, **dict(arguments.set)
     )
     print(source)
+    return 0
+
+
+def run_memory(arguments: argparse.Namespace) -> int:
+    """`gpuopt memory`: see `gpuopt.memory`."""
+    from gpuopt.sizes import everything
+
+    found = gpuopt.memory(arguments.parameters, arguments.optimizer)
+    print("\n".join(everything(found.parameters)) if arguments.all else found)
+    if arguments.out is not None:
+        print(f"the picture is in {found.plot(os.path.join(arguments.out, 'gpuopt-memory.png'))}")
     return 0
 
 

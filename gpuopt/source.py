@@ -79,9 +79,12 @@ def program(
     grad_dtype: str | None = None,
     mask: bool = False,
     bounds: bool = False,
+    matrix: bool = True,
     **options: Any,
 ) -> Program:
-    """The straight-line program of a rule; options as for the optimizer (`amsgrad=True`, `max_grad_norm=1` ...)."""
+    """The straight-line program of a rule; options as for the optimizer (`amsgrad=True`, `max_grad_norm=1` ...). matrix: of
+    tensors of two or more axes.
+    """
     rule = rules.get(rule) if isinstance(rule, str) else checked_rule(rule)
     check_choice("param_dtype", param_dtype, PARAMETER_DTYPES)
     compute = STORAGES[param_dtype].compute
@@ -95,14 +98,21 @@ def program(
     scaled = (settings.max_grad_norm, settings.grad_scale) != (None, None)
     flags = rule.flags(group) | switches([group], scaled)
     flags |= {OPTION + flag: mask if name == "mask" else bounds for name, flag in BESIDE.items()}
-    return of_flags(rule, flags, param_dtype, grad_dtype, settings.formats(rule))
+    return of_flags(rule, flags, param_dtype, grad_dtype, settings.formats(rule), matrix)
 
 
 def of_flags(
-    rule: Rule, flags: dict[str, Any], param_dtype: str, grad_dtype: str, formats: Mapping[str, str]
+    rule: Rule,
+    flags: dict[str, Any],
+    param_dtype: str,
+    grad_dtype: str,
+    formats: Mapping[str, str],
+    matrix: bool = True,
 ) -> Program:
-    """The program of a rule under these flags, those of the options included; formats: of each state."""
-    flags = rule.shaped(flags, (1, 1), dtype=param_dtype)
+    """The program of a rule under these flags, those of the options included; formats: of each state; matrix: of tensors of two
+    or more axes.
+    """
+    flags = rule.shaped(flags, (1, 1) if matrix else (1,), dtype=param_dtype)
     compute = STORAGES[param_dtype].compute
     stored = {s.name: state_dtype(formats[s.name], param_dtype) if s.walked else compute for s in rule.states}
     return program_for(signature(rule, flags, param_dtype, grad_dtype, stored))

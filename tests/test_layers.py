@@ -39,6 +39,7 @@ LAYERS = (
     ("torch", "native.torch"),
     ("",),  # gpuopt itself, whose names are looked up in all of these when they are first asked for
     ("info", "drawing", "spaces"),
+    ("sizes",),
     ("sklearn",),
     ("training",),
     ("cli", "bench", "demos", "__main__"),

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpuopt import arrays
 from gpuopt.errors import InputError, entry
-from gpuopt.formats.dtypes import numpy_dtype
+from gpuopt.formats.dtypes import STORAGES, numpy_dtype
 from gpuopt.optim.keeping import planes
 from gpuopt.rules.language import Rule
 
@@ -29,6 +30,12 @@ def full_precision(optimizer: Any) -> Any:
     if made is None:
         raise InputError(f"full_precision: found {type(optimizer).__name__}: expected an optimizer of gpuopt")
     return made()
+
+
+def bytes_of(array: Any) -> int:
+    """The memory of one array, of any library."""
+    view = arrays.describe(array, "state")
+    return view.numel * STORAGES[view.dtype].itemsize
 
 
 def decoded(

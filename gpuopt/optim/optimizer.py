@@ -15,6 +15,7 @@ from gpuopt.native.objects import same
 from gpuopt.optim import beside, between, state_dict, trees
 from gpuopt.optim.decay import peak_of
 from gpuopt.optim.engine import Engine
+from gpuopt.optim.full_precision import bytes_of
 from gpuopt.optim.hyper import MODE, check_group, defaults_of
 from gpuopt.optim.keeping import check_halves, keeping
 from gpuopt.optim.parameters import Parameter, parameter_view
@@ -241,6 +242,12 @@ class Optimizer(between.BetweenSteps):
         )
         self._engine.skipped = extra["skipped"]
         self.load_state_dict(extra["saved"])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all states that there are by now, those of a format beside parameters included."""
+        every = {id(a): a for p in self._engine.parameters for a in p.states.values()}
+        return sum(bytes_of(a) for a in every.values())
 
     @property
     def launches(self) -> int:

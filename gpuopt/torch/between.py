@@ -52,6 +52,13 @@ class BetweenSteps:
                     p.copy_(self._asked_of(name, group, p, p))
             group[MODE] = train
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all states that there are by now, those of a format beside parameters included; step counts are not."""
+        keys = {s.key for s in self.rule.states}
+        found = [t for state in self.state.values() for key, t in state.items() if key in keys and t is not None]
+        return sum(t.nbytes for t in {id(t): t for t in found}.values())
+
     @torch.no_grad()
     def _full_precision(self) -> list[torch.Tensor]:
         """See `gpuopt.full_precision`."""

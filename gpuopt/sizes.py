@@ -1,0 +1,205 @@
+"""How much memory an optimizer takes: bytes a parameter of every optimizer and format, and of other libraries; `gpuopt memory 8e9`.
+
+Public: `gpuopt.memory`. Counts what the programs of the rules say that there is, so that a new optimizer or format appears by
+itself. Knows no kernel and allocates nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpuopt import drawing, rules
+from gpuopt.compiler.names import CODE
+from gpuopt.compiler.program import Program
+from gpuopt.errors import InputError, entry
+from gpuopt.formats.dtypes import STORAGES
+from gpuopt.messages import abbreviated
+from gpuopt.rules.definition import MATRIX
+from gpuopt.rules.language import Rule, checked_rule
+from gpuopt.source import program
+
+GIB = 2**30
+# What `gpuopt memory` tells of each optimizer: a name, dtype of parameters and gradients, options.
+COMBINATIONS: dict[str, tuple[str, dict[str, str]]] = {
+    "float32": ("float32", {}),
+    "bf16 master32": ("bfloat16", {"param_format": "master32"}),
+    "bf16 split8": ("bfloat16", {"param_format": "split8"}),
+    "bf16 split8, bf16 states": ("bfloat16", {"param_format": "split8", "state_format": "bfloat16"}),
+    "bf16, bf16 states": ("bfloat16", {"state_format": "bfloat16"}),
+}
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """Bytes a parameter: what shows of it, what a format keeps beside it, the optimizer's states, the gradient."""
+
+    name: str
+    weights: float
+    beside: float
+    states: float
+    gradient: float
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.weights + self.beside + self.states + self.gradient
+
+
+# AdamW of other libraries, by their documentation and code: parameters and gradients in bfloat16 but for the first.
+PEERS = (
+    Bytes("torch, float32", 4, 0, 8, 4),
+    Bytes("apex or DeepSpeed, float32 master", 2, 4, 8, 2),
+    Bytes("optimi, Kahan", 2, 2, 4, 2),
+    Bytes("flashoptim, 24-bit weights, 8-bit states", 2, 1, 2.125, 2),
+    Bytes("bitsandbytes or torchao, 8-bit states", 2, 0, 2.03, 2),
+    Bytes("torchao, 4-bit states", 2, 0, 1.06, 2),
+)
+
+
+def bytes_of(
+    rule: Rule, name: str, dtype: str, options: Mapping[str, Any], shapes: Sequence[tuple[int, ...]] = ()
+) -> Bytes:
+    """Of one optimizer with these options. States of one number a tensor, row or column count where shapes are given."""
+    parts = []
+    for matrix in (True, False):
+        mine = [shape for shape in shapes if (len(shape) > 1 or MATRIX not in rule.tree.flags) is matrix]
+        if mine or (matrix and not shapes):
+            made = program(rule, param_dtype=dtype, matrix=matrix, **options)
+            parts.append((max(1, sum(map(math.prod, mine))), of_program(rule, made, mine)))
+    total = sum(count for count, _ in parts)
+    return Bytes(name, *(sum(count * part[k] for count, part in parts) / total for k in range(4)))
+
+
+def of_program(rule: Rule, made: Program, shapes: list[tuple[int, ...]]) -> tuple[float, ...]:
+    """Bytes a parameter of tensors of these shapes: weights, beside them, states, gradient."""
+    sizes = {
+        r.name: STORAGES[r.storage].itemsize
+        for r in made.roles
+        if not r.name.startswith("@") or r.name.startswith(CODE)
+    }
+    beside = sum(size for role, size in sizes.items() if role.startswith(CODE))
+    states = sum(sizes.values()) - beside - sizes["p"] - sizes["g"]
+    total, known = 0, {state.name: state for state in rule.states}
+    for role in (*made.signature.cells, *made.signature.vectors):
+        of = shapes[:1] if role.shared else shapes
+        total += sum(math.prod(rule.shape_of(known[role.name], s)) * STORAGES[role.storage].itemsize for s in of)
+    return sizes["p"], beside, states + total / max(1, sum(map(math.prod, shapes))), sizes["g"]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What `gpuopt.memory` found. rows: bytes a parameter of the optimizer in every combination of formats, or of the one that was
+    asked for; peers: AdamW of other libraries; parameters: how many there are.
+    """
+
+    optimizer: str
+    parameters: int
+    rows: tuple[Bytes, ...]
+    peers: tuple[Bytes, ...] = PEERS
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def lines(self) -> Iterator[str]:
+        """The table, line by line."""
+        yield f"{self.optimizer}, {self.parameters:,} parameters; bytes each, and GiB in all"
+        yield f"{'':42}{'weights':>8}{'beside':>8}{'states':>8}{'gradient':>9}{'all':>7}{'GiB':>9}{'without gradient':>18}"
+        for title, rows in (("", self.rows), ("AdamW elsewhere", self.peers)):
+            if title:
+                yield title
+            for row in rows:
+                numbers = f"{row.weights:8g}{row.beside:8g}{row.states:8.4g}{row.gradient:9g}{row.total:7.4g}"
+                yield f"  {row.name:40}{numbers}{self.gib(row):9.1f}{self.gib(row, False):18.1f}"
+
+    def gib(self, row: Bytes, gradient: bool = True) -> float:
+        """GiB of all parameters together; without the gradient as where `release_gradients` frees it at once."""
+        return (row.total - (0 if gradient else row.gradient)) * self.parameters / GIB
+
+    def plot(self, path: str | Path) -> Path:
+        """Draw it into the PNG `path`; returns the path. Raises GpuoptError where matplotlib is missing."""
+        rows = [*self.rows, *self.peers]
+        made = drawing.figure(9, 1.2 + 0.32 * len(rows))
+        axes = made.subplots()
+        drawing.plain(axes, f"{self.optimizer} here, AdamW elsewhere: {self.parameters:,} parameters, GiB")
+        places = range(len(rows), 0, -1)
+        left = [0.0] * len(rows)
+        for part, colour in zip(
+            ("weights", "beside", "states", "gradient"), (*drawing.OURS[:3], drawing.GREY), strict=True
+        ):
+            widths = [getattr(row, part) * self.parameters / GIB for row in rows]
+            axes.barh(list(places), widths, left=left, color=colour, label=part, height=0.7)
+            left = [a + b for a, b in zip(left, widths, strict=True)]
+        for place, row, end in zip(places, rows, left, strict=True):
+            axes.text(end, place, f" {row.total:.4g} bytes", va="center", fontsize=drawing.SMALL, color=drawing.INK)
+        axes.set_yticks(list(places), [row.name for row in rows], fontsize=drawing.SMALL)
+        axes.set_xlim(0, 1.15 * max(left))
+        axes.legend(fontsize=drawing.SMALL, frameon=False, loc="lower right")
+        return drawing.save(made, Path(path))
+
+
+@entry
+def memory(parameters: Any, optimizer: str | Rule = "adamw", *, dtype: str | None = None, **options: Any) -> Memory:
+    """Bytes that an optimizer takes, beside those of other libraries.
+
+    parameters: how many there are, or arrays, tensors or shapes, or a model of torch, which may be on the device "meta". optimizer:
+    a name or a rule of your own. dtype: of parameters and gradients; with it or with options of the optimizer, such as
+    `state_format="bfloat16"`, the one combination of formats, without them all that there are.
+    Raises InputError for what is no number of parameters and for options that the optimizer would refuse.
+    """
+    rule = rules.get(optimizer) if isinstance(optimizer, str) else checked_rule(optimizer)
+    shapes = shapes_of(parameters)
+    count = sum(map(math.prod, shapes)) if shapes is not None else number_of(parameters)
+    if dtype is None and not options:
+        chosen = COMBINATIONS
+    else:
+        chosen = {
+            " ".join([dtype or "float32", *(f"{k}={v}" for k, v in options.items())]): (dtype or "float32", options)
+        }
+    averaging = "averaged" in rule.between  # goes with no planes beside its parameters
+    known = {k: v for k, v in chosen.items() if not (averaging and chosen is COMBINATIONS and "param_format" in v[1])}
+    return Memory(rule.title, count, tuple(bytes_of(rule, name, *each, shapes or ()) for name, each in known.items()))
+
+
+def shapes_of(parameters: Any) -> list[tuple[int, ...]] | None:
+    """The shapes of arrays, of a list of shapes or of a model; None for a number."""
+    if callable(getattr(parameters, "parameters", None)):
+        parameters = list(parameters.parameters())
+    if hasattr(parameters, "shape"):
+        parameters = [parameters]
+    if isinstance(parameters, Mapping):
+        parameters = parameters.values()
+    if not isinstance(parameters, Iterable) or isinstance(parameters, str):
+        return None
+    given: list[Any] = list(parameters)
+    found = [tuple(each.shape if hasattr(each, "shape") else each) for each in given]
+    if not all(isinstance(n, int) and n >= 0 for shape in found for n in shape) or not found:
+        raise InputError(
+            f"parameters: found {abbreviated(parameters)}: expected a number, arrays, shapes or a model of torch"
+        )
+    return found
+
+
+def number_of(parameters: Any) -> int:
+    """A count such as 8e9. Raises InputError for what is none."""
+    try:
+        count = float(parameters)
+    except (TypeError, ValueError, OverflowError):
+        count = math.nan
+    if not 1 <= count < 1e18 or count != int(count):
+        raise InputError(f"parameters: found {abbreviated(parameters)}: expected how many there are, such as 8e9")
+    return int(count)
+
+
+def everything(count: int) -> Iterator[str]:
+    """Bytes a parameter of every optimizer in every combination of formats, gradients included, line by line."""
+    yield f"bytes a parameter with its gradient; of {count:,} parameters, a byte is {count / GIB:.4g} GiB"
+    yield f"{'':20}" + "".join(f"{name:>26}" for name in COMBINATIONS)
+    for name in rules.NAMES:
+        found = {row.name: row.total for row in memory(count, name).rows}
+        yield f"{name:20}" + "".join(
+            f"{found.get(column, math.nan):26.4g}".replace("nan", "  -") for column in COMBINATIONS
+        )
