@@ -23,7 +23,7 @@ from repository import ROOT
 
 def test_the_examples_of_the_help_are_commands() -> None:
     lines = [line.strip() for line in (cli.EXAMPLES + cli.SHOW_HELP).splitlines() if line.startswith("  gpuopt")]
-    assert len(lines) == 10
+    assert len(lines) == 11
     for line in lines:
         cli.parser().parse_args(re.split(r"\s{2,}", line)[0].split()[1:])
 
