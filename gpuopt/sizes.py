@@ -159,9 +159,7 @@ def memory(parameters: Any, optimizer: str | Rule = "adamw", *, dtype: str | Non
         chosen = {
             " ".join([dtype or "float32", *(f"{k}={v}" for k, v in options.items())]): (dtype or "float32", options)
         }
-    averaging = "averaged" in rule.between  # goes with no planes beside its parameters
-    known = {k: v for k, v in chosen.items() if not (averaging and chosen is COMBINATIONS and "param_format" in v[1])}
-    return Memory(rule.title, count, tuple(bytes_of(rule, name, *each, shapes or ()) for name, each in known.items()))
+    return Memory(rule.title, count, tuple(bytes_of(rule, name, *each, shapes or ()) for name, each in chosen.items()))
 
 
 def shapes_of(parameters: Any) -> list[tuple[int, ...]] | None:
@@ -200,6 +198,4 @@ def everything(count: int) -> Iterator[str]:
     yield f"{'':20}" + "".join(f"{name:>26}" for name in COMBINATIONS)
     for name in rules.NAMES:
         found = {row.name: row.total for row in memory(count, name).rows}
-        yield f"{name:20}" + "".join(
-            f"{found.get(column, math.nan):26.4g}".replace("nan", "  -") for column in COMBINATIONS
-        )
+        yield f"{name:20}" + "".join(f"{found[column]:26.4g}" for column in COMBINATIONS)

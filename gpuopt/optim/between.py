@@ -17,7 +17,7 @@ from gpuopt.errors import InputError, entries, entry
 from gpuopt.formats.dtypes import STORAGES, numpy_dtype
 from gpuopt.optim import trees
 from gpuopt.optim.engine import Engine
-from gpuopt.optim.full_precision import decoded
+from gpuopt.optim.full_precision import decoded, encoded, keeps
 from gpuopt.optim.hyper import MODE, environment
 from gpuopt.optim.parameters import Parameter, as_array, gradient_view
 from gpuopt.pairs import COMPLEX, as_pairs, is_complex
@@ -154,14 +154,17 @@ class BetweenSteps:
         """See `gpuopt.full_precision`."""
         self._engine.synchronize()
         self._engine.wait()
-        made = []
-        for p in self._engine.parameters:
-            full = decoded(self.rule, p.states, p.array, p.view.dtype, _halves_as_bits)
-            kind = arrays.kind_of(p.array, p.label)
-            array = kind.zeros(p.array, "float32" if STORAGES[p.view.dtype].compute == "float32" else "float64")
-            kind.assign(array, full)
-            made.append(array)
-        return self._mirrored(made)
+        return self._mirrored([self._full(p) for p in self._engine.parameters])
+
+    def _full(self, p: Parameter) -> Any:
+        """A parameter in full precision, as a new array."""
+        kind, full = (
+            arrays.kind_of(p.array, p.label),
+            decoded(self.rule, p.states, p.array, p.view.dtype, _halves_as_bits),
+        )
+        array = kind.zeros(p.array, STORAGES[p.view.dtype].compute)
+        kind.assign(array, full)
+        return array
 
     def _mirrored(self, leaves: Sequence[Any]) -> Any:
         """Arrays of all parameters in the structure of params."""
@@ -183,7 +186,9 @@ class BetweenSteps:
         self._engine.wait()
         target = self.rule.between[name].arrays[1]
         for p, grad in work:
-            missing = self._engine.missing_states(p, self.rule.flags(self.param_groups[p.group]))
+            flags = self.rule.flags(self.param_groups[p.group])
+            shaped = self.rule.shaped(flags, p.view.shape, p.view.pairs, p.view.dtype)
+            missing = self._engine.missing_states(p, shaped)
             if missing:
                 p.states = p.states | missing
                 self._engine.forget()
@@ -192,6 +197,12 @@ class BetweenSteps:
     def _ask(self, name: str, p: Parameter, target: Any, grad: Any = None) -> None:
         """Write what a function of the rule says of a parameter."""
         scalars = environment(self.param_groups[p.group], max(1, p.counter.step), self.rule)
-        given = {"p": p.array, "g": grad, **p.states}
+        kind, kept = arrays.kind_of(p.array, p.label), keeps(self.rule, p.view.dtype)
+        given = {"p": self._full(p) if kept else p.array, "g": grad, **p.states}
         asked = self.rule.between[name]
-        write(asked, {n: given[n] for n in asked.arrays}, target, scalars, p.label)
+        into = kind.zeros(p.array, "float32") if kept and target is p.array else target
+        write(asked, {n: given[n] for n in asked.arrays}, into, scalars, p.label)
+        if into is not target:
+            place = self._engine.settings.seed, p.number, p.counter.step
+            for plane, values in encoded(self.rule, arrays.on_host(into), p.view.dtype, place).items():
+                kind.assign(p.array if plane == "p" else p.states[plane], values)

@@ -1,6 +1,6 @@
-"""`gpuopt.full_precision`: the float32 parameters behind those that show, where a format keeps more of them.
+"""`gpuopt.full_precision`: the float32 parameters behind those that show, where a format keeps more of them; and back.
 
-Called by users, and by both optimizers for their arrays. Decodes on the host, by the format's own functions. Knows no kernel.
+Called by users, and by both optimizers for their arrays. Works on the host, by the format's own functions. Knows no kernel.
 """
 
 from __future__ import annotations
@@ -13,9 +13,13 @@ from numpy.typing import NDArray
 
 from gpuopt import arrays
 from gpuopt.errors import InputError, entry
-from gpuopt.formats.dtypes import STORAGES, numpy_dtype
+from gpuopt.formats import philox
+from gpuopt.formats.dtypes import CODED, STORAGES, numpy_dtype
+from gpuopt.formats.language import VISIBLE, Format
 from gpuopt.optim.keeping import planes
 from gpuopt.rules.language import Rule
+
+BETWEEN = 255  # the stream of random words that no step takes
 
 
 @entry
@@ -59,4 +63,27 @@ def decoded(
         whole = plane.dtype not in ("same", "float32")
         given.append(found.view(f"u{found.itemsize}").astype(np.uint32) if whole else found.astype(np.float32))
     made: NDArray[Any] = kept.decoded(given, dtype == "float16")
+    return made
+
+
+def keeps(rule: Rule, dtype: str) -> bool:
+    """Whether a parameter of this dtype is kept in a format."""
+    return getattr(rule, "kept", None) is not None and dtype in CODED
+
+
+def encoded(rule: Rule, full: NDArray[Any], dtype: str, place: tuple[int, int, int]) -> dict[str, NDArray[Any]]:
+    """The arrays of a parameter that becomes these float32 values between two steps: "p", what shows, as float32, and planes by the
+    names of the rule. place: seed, number of the tensor, step count, on which random bits depend.
+    """
+    kept: Format = rule.kept  # type: ignore[attr-defined]
+    flat = np.ascontiguousarray(full, np.float32).reshape(-1)
+    random = philox.words(*place, BETWEEN, 0, flat.size) if kept.random else None
+    made = {}
+    names = iter(state.name for state in planes(kept))
+    for plane, codes in zip(kept.planes, kept.encoded(flat, dtype == "float16", random), strict=True):
+        if plane.dtype == VISIBLE:
+            name, found = "p", codes.astype(np.uint16).view(numpy_dtype(dtype)).astype(np.float32)
+        else:
+            name, found = next(names), codes.astype(plane.dtype) if plane.whole else codes
+        made[name] = found.reshape(full.shape)
     return made

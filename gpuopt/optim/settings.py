@@ -14,7 +14,6 @@ from gpuopt.formats import OF_PARAMETERS
 from gpuopt.formats.language import Format
 from gpuopt.messages import abbreviated
 from gpuopt.optim.hyper import check_number, on_gpu, whole
-from gpuopt.rules.between import EVALUATE
 from gpuopt.rules.language import Rule
 
 STATE_FORMATS = ("float32", "bfloat16")
@@ -52,7 +51,9 @@ class Settings:
                 of = f"state_format of {name!r}" if name else "state_format"
                 each = ", or a dict of one for each state" if one_for_all and not isinstance(value, str) else ""
                 raise InputError(f"{of} = {value!r}: expected one of {', '.join(STATE_FORMATS)}{each}")
-        self._check_param_format(rule)
+        if not isinstance(self.param_format, Format) and self.param_format not in PARAM_FORMATS:
+            known = ", ".join(PARAM_FORMATS)
+            raise InputError(f"param_format = {self.param_format!r}: expected one of {known}, or a gpuopt.format")
         self.seed = checked_seed(self.seed)
         for name in ("skip_nonfinite", "capturable"):
             if not isinstance(getattr(self, name), (bool, np.bool_)):
@@ -61,19 +62,6 @@ class Settings:
         if self.max_grad_norm is not None:
             self.max_grad_norm = check_number("max_grad_norm", self.max_grad_norm)
         self.check_scale()
-
-    def _check_param_format(self, rule: Rule) -> None:
-        """Raise InputError for what is no format of parameters, or goes with no rule that evaluates others than it trains."""
-        found = self.param_format
-        if not isinstance(found, Format) and found not in PARAM_FORMATS:
-            raise InputError(
-                f"param_format = {found!r}: expected one of {', '.join(PARAM_FORMATS)}, or a gpuopt.format"
-            )
-        if found != "native" and EVALUATE in rule.between:
-            raise InputError(
-                f"param_format = {found!r}: {rule.title} changes parameters between steps, in eval() and train(), which planes "
-                "beside them would not follow: leave it at native"
-            )
 
     def check_scale(self) -> None:
         """Raise InputError for a grad_scale that no gradient can be divided by; one on a GPU is not waited for. It may be an array

@@ -14,12 +14,14 @@ import torch
 from gpuopt.errors import InputError, entries, entry
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.optim.between import check_averages, computed, of_rule
-from gpuopt.optim.full_precision import decoded
+from gpuopt.optim.full_precision import decoded, encoded, keeps
 from gpuopt.optim.hyper import MODE, defaults_of, environment
+from gpuopt.optim.settings import Settings
 from gpuopt.rules.between import EVALUATE, RESUME
 from gpuopt.rules.language import Rule
 from gpuopt.rules.primitives import compute_dtype
 from gpuopt.torch.differentiable import like, plain, real
+from gpuopt.torch.parameters import labelled
 from gpuopt.torch.tensors import NAMES, TYPES
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -32,6 +34,7 @@ class BetweenSteps:
     rule: Rule
     param_groups: list[dict[str, Any]]
     state: Any
+    _given: Settings
 
     @entry
     def _eval(self) -> None:
@@ -49,8 +52,27 @@ class BetweenSteps:
         for group in self.param_groups:
             for p in group["params"] if group.get(MODE, True) is not train else ():
                 if self.state.get(p):
-                    p.copy_(self._asked_of(name, group, p, p))
+                    self._become(p, self._asked_of(name, group, p, p))
             group[MODE] = train
+
+    def _become(self, p: torch.Tensor, values: torch.Tensor) -> None:
+        """A parameter becomes these values between two steps, and what a format keeps beside it."""
+        if not keeps(self.rule, NAMES.get(p.dtype, "")):
+            p.copy_(values)
+            return
+        number = next(n for _, q, _, n in labelled(self.param_groups) if q is p)
+        place = self._given.seed, number, int(self.state[p].get("step", 0))
+        keys = {s.name: s.key for s in self.rule.states}
+        for plane, made in encoded(self.rule, values.float().cpu().numpy(), NAMES[p.dtype], place).items():
+            (p if plane == "p" else self.state[p][keys[plane]]).copy_(torch.from_numpy(made))
+
+    def _full(self, p: torch.Tensor) -> torch.Tensor:
+        """A parameter in full precision, as a new tensor."""
+        state = self.state.get(p) or {}
+        states = {s.name: state[s.key] for s in self.rule.states if s.plane and s.key in state}
+        return torch.from_numpy(decoded(self.rule, states, p, NAMES.get(p.dtype, "float32"), _halves_as_bits)).to(
+            p.device
+        )
 
     @property
     def nbytes(self) -> int:
@@ -62,13 +84,7 @@ class BetweenSteps:
     @torch.no_grad()
     def _full_precision(self) -> list[torch.Tensor]:
         """See `gpuopt.full_precision`."""
-        made = []
-        for p in (p for group in self.param_groups for p in group["params"]):
-            state = self.state.get(p) or {}
-            states = {s.name: state[s.key] for s in self.rule.states if s.plane and s.key in state}
-            full = decoded(self.rule, states, p, NAMES.get(p.dtype, "float32"), _halves_as_bits)
-            made.append(torch.from_numpy(full).to(p.device))
-        return made
+        return [self._full(p) for group in self.param_groups for p in group["params"]]
 
     @torch.no_grad()
     def averaged_params(self) -> list[torch.Tensor]:
@@ -120,7 +136,8 @@ class BetweenSteps:
         hyper = {k: plain(v) for k, v in group.items() if k in defaults_of(self.rule)}
         state = self.state[p]
         scalars = environment(hyper, max(1, int(state.get("step", 1))), self.rule)
-        given = {"p": p, "g": g, **{s.name: state.get(s.key) for s in self.rule.states}}
+        shown = self._full(p) if keeps(self.rule, NAMES.get(p.dtype, "")) else p
+        given = {"p": shown, "g": g, **{s.name: state.get(s.key) for s in self.rule.states}}
         compute = STORAGES[NAMES[p.dtype]].compute
         with compute_dtype(np.dtype(compute)):
             made = computed(self.rule.between[name], given, scalars, lambda t: real(t.detach()).to(TYPES[compute]))
