@@ -178,7 +178,7 @@ def update_struct(program: Program) -> str:
         references.append(f"    const unsigned random_{place} = words[{draw.stream}] >> {draw.shift};")
     codes = [(k, r) for k, r in enumerate(program.roles) if r.code and r.written]
     stores = [f"    x[{k}] = bits_float({safe(r.variable)});" for k, r in codes]
-    read = " || ".join(f"r == {k}" for k in program.update.reads)
+    read = " || ".join(f"r == {k}" for k in program.update.reads) or "false"
     written = " || ".join(f"r == {k}" for k, r in enumerate(program.roles) if r.written)
     sizes = " : ".join(f"r == {k} ? {STORAGES[r.storage].itemsize}" for k, r in enumerate(program.roles))
     storages = [
