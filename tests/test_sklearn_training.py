@@ -244,7 +244,11 @@ class Interrupting:
 
     def __call__(self, step: int) -> float:
         if step == self.at:
-            signal.raise_signal(signal.SIGINT)
+            before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
+            try:
+                signal.raise_signal(signal.SIGINT)
+            finally:
+                signal.signal(signal.SIGINT, before)
         return 0.01
 
 
