@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import gpuopt
-from covering import each
+from covering import REPRESENTATIVES, each
 from gpuopt import rules
 from gpuopt.formats.dtypes import PARAMETER_DTYPES, numpy_dtype
 from gpuopt.optim.between import averages
@@ -79,11 +79,10 @@ def test_cupy_gives_the_bits_of_numpy(name: str, dtype: str, options: str) -> No
 @pytest.mark.parametrize(
     ("name", "dtype", "options", "backend"),
     each(
-        [n for n in rules.NAMES if rules.get(n).states],
+        REPRESENTATIVES,  # of every rule: test_bits_gpu.py
         ("float32", "bfloat16"),
         WITH,
         ("cupy", "numba-cuda"),
-        single=True,
     ),
 )
 def test_states_are_rounded_at_random_with_the_bits_of_numpy(name: str, backend: str, dtype: str, options: str) -> None:
