@@ -20,7 +20,7 @@ from gpuopt.formats.dtypes import PARAMETER_DTYPES, STORAGES, state_dtype
 from gpuopt.messages import suggestion
 from gpuopt.optim.decay import peak_of
 from gpuopt.optim.hyper import check_group, defaults_of, switches
-from gpuopt.optim.keeping import keeping
+from gpuopt.optim.keeping import check_halves, keeping
 from gpuopt.optim.launches import signature
 from gpuopt.optim.settings import Settings
 from gpuopt.rules.language import Rule, checked_rule
@@ -94,6 +94,7 @@ def program(
     for name, value in (("mask", mask), ("bounds", bounds)):
         check_choice(name, value, (False, True))
     group, settings = checked(rule, options)
+    check_halves(settings.param_format, [param_dtype])
     rule = keeping(rule, settings.param_format)
     scaled = (settings.max_grad_norm, settings.grad_scale) != (None, None)
     flags = rule.flags(group) | switches([group], scaled)

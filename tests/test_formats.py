@@ -226,6 +226,11 @@ def test_parameters_of_32_bits_are_left_alone() -> None:
 def test_where_no_parameter_has_16_bits_a_format_is_a_mistake() -> None:
     with pytest.raises(InputError, match=r"param_format = 'split8'.*16 bits.*float32.*native"):
         gpuopt.SGD([np.ones(3, np.float32)], lr=0.1, param_format="split8")
+    with pytest.raises(InputError, match=r"param_format = 'split8'.*16 bits"):
+        gpuopt.kernel_source("adamw", param_format="split8")
+    for backend in ("numba", "cuda", "numba-cuda"):
+        source = gpuopt.kernel_source("adamw", backend=backend, param_dtype="bfloat16", param_format="split8")
+        assert "code_p" in source and "philox" in source
 
 
 @pytest.mark.parametrize("name", OF_PARAMETERS)
