@@ -82,8 +82,10 @@ class JointOracle(FormulaOracle):
 
 
 def state_of(key: str, p: Array) -> tuple[str, Array]:
-    """A state before the first step, by its name."""
+    """A state before the first step, by its name; one that ends with " start" is what the parameter is then."""
     name, _, shape = key.replace("()", " number").partition(" ")
+    if shape == "start":
+        return name, p.copy()
     shapes = {"number": (), "row": (*p.shape[:-1], 1), "column": (*p.shape[:-2], 1, *p.shape[-1:])}
     return name, np.zeros(shapes.get(shape, p.shape), p.dtype)
 
@@ -91,7 +93,7 @@ def state_of(key: str, p: Array) -> tuple[str, Array]:
 def exists(key: str, p: Array) -> bool:
     """Whether a tensor has this state: one a row or column if it has two axes, "flat" if it has fewer."""
     shape = key.partition(" ")[2]
-    return not shape or (shape == "flat") == (p.ndim < 2)
+    return shape in ("", "start") or (shape == "flat") == (p.ndim < 2)
 
 
 @dataclass(frozen=True)

@@ -221,8 +221,6 @@ def madgrad(
     eps: float = 1e-6, decouple_decay: bool = False,
 ) -> None:  # fmt: skip
     """Defazio & Jelassi 2021, algorithm 1, with the rates and decays of the authors' code."""
-    if t == 1:
-        s["x0"][...] = p
     lr = lr + eps if lr else lr
     if not decouple_decay:
         g = decayed(p, g, weight_decay)
@@ -315,7 +313,8 @@ def sophiag(
     p -= lr * np.sign(m) * ratio
 
 
-# Class name -> formula, and the names of its states; one of which a tensor has one number ends with "()".
+# Class name -> formula, and the names of its states; one of which a tensor has one number ends with "()", one that begins as the
+# parameter with " start".
 FORMULAS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "GD": (gd, ()),
     "DGD": (dgd, ("velocity",)),
@@ -332,7 +331,7 @@ FORMULAS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "Yogi": (yogi, ("exp_avg", "exp_avg_sq")),
     "QHAdam": (qhadam, ("exp_avg", "exp_avg_sq")),
     "FOCUS": (focus, ("exp_avg", "pbar")),
-    "MADGRAD": (madgrad, ("grad_sum_sq", "s", "x0")),
+    "MADGRAD": (madgrad, ("grad_sum_sq", "s", "x0 start")),
     "AdamAtan2": (adamatan2, ("exp_avg", "exp_avg_sq")),
     "ScheduleFreeSGD": (schedulefreesgd, ("z", *SHARES)),
     "ScheduleFreeAdamW": (schedulefreeadamw, ("z", "exp_avg_sq", *SHARES)),

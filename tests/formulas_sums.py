@@ -220,9 +220,7 @@ def prodigy(
     if not decouple:
         g = [g_k + weight_decay * p_k for g_k, p_k in zip(g, p, strict=True)]
     delta = denominator = 0.0
-    for t_k, p_k, g_k, s_k in zip(t, p, g, s, strict=True):
-        if t_k == 1:
-            s_k["p0"][...] = p_k
+    for p_k, g_k, s_k in zip(p, g, s, strict=True):
         delta += d / d0 * rate * float(np.sum(g_k * (s_k["p0"] - p_k)))
         average(s_k["exp_avg"], beta1, d * g_k)
         average(s_k["exp_avg_sq"], beta2, d * g_k, d * g_k)
@@ -266,5 +264,5 @@ OF_SUMS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
 # The same of those that look at all tensors at once, `formula(steps, params, grads, states, **options)`: those with a gradient.
 TOGETHER: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "LAMB": (lamb, ("exp_avg", "exp_avg_sq")),
-    "Prodigy": (prodigy, ("exp_avg", "exp_avg_sq", "s", "p0", "d()", "d_max()", "d_numerator()")),
+    "Prodigy": (prodigy, ("exp_avg", "exp_avg_sq", "s", "p0 start", "d()", "d_max()", "d_numerator()")),
 }

@@ -52,7 +52,7 @@ def walk_ptx(name: str, dtype: str, options: bool, state_format: str = "float32"
 def test_walk_moves_16_bytes_at_a_time_and_fuses_nothing(name: str, dtype: str) -> None:
     text = walk_ptx(name, dtype, options=False)
     made = variants(name, dtype, options=False)
-    reads, writes = len(made.roles), sum(r.written for r in made.roles)
+    reads, writes = len(made.update.reads), sum(r.written for r in made.roles)
     assert len(re.findall(r"ld\.global\.v4", text)) >= reads
     assert len(re.findall(r"st\.global\.v4", text)) >= writes
     assert not re.findall(r"\bfma\.", text)

@@ -296,3 +296,29 @@ def test_prepare_is_called_once_a_step_and_group(dtypes: tuple[str, ...], backen
     with pytest.raises(gpuopt.InputError):
         optimizer.step(bad)
     assert len(calls) == 5
+
+
+@gpuopt.rule(state={"a": gpuopt.State("a", "anchor", init="parameter", readonly=True)})
+def anchored(p: Any, g: Any, a: Any, *, lr: float, pull: float = 0.5) -> Any:
+    """Towards where it began."""
+    p = p - lr * (g + pull * (p - a))
+    return p
+
+
+@pytest.mark.parametrize("backend", HOST_BACKENDS)
+def test_a_state_may_begin_as_the_parameter_does(backend: str) -> None:
+    """In its dtype and memory order, and in a checkpoint; a parameter without a gradient until later begins later."""
+    start = np.asfortranarray(np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4))
+    p, late = start.copy(order="F"), np.full(2, 3, np.float32)
+    opt = gpuopt.optimizer(anchored, [p, late], lr=0.1, backend=backend)
+    q = start.copy()
+    for step in range(3):
+        if step == 1:
+            late[...] = 7
+        opt.step([np.ones_like(p), np.ones(2, np.float32) if step else None])
+        q = q - np.float32(0.1) * (1 + np.float32(0.5) * (q - start))
+    states = opt.state_dict()["state"]
+    assert np.array_equal(states[0]["anchor"], start) and np.array_equal(p, q)
+    assert np.array_equal(states[1]["anchor"], np.full(2, 7, np.float32))
+    with pytest.raises(gpuopt.RuleSyntaxError, match="begins as the parameter: expected one of its shape, not 'row'"):
+        gpuopt.rule(state={"a": gpuopt.State("a", "anchor", init="parameter", shape="row")})

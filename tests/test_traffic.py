@@ -61,7 +61,7 @@ FLOORS: list[tuple[str, dict[str, Any], str, int]] = [
     # Four sums along rows, the largest of numbers of rows, which reads no array, and the step.
     ("adamp", {}, "p g m v, , p g m v > p m v", 44),
     # Its two sums share a pass. Where it started is written again at every step.
-    ("prodigy", {}, "p g s o, p g m v s o > p m v s o", 60),
+    ("prodigy", {}, "p g s o, p g m v s > p m v s", 52),
 ]
 
 

@@ -14,11 +14,10 @@ from gpuopt.compiler.names import CODE
 from gpuopt.errors import InputError
 from gpuopt.formats import formats
 from gpuopt.formats.language import VISIBLE, Format
-from gpuopt.rules.declared import State
+from gpuopt.rules.declared import PARAMETER, State
 from gpuopt.rules.definition import Definition
 from gpuopt.rules.language import Rule
 
-PARAMETER = "@parameter"  # a state that begins as the parameter is
 HALVES = CODE + "half"  # the flag of a parameter of 16 bits: the only ones that a format changes
 
 

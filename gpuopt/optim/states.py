@@ -7,9 +7,9 @@ from typing import Any
 
 from gpuopt import arrays
 from gpuopt.formats.dtypes import STORAGES, state_dtype
-from gpuopt.optim.keeping import PARAMETER
 from gpuopt.optim.parameters import Parameter
 from gpuopt.pairs import filled
+from gpuopt.rules.declared import PARAMETER
 from gpuopt.rules.language import Rule
 
 

@@ -27,16 +27,20 @@ NOT = "not "
 STATE_KEYS = ("step",)  # what `state_dict` has beside the states of a tensor
 
 
+PARAMETER = "parameter"  # a state that begins as the parameter is
+
+
 @dataclass(frozen=True)
 class State:
     """One tensor that a rule keeps beside each parameter, of the parameter's shape.
 
     name: the variable in the rule; key: its name in `state_dict` (torch's where torch has the optimizer);
-    when: the flag that must be true for it to exist, or "not flag", or "flag == 'choice'"; init: its first value, a number or the
-    name of a hyperparameter; readonly: an input such as a mask, read by the rule and never written. shape: "parameter" (as the
-    parameter), "scalar" (one number a tensor), "global" (one number for all tensors), "row" or "column" (one a row or column of the
-    matrix, see `rule`). exact: parameters in another place, which are rounded only where `state_format` names them. plane: the
-    dtype of a plane of the parameter itself, see `keeping`, which no function of a rule takes; empty for all others.
+    when: the flag that must be true for it to exist, or "not flag", or "flag == 'choice'"; init: its first value, a number, the
+    name of a hyperparameter, or "parameter": what the parameter is before its first step; readonly: read by the rule and never
+    written, as such a state, or a mask. shape: "parameter" (as the parameter), "scalar" (one number a tensor), "global" (one number
+    for all tensors), "row" or "column" (one a row or column of the matrix, see `rule`). exact: parameters in another place, which
+    are rounded only where `state_format` names them. plane: the dtype of a plane of the parameter itself, see `optim.keeping`,
+    which no function of a rule takes; empty for all others.
     """
 
     name: str
@@ -86,6 +90,8 @@ def checked_states(spec: Iterable[str | State] | Mapping[str, str | State]) -> t
             refuse(f"state {name!r}: a State called {state.name!r}: expected the same name twice")
         if isinstance(state.init, bool) or not isinstance(state.init, (int, float, str)):
             refuse(f"state {name!r} begins as {state.init!r}: expected a number or the name of a hyperparameter")
+        if state.init == PARAMETER and not state.walked:
+            refuse(f"state {name!r} begins as the parameter: expected one of its shape, not {state.shape!r}")
         if state.shape not in SHAPES:
             refuse(f"state {name!r}: shape = {state.shape!r}: expected one of {', '.join(SHAPES)}")
         made.append(state)

@@ -4,22 +4,21 @@ from gpuopt.rules.language import State, rule, sqrt, where
 
 
 @rule(
-    state={"v": "grad_sum_sq", "s": "s", "x": State("x", "x0", exact=True)},
+    state={"v": "grad_sum_sq", "s": "s", "x": State("x", "x0", init="parameter", readonly=True, exact=True)},
     title="MADGRAD",
     ranges={"momentum": "[0, 1)"},
 )
 def madgrad(
     p, g, v, s, x, *, lr=1e-2, momentum=0.9, weight_decay=0.0, eps=1e-6, decouple_decay: bool = False,
-    first, size, shrink,
+    size, shrink,
 ):  # fmt: skip
     """MADGRAD, Defazio & Jelassi 2021, as in the authors' code, whose rate is lr + eps, r below.
 
-    x = p at the first step;  g <- g + weight_decay p;  v <- v + r sqrt(t) g^2;  s <- s + r sqrt(t) g;
+    x: p before the first step;  g <- g + weight_decay p;  v <- v + r sqrt(t) g^2;  s <- s + r sqrt(t) g;
     p <- momentum p + (1 - momentum)(x - s / (v^(1/3) + eps)); with decouple_decay p <- p - r weight_decay p, p that of before.
     The cube root is exactly rounded operations alone, the same everywhere, to an ulp: v^(1/4 + 1/16 + ... + 1/4096), which is
     within 6 % of it for every float64, and four of Newton's steps.
     """
-    x = where(first != 0, p, x)
     if not decouple_decay:
         g = where(weight_decay != 0, g + weight_decay * p, g)
     v = v + size * g * g
@@ -40,10 +39,10 @@ def madgrad(
     p = where(z == p, p, momentum * p + (1 - momentum) * z)
     if decouple_decay:
         p = p - shrink * old
-    return p, v, s, x
+    return p, v, s
 
 
 @madgrad.prepare
 def _(step, *, lr, eps, weight_decay):
     rate = lr + eps if lr != 0 else 0.0
-    return dict(first=1 if step == 1 else 0, size=rate * sqrt(step), shrink=rate * weight_decay)
+    return dict(size=rate * sqrt(step), shrink=rate * weight_decay)

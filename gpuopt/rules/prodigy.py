@@ -5,7 +5,9 @@ from gpuopt.rules.language import State, global_sum, maximum, minimum, rule, sqr
 
 @rule(
     state={
-        **{"m": "exp_avg", "v": "exp_avg_sq", "s": "s", "start": "p0", "d": State("d", "d", init="d0", shape="global")},
+        **{"m": "exp_avg", "v": "exp_avg_sq", "s": "s"},
+        "start": State("start", "p0", init="parameter", readonly=True, exact=True),
+        "d": State("d", "d", init="d0", shape="global"),
         "d_max": State("d_max", "d_max", init="d0", shape="global"),
         "numerator": State("numerator", "d_numerator", shape="global"),
     },
@@ -15,7 +17,7 @@ from gpuopt.rules.language import State, global_sum, maximum, minimum, rule, sqr
 def prodigy(
     p, g, m, v, s, start, d, d_max, numerator, *, lr=1.0, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0,
     decouple: bool = True, use_bias_correction: bool = False, safeguard_warmup: bool = False, d0=1e-6, d_coef=1.0,
-    growth_rate=float("inf"), beta3, correction, first, growth,
+    growth_rate=float("inf"), beta3, correction, growth,
 ):  # fmt: skip
     """Prodigy, Mishchenko & Defazio 2024: d, an estimate of how far the solution is, is the rate; all groups share it, and lr.
 
@@ -27,7 +29,6 @@ def prodigy(
     """
     if not decouple:
         g = g + weight_decay * p
-    start = where(first != 0, p, start)
     rate = d * lr * correction
     m = beta1 * m + (d * (1 - beta1)) * g
     v = beta2 * v + (d * d * (1 - beta2)) * g * g
@@ -46,7 +47,7 @@ def prodigy(
     if decouple:
         p = p * (1 - rate * weight_decay)
     p = p - rate * m / (sqrt(v) + d * eps)
-    return p, m, v, s, start, d, d_max, numerator
+    return p, m, v, s, d, d_max, numerator
 
 
 @prodigy.prepare
@@ -54,6 +55,5 @@ def _(step, *, beta1, beta2, use_bias_correction, growth_rate):
     return dict(
         beta3=sqrt(beta2),
         correction=sqrt(1 - beta2**step) / (1 - beta1**step) if use_bias_correction else 1.0,
-        first=1 if step == 1 else 0,
         growth=min(growth_rate, 1e300),  # finite, so that it has a derivative
     )

@@ -26,6 +26,7 @@ from gpuopt.optim.hyper import check_group, defaults_of, environment, switches
 from gpuopt.optim.settings import Settings
 from gpuopt.pairs import filled
 from gpuopt.rules import primitives
+from gpuopt.rules.declared import PARAMETER
 from gpuopt.rules.language import Rule
 from gpuopt.rules.options import BESIDE
 from gpuopt.rules.primitives import compute_dtype, reductions
@@ -265,7 +266,10 @@ class Step:
             if state.get(s.key) is None:
                 made_of = None if s.walked else self.rule.shape_of(s, tuple(p.shape))
                 made[s.key] = zeros(p, STORAGES[NAMES[p.dtype]].compute, made_of)
-                made[s.key].fill_(filled(float(self.rule.first(s, hyper)), made[s.key]))
+                if s.init == PARAMETER:
+                    made[s.key] = made[s.key] + p  # which has a derivative
+                else:
+                    made[s.key].fill_(filled(float(self.rule.first(s, hyper)), made[s.key]))
         return made
 
     def _live(self, group: Mapping[str, Any]) -> dict[str, torch.Tensor]:

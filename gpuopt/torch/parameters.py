@@ -17,10 +17,10 @@ from gpuopt.errors import InputError
 from gpuopt.formats.dtypes import STORAGES, state_dtype
 from gpuopt.launch.launcher import StepCounter
 from gpuopt.optim.beside import checked
-from gpuopt.optim.keeping import PARAMETER
 from gpuopt.optim.parameters import Parameter, parameter_view
 from gpuopt.optim.settings import Settings
 from gpuopt.pairs import filled
+from gpuopt.rules.declared import PARAMETER
 from gpuopt.rules.language import Rule
 from gpuopt.torch.tensors import DEVICES, NAMES, zeros
 

@@ -257,6 +257,8 @@ class Instruction:
         to, source = self.types
         kind, target = np.dtype(np.float16) if source == "f16" else dtype(source), dtype(to)
         x = self.read(launch, self.operands[1], kind, threads)
+        if source == "bf16":
+            kind, x = np.dtype(np.float32), (x.astype(np.uint32) << np.uint32(16)).view(np.float32)
         rounding = [w for w in self.words if w in ROUNDINGS]
         floating = to in ("f16", "f32", "f64", "bf16")
         if floating and rounding != ["rn"] and (kind.kind != "f" or target.itemsize < kind.itemsize or to == "bf16"):

@@ -65,6 +65,7 @@ class Kernel:
         body = re.sub(r"(?m)^\s*\.shared[^;]*;", "", body)
         # A scope of its own, `{ .reg .b32 %temp; mov.b64 {%temp, %r1}, %rd1; }`: nothing else has a register of that name.
         body = re.sub(r"\{\s*(\.reg[^;]*;\s*mov[^;]*;)\s*\}", r"\1", body)
+        body = re.sub(r"\{\s*(cvt[^;{}]*;)\s*\}", r"\1", body)  # as CuPy's casts of float16 have it
         for statement in re.findall(r"\.reg[^;]*;|[$\w]+:|[^;:]+;", body):
             statement = statement.strip().rstrip(";").strip()
             if not statement or statement.startswith((".pragma", ".loc")):
