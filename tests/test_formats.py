@@ -270,6 +270,18 @@ def test_a_format_of_ones_own_has_to_go_with_its_planes() -> None:
     with pytest.raises(RuleSyntaxError, match=r"expected one of parameter, same, int8"):
         gpuopt.format(planes={"h": "float8"})
 
+    for planes in ({"low": "int8"}, {"low": "int8", "h": "parameter"}, {"h": "parameter", "k": "parameter"}):
+        with pytest.raises(RuleSyntaxError, match="expected the first one, and no other, to be 'parameter'"):
+            gpuopt.format(planes=planes)
+
+    @gpuopt.format(planes={"h": "parameter"})
+    def zero(h: Any) -> Any:
+        x = from_bits(h << 16)
+        return x
+
+    with pytest.raises(RuleSyntaxError, match=r"format zero has no encode: expected one, under `@zero\.encode`"):
+        gpuopt.SGD([np.ones(3, np.float16)], lr=0.1, param_format=zero)
+
     with pytest.raises(RuleSyntaxError, match="takes `h, low`"):
 
         @gpuopt.format(planes={"h": "parameter", "low": "int8"})

@@ -116,10 +116,11 @@ class Format:
 
     def encoded(self, x: NDArray[Any], half: bool, random: NDArray[np.uint32] | None) -> tuple[Any, ...]:
         """The codes of float32 values, one array for each plane."""
-        assert self.encoder is not None
         given = {} if random is None else {"random": random}
+        flags = _flags(self.encoding, half)  # first: it says so where there is no encode
+        assert self.encoder is not None
         with np.errstate(all="ignore"):
-            found = self.encoder(x, **given, **_flags(self.encoding, half))
+            found = self.encoder(x, **given, **flags)
         return found if isinstance(found, tuple) else (found,)
 
 
@@ -151,6 +152,10 @@ def format(*, planes: Mapping[str, str | Plane]) -> Callable[[Callable[..., Any]
             known = ", ".join((VISIBLE, SAME, *DTYPES))
             raise RuleSyntaxError(f"plane {name!r}: {dtype!r}: expected one of {known}", *caller())
         made.append(plane)
+    if [plane.dtype == VISIBLE for plane in made] != [True, *[False] * (len(made) - 1)]:
+        raise RuleSyntaxError(
+            f"planes {list(planes)}: expected the first one, and no other, to be {VISIBLE!r}", *caller()
+        )
 
     @entry
     def decorate(function: Callable[..., Any]) -> Format:

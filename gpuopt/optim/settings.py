@@ -54,6 +54,8 @@ class Settings:
         if not isinstance(self.param_format, Format) and self.param_format not in PARAM_FORMATS:
             known = ", ".join(PARAM_FORMATS)
             raise InputError(f"param_format = {self.param_format!r}: expected one of {known}, or a gpuopt.format")
+        if isinstance(self.param_format, Format):
+            _ = self.param_format.encoding  # raises RuleSyntaxError where there is none
         self.seed = checked_seed(self.seed)
         for name in ("skip_nonfinite", "capturable"):
             if not isinstance(getattr(self, name), (bool, np.bool_)):
