@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from gpuopt import arrays
 from gpuopt.arrays import View
 from gpuopt.errors import DtypeError, InputError
-from gpuopt.formats.dtypes import PARAMETER_DTYPES, STORAGES, numpy_dtype
+from gpuopt.formats.dtypes import CODED, PARAMETER_DTYPES, STORAGES, numpy_dtype
 from gpuopt.launch.launcher import StepCounter
 from gpuopt.messages import abbreviated
 from gpuopt.pairs import COMPLEX, REAL
@@ -82,7 +82,9 @@ def fitted(array: Any, p: Parameter, label: str) -> Any:
             f"{label}: shape {view.shape} on {view.device}: expected {like.shape} on {like.device}, as {p.label}"
         )
     if view.dtype not in STORAGES:
-        raise DtypeError(f"{label}: dtype {view.dtype}: expected one of {', '.join(STORAGES)}")
+        raise DtypeError(
+            f"{label}: dtype {view.dtype}: expected one of {', '.join(n for n in STORAGES if n not in CODED.values())}"
+        )
     return array if same_order(view, like) else arrays.relayout(array, p.array, None, label)
 
 
