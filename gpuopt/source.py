@@ -16,13 +16,14 @@ from gpuopt.compiler.names import OPTION
 from gpuopt.compiler.parts import Pass, PerTensor
 from gpuopt.compiler.program import Program
 from gpuopt.errors import InputError, entry
-from gpuopt.formats.dtypes import PARAMETER_DTYPES, STORAGES, state_dtype
+from gpuopt.formats.dtypes import PARAMETER_DTYPES, STORAGES
 from gpuopt.messages import suggestion
 from gpuopt.optim.decay import peak_of
 from gpuopt.optim.hyper import check_group, defaults_of, switches
-from gpuopt.optim.keeping import check_halves, keeping
+from gpuopt.optim.keeping import check_narrow, keeping
 from gpuopt.optim.launches import signature
 from gpuopt.optim.settings import Settings
+from gpuopt.optim.states import kept_dtype
 from gpuopt.rules.language import Rule, checked_rule
 from gpuopt.rules.options import BESIDE
 
@@ -94,12 +95,15 @@ def program(
     for name, value in (("mask", mask), ("bounds", bounds)):
         check_choice(name, value, (False, True))
     group, settings = checked(rule, options)
-    check_halves(settings.param_format, [param_dtype])
-    rule = keeping(rule, settings.param_format)
+    check_narrow(settings.param_format, [param_dtype])
+    rule = keeping(rule, settings.param_format, settings.codes(rule))
     scaled = (settings.max_grad_norm, settings.grad_scale) != (None, None)
     flags = rule.flags(group) | switches([group], scaled)
     flags |= {OPTION + flag: mask if name == "mask" else bounds for name, flag in BESIDE.items()}
     return of_flags(rule, flags, param_dtype, grad_dtype, settings.formats(rule), matrix)
+
+
+LARGE = 4096, 4096  # a tensor whose states are kept in codes
 
 
 def of_flags(
@@ -113,9 +117,8 @@ def of_flags(
     """The program of a rule under these flags, those of the options included; formats: of each state; matrix: of tensors of two
     or more axes.
     """
-    flags = rule.shaped(flags, (1, 1) if matrix else (1,), dtype=param_dtype)
-    compute = STORAGES[param_dtype].compute
-    stored = {s.name: state_dtype(formats[s.name], param_dtype) if s.walked else compute for s in rule.states}
+    flags = rule.shaped(flags, LARGE if matrix else LARGE[:1], dtype=param_dtype)
+    stored = {s.name: kept_dtype(s, formats, param_dtype) for s in rule.states}
     return program_for(signature(rule, flags, param_dtype, grad_dtype, stored))
 
 

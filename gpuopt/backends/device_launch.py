@@ -282,6 +282,10 @@ def tiling(plan: Plan, blocks: int) -> tuple[int, int]:
     Threads are a power of two, so that each has about two packs of a tile to wait for at once, not one behind the other.
     """
     size = TILE_MAX
+    if plan.program.in_blocks:  # a warp takes a tile
+        while size > t.GROUP and plan.total < 2 * blocks * t.THREADS // WARP * size:
+            size //= 2
+        return WARP, size
     while size > TILE_MIN and plan.total < 2 * blocks * size:
         size //= 2
     tiles = max(1, int((-(-plan.table[:, t.NUMEL] // size)).sum()))

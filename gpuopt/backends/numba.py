@@ -129,7 +129,9 @@ def ranges(plan: Plan, words: NDArray[np.int64], size: int, threads: int) -> NDA
     if plan.total <= SERIAL or threads == 1:
         return np.array([0, len(words)], np.int64)
     left = plan.table[words >> 32, t.NUMEL] - (words & 0xFFFFFFFF) * size
-    cost = np.cumsum(np.minimum(left, size) + TILE_COST)
+    cost = np.cumsum(
+        np.clip(left, 0, size) + TILE_COST
+    )  # 0: of the last tiles of a tensor whose rows fill no whole groups
     count = min(len(words), threads * RANGES_PER_THREAD)
     inner = np.searchsorted(cost, cost[-1] * np.arange(1, count) / count)
     return np.unique(np.concatenate([[0], inner, [len(words)]])).astype(np.int64)
@@ -151,7 +153,7 @@ class Backend(HostBackend):
         """The walk of all tensors, to be called with the rows and values: it holds as long as the plan."""
         plan.cut_tiles(TILE)
         function, bounds = numba_cpu.walk_address(plan.program), self.bounds(plan, plan.tiles, TILE)
-        return Ranges(function, (plan.table.ctypes.data, plan.tiles.ctypes.data), bounds, (TILE,), 3)
+        return Ranges(function, (plan.table.ctypes.data, plan.tiles.ctypes.data), bounds, (plan.tile_size,), 3)
 
     def prepared(self, plan: Plan, layout: Layout, step: Step) -> Callable[[Addresses], None]:
         """One pass that sums, or what is done once a tensor or matrix; see HostBackend."""

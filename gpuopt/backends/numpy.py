@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpuopt.backends.host import HostBackend
-from gpuopt.compiler.lower import gradient_sums
+from gpuopt.compiler.lower import correction, gradient_sums
 from gpuopt.compiler.names import OPTION
 from gpuopt.compiler.program import Program
+from gpuopt.compiler.tree import Assign, Expr
 from gpuopt.formats import philox
 from gpuopt.formats.dtypes import STORAGES, numpy_dtype
 from gpuopt.launch import table as t
@@ -20,7 +22,7 @@ from gpuopt.launch.sums import Doubles, chunk_sums, column_sums, matrix_sums, ro
 from gpuopt.native.memory import memory
 from gpuopt.rules import options
 from gpuopt.rules.language import Rule
-from gpuopt.rules.primitives import Number, compute_dtype, reductions
+from gpuopt.rules.primitives import NON_LOCAL, PRIMITIVES, Number, compute_dtype, reductions
 
 BLOCK = 16384  # elements: five float32 temporaries of 64 KB stay in a 1 MB cache
 
@@ -45,12 +47,14 @@ class Backend(HostBackend):
         for index, record in enumerate(launch.plan.table):
             count, step = int(record[t.NUMEL]), launch.counters[int(record[t.ROW])].step
             flats = memories(program, record)
-            size = BLOCK if program.local else max(1, count)
+            width, whole = int(record[t.WIDTH]), max(1, count)
+            size = whole if not program.local else max(1, BLOCK // width) * width if program.in_blocks else BLOCK
             for begin in range(0, count, size):
-                block = {name: values[begin : begin + size] for name, values in flats.items()}
+                block = part(program, flats, width, begin, min(size, count - begin))
                 known = None if program.local else launch.private["sums"][index]
-                x = run(program, block, scalars[int(record[t.ROW])], known)
-                store(program, block, x, random_bits(program, record, step, begin, min(size, count - begin)))
+                x = run(program, block, scalars[int(record[t.ROW])], known, width)
+                bits = random_bits(program, record, step, begin, min(size, count - begin))
+                store(program, block, x, bits, width)
             first = len(program.roles) + len(program.signature.cells)
             for k, vector in enumerate(program.signature.vectors):
                 if vector.written:
@@ -68,7 +72,7 @@ class Backend(HostBackend):
             asked = []
             for record, found in zip(table, every, strict=True):
                 try:
-                    run(program, memories(program, record), scalars[int(record[t.ROW])], found)
+                    run(program, memories(program, record), scalars[int(record[t.ROW])], found, int(record[t.WIDTH]))
                 except Unknown as unknown:
                     asked.append(unknown.total)
             if not asked:
@@ -90,7 +94,8 @@ class Backend(HostBackend):
         """The rule on no elements: what it raises for these scalars, a division by zero say, it raises here."""
         program = launch.plan.program
         for values in self.scalars(launch, multiplier):
-            nothing = {r.name: np.empty(0, np.uint8 if r.code else program.compute) for r in program.roles}
+            every = (*program.roles, *program.blocked)
+            nothing = {r.name: np.empty(0, np.uint8 if r.code else program.compute) for r in every}
             run(program, nothing, values, Nothing(program))
 
     def gradients(self, launch: Launch) -> Doubles:
@@ -112,33 +117,54 @@ class Backend(HostBackend):
 
 def memories(program: Program, record: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
     """The memory of every array of one tensor, by the names of the roles; codes as whole numbers from 0 on."""
-    count = int(record[t.NUMEL])
-    dtypes = [np.dtype(f"u{STORAGES[r.storage].itemsize}") if r.code else numpy_dtype(r.storage) for r in program.roles]
-    return {r.name: memory(int(record[t.ADDRESS + k]), dtypes[k], count) for k, r in enumerate(program.roles)}
+    count, width = int(record[t.NUMEL]), int(record[t.WIDTH])
+    roles = [*enumerate(program.roles), *enumerate(program.blocked, program.first_blocked)]
+    found = {}
+    for k, r in roles:
+        dtype = np.dtype(f"u{STORAGES[r.storage].itemsize}") if r.code else numpy_dtype(r.storage)
+        found[r.name] = memory(
+            int(record[t.ADDRESS + k]), dtype, count if r.per == 1 else count // width * -(-width // r.per)
+        )
+    return found
 
 
-def values_of(program: Program, block: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """The values that the rule works on, of these elements of all arrays."""
+def part(
+    program: Program, flats: Mapping[str, NDArray[Any]], width: int, begin: int, count: int
+) -> dict[str, NDArray[Any]]:
+    """Of all arrays, what belongs to `count` elements from `begin` on; to whole rows where there are blocks."""
+    per = {r.name: r.per for r in program.blocked}
+
+    def place(name: str, element: int) -> int:
+        return element // width * -(-width // per[name]) if name in per else element
+
+    return {name: values[place(name, begin) : place(name, begin + count)] for name, values in flats.items()}
+
+
+def values_of(program: Program, block: Mapping[str, NDArray[Any]], width: int) -> dict[str, NDArray[Any]]:
+    """The values that the rule works on, of these elements of all arrays, and their corrections. width: of a row."""
     planes = {name for coded in program.signature.coded for name in coded.planes}
     found = {name: array.astype(program.compute) for name, array in block.items() if name not in planes}
-    codes = {r.name for r in program.roles if r.code}
+    shape = len(found["g"]) // width, width
     for coded in program.signature.coded:
-        given = [block[name].astype(np.uint32 if name in codes else np.float32) for name in coded.planes]
-        found[coded.name] = coded.format.decoded(given, coded.half)
+        made = coded.format.decoded([block[name] for name in coded.planes], coded.half, shape)
+        found |= zip((coded.name, correction(coded)), made, strict=False)
     return found
 
 
 def store(
-    program: Program, block: Mapping[str, NDArray[Any]], x: Mapping[str, Any], bits: Mapping[int, NDArray[np.uint32]]
-) -> None:
+    program: Program, block: Mapping[str, NDArray[Any]], x: Mapping[str, Any], bits: Mapping[int, NDArray[np.uint32]],
+    width: int,
+) -> None:  # fmt: skip
     """What the rule has made of these elements goes into the arrays: x, by the names of values; bits: see `random_bits`."""
+    count = len(block["g"])
     planes = {name for coded in program.signature.coded for name in coded.planes}
     made = {r.name: x[r.name] for r in program.roles if r.written and r.name not in planes}
     for place, coded in enumerate(program.signature.coded):
         if coded.written:
-            whole = np.empty(block[coded.planes[0]].shape, np.float32)
+            whole = np.empty(count, np.float32)
             whole[...] = np.asarray(x[coded.name], np.float32).reshape(-1)
-            made |= zip(coded.planes, coded.format.encoded(whole, coded.half, bits.get(place)), strict=True)
+            codes = coded.format.encoded(whole, coded.half, bits.get(place), (count // width, width))
+            made |= zip(coded.planes, codes, strict=True)
     for name, values in made.items():
         block[name][...] = np.asarray(values).reshape(-1).astype(block[name].dtype)
 
@@ -157,15 +183,19 @@ def vector_of(program: Program, record: NDArray[np.int64], first: int, k: int) -
     return memory(int(record[t.ADDRESS + first + k]), numpy_dtype(role.storage), count).reshape(shape)
 
 
-def run(program: Program, block: Mapping[str, NDArray[Any]], scalars: tuple[Any, Any], found: Any) -> dict[str, Any]:
-    """The rule with its options on these elements: the new values by the names of the roles."""
+def run(
+    program: Program, block: Mapping[str, NDArray[Any]], scalars: tuple[Any, Any], found: Any, width: int = 1
+) -> dict[str, Any]:
+    """The rule with its options on these elements: the new values by the names of the roles. width: of a row, where states are kept
+    in blocks.
+    """
     compute = np.dtype(program.compute)
     shape = found.shape if found else (-1,)
-    x: dict[str, Any] = {name: values.reshape(shape) for name, values in values_of(program, block).items()}
+    x: dict[str, Any] = {name: values.reshape(shape) for name, values in values_of(program, block, width).items()}
     x |= found.begin() if found else {}
     epsilon = STORAGES[program.roles[0].storage].epsilon
     with compute_dtype(compute, epsilon), np.errstate(all="ignore"), reductions(found):
-        apply(program.signature.rule, dict(program.signature.flags), x, *scalars)
+        apply(program.signature.rule, dict(program.signature.flags), x, *scalars, program.corrected)
     return x
 
 
@@ -245,18 +275,47 @@ def random_bits(
 
 
 def apply(
-    rule: Rule, flags: Mapping[str, Any], x: dict[str, Any], scalars: Mapping[str, Any], prepared: Mapping[str, Any]
-) -> None:
-    """The functions themselves, on arrays; `x` maps roles to values and is updated."""
+    rule: Rule, flags: Mapping[str, Any], x: dict[str, Any], scalars: Mapping[str, Any], prepared: Mapping[str, Any],
+    corrected: Sequence[Assign] = (),
+) -> None:  # fmt: skip
+    """The functions themselves, on arrays; `x` maps roles to values and is updated. corrected: what is done in the place of the
+    rule's own statements, where formats correct the uses of states.
+    """
     shared = {**scalars, **{n.removeprefix(OPTION): v for n, v in flags.items() if n.startswith(OPTION)}}
     x["p"], x["g"], old = call(options.before.function, {**shared, "p": x["p"], "g": x["g"], "old": None})
     own = {**{s.name: None for s in rule.states}, **scalars, **prepared, **flags, **x}
-    result = call(rule.function, own)
-    results = result if isinstance(result, tuple) else (result,)
     names = ("p", *(s.name for s in rule.states if not s.readonly))
+    if corrected:
+        found = evaluated(corrected, own)
+        results: tuple[Any, ...] = tuple(found.get(name) for name in names)
+    else:
+        result = call(rule.function, own)
+        results = result if isinstance(result, tuple) else (result,)
     x |= {n: value for n, value in zip(names, results, strict=True) if n in x}
     beside = {name: x.get(OPTION + name) for name in options.BESIDE}
     x["p"] = call(options.after.function, {**shared, **beside, "p": x["p"], "old": old})
+
+
+def evaluated(statements: Sequence[Assign], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Statements of a rule one after another, as Python would run them."""
+    known = dict(values)
+    for s in statements:
+        known[s.name] = value_of(s.expr, known)
+    return known
+
+
+def value_of(expr: Expr, known: Mapping[str, Any]) -> Any:
+    """An expression as Python would compute it."""
+    if expr.op == "name":
+        return known[str(expr.args[0])]
+    if expr.op == "const":
+        return expr.args[0]
+    return OPERATIONS[expr.op](*(value_of(child, known) for child in expr.children()))
+
+
+_OPERATORS = ("add", "sub", "mul", "neg", "lt", "le", "gt", "ge", "eq", "ne")
+OPERATIONS: dict[str, Callable[..., Any]] = {name: getattr(operator, name) for name in _OPERATORS}
+OPERATIONS |= {"div": operator.truediv, **PRIMITIVES, **NON_LOCAL}
 
 
 def call(function: Callable[..., Any], values: Mapping[str, Any]) -> Any:

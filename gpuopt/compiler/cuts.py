@@ -33,13 +33,17 @@ class MatrixSum(NamedTuple):
 class Cutter:
     """Takes the statements of a rule one by one, and knows of every expression what it depends on."""
 
-    def __init__(self, signature: Signature) -> None:
+    def __init__(self, signature: Signature, outputs: Iterable[str] = ()) -> None:
+        """outputs: variables that are wanted of each element at the end, besides those of roles, whatever they are."""
         self.signature, self.flags = signature, dict(signature.flags)
-        self.roles = [r.variable for r in signature.roles]
+        self.roles, self.blocked = [r.variable for r in signature.roles], [r.variable for r in signature.blocked]
+        self.outputs = {*self.roles, *self.blocked, *outputs}
         self.cells = {r.name: r for r in signature.cells}
-        self.kinds = dict.fromkeys(self.roles, Kind.ELEMENT) | {r.name: Kind.TENSOR for r in signature.cells}
+        self.kinds = dict.fromkeys([*self.roles, *self.blocked], Kind.ELEMENT) | {
+            r.name: Kind.TENSOR for r in signature.cells
+        }
         self.kinds |= {r.name: Kind[r.shape.upper()] for r in signature.vectors}
-        there = [*self.roles, *(r.name for r in signature.vectors)]
+        there = [*self.roles, *self.blocked, *(r.name for r in signature.vectors)]
         self.levels = dict.fromkeys(there, 0)  # of elements, and of tensor statements: the cuts before they are known
         self.hyper: dict[str, Expr] = {}  # variables of that kind, as formulas of hyperparameters
         self.of_tensor = {r.name: Expr("cell", (r.name,)) for r in signature.cells}
@@ -50,7 +54,7 @@ class Cutter:
         self.calls: list[Kind] = []  # of the argument of every sum, in the order in which Python makes them
         self.code: list[Assign | Add] = []  # element statements and sums, in order
         self.sums: list[tuple[int, Add]] = []  # the cut of each sum
-        self.versions = dict.fromkeys(self.roles, 0)
+        self.versions = dict.fromkeys([*self.roles, *self.blocked], 0)
         self.same: dict[object, int] = {}
         self.row: dict[Expr, int] = {}
         self.wides: dict[Expr, int] = {}
@@ -69,7 +73,7 @@ class Cutter:
             self.hyper.pop(name, None)
             return
         # An array that is set to a number is that number in what follows, unrounded, as it is where NumPy runs the rule.
-        if name in self.roles:
+        if name in self.outputs:
             self._element(name, self.hoist(expr), statement)
         if kind is Kind.HYPER:
             self.hyper[name] = expr.substitute(self.hyper)

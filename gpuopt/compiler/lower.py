@@ -7,13 +7,16 @@ after the rule, and lets `cuts` find the passes. Knows no target language.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
+from typing import NamedTuple
 
 from gpuopt.compiler.cuts import Cutter
+from gpuopt.compiler.extremes import Extreme, needed, taken_out
 from gpuopt.compiler.names import CODE, OPTION
 from gpuopt.compiler.parts import Coded, Layout, Pass, Role, Signature
 from gpuopt.compiler.passes import Slicer
-from gpuopt.compiler.program import HALVES, Program, drawn
+from gpuopt.compiler.program import COUNT_BITS, Program, drawn
 from gpuopt.compiler.tree import Add, Assign, Expr, FunctionTree, straight_line
 from gpuopt.compiler.whole import RANDOM, Typed
 from gpuopt.errors import RuleSyntaxError
@@ -37,29 +40,77 @@ def of_format(
     """
     typed = Typed(whole)
     body = straight_line(tree.body, dict.fromkeys(tree.flags, coded.half))
-    own = {name: f"{CODE}{coded.name}_{tree.name}_{name.removeprefix(OPTION)}" for name in {s.name for s in body}}
     known = dict(arguments)
     found = []
-    for s in body:
-        found.append(typed.statement(Assign(own[s.name], s.expr.substitute(known), s.line, s.file)))
-        known[s.name] = Expr("name", (own[s.name],))
+    for k, s in enumerate(body):  # each variable another one, since it may be a number first and a whole number then
+        own = f"{CODE}{coded.name}_{tree.name}_{k}_{s.name.removeprefix(OPTION)}"
+        found.append(typed.statement(Assign(own, s.expr.substitute(known), s.line, s.file)))
+        known[s.name] = Expr("name", (own,))
     for target, result in zip(targets, tree.results, strict=True):
-        found.append(typed.statement(Assign(target, result.substitute(known), tree.last, tree.file)))
+        found.append(typed.statement(Assign(target, result.substitute(known), tree.last, tree.file), kept=True))
     return [s for s in found if s is not None]
 
 
 def decoding(coded: Coded, roles: Mapping[str, Role]) -> list[Assign]:
-    """The value of its planes. roles: by name."""
+    """The value of its planes, and its correction where it has one. roles: by name."""
     planes = [roles[name] for name in coded.planes]
     given = {p.name: Expr("name", (role.variable,)) for p, role in zip(coded.format.planes, planes, strict=True)}
     whole = [role.variable for role in planes if role.code]
-    return of_format(coded, coded.format.decoding, given, (coded.name,), whole)
+    targets = (coded.name, correction(coded)) if coded.format.corrects else (coded.name,)
+    return of_format(coded, coded.format.decoding, given, targets, whole)
+
+
+def correction(coded: Coded) -> str:
+    """The variable that a state is multiplied with where it is used."""
+    return f"{CODE}{coded.name}_correction"
+
+
+def corrected(coded: Coded, statements: Sequence[Assign]) -> list[Assign]:
+    """The statements of a rule, the state multiplied with its correction in those that its own next value does not need."""
+    name = Expr("name", (coded.name,))
+    uses = {coded.name: Expr("mul", (name, Expr("name", (correction(coded),))))}
+    own = {id(s) for s in needed(statements, [coded.name])}
+    return [s if id(s) in own else replace(s, expr=s.expr.substitute(uses)) for s in statements]
 
 
 def encoding(coded: Coded, roles: Mapping[str, Role], place: int) -> list[Assign]:
-    """The planes of its value. place: among the coded values."""
-    given = {"x": Expr("name", (coded.name,)), "random": Expr(RANDOM, (place,))}
+    """The planes of its value; of a format with blocks, of what it is at the end of the rule. place: among the coded values."""
+    given = {"x": Expr("name", (new(coded) if coded.format.block else coded.name,)), "random": Expr(RANDOM, (place,))}
     return of_format(coded, coded.format.encoding, given, [roles[name].variable for name in coded.planes], ())
+
+
+def new(coded: Coded) -> str:
+    """The variable that is what a value has become, until the extremes of its block are known."""
+    return f"{CODE}{coded.name}_new"
+
+
+class Ending(NamedTuple):
+    """What comes behind a rule: statements before anything is known of other elements of a block, then extremes, statements behind
+    these, and the variables of the former that they use.
+    """
+
+    before: list[Assign]
+    extremes: list[Extreme]
+    behind: list[Assign]
+    kept: list[str]
+
+
+def ending(signature: Signature, roles: Mapping[str, Role]) -> Ending:
+    """The codes of all coded values."""
+    made = Ending([], [], [], [])
+    for place, coded in enumerate(signature.coded):
+        if not coded.written:
+            continue
+        statements = encoding(coded, roles, place)
+        if not coded.format.block:
+            made.before.extend(statements)
+            continue
+        made.before.append(Assign(new(coded), Expr("name", (coded.name,)), statements[-1].line, statements[-1].file))
+        made.kept.append(new(coded))
+        before, extremes, behind = taken_out(statements, f"{CODE}{coded.name}_", len(made.extremes), coded.format.block)
+        for part, more in zip(made, (before, extremes, behind), strict=False):
+            part.extend(more)  # type: ignore[arg-type]
+    return made
 
 
 @cache
@@ -76,16 +127,20 @@ def program_for(signature: Signature) -> Program:
     flags = dict(signature.flags)
     tree = signature.definition.tree
     roles, cells = {r.variable for r in signature.roles}, {r.name for r in signature.cells}
-    of_name = {r.name: r for r in signature.roles}
+    of_name = {r.name: r for r in (*signature.roles, *signature.blocked)}
     statements = [s for coded in signature.coded for s in decoding(coded, of_name)]
     statements += renamed(before.tree, flags)
-    statements += straight_line(tree.body, flags)
+    body = straight_line(tree.body, flags)
+    for coded in signature.coded:
+        body = corrected(coded, body) if coded.format.corrects else body
+    statements += body
     statements += renamed(after.tree, flags)
-    for place, coded in enumerate(signature.coded):
-        statements += encoding(coded, of_name, place) if coded.written else []
-    cutter = Cutter(signature)
+    end = ending(signature, of_name)
+    statements += end.before
+    cutter = Cutter(signature, [*end.kept, *(e.variable for e in end.extremes)])
     known = (
         roles
+        | {r.variable for r in signature.blocked}
         | cells
         | {r.name for r in signature.vectors}
         | set(tree.scalars)
@@ -101,5 +156,7 @@ def program_for(signature: Signature) -> Program:
         cutter.assign(statement)
     passes, row, wide = Slicer(cutter).passes()
     calls = tuple(kind.name.lower() for kind in cutter.calls)
-    counts = tuple(Expr("count", (shift,)) for shift in HALVES) if drawn(signature.coded) else ()
-    return Program(signature.rule.name, signature, passes, (*row, *counts), wide, calls)
+    counts = tuple(Expr("count", (shift,)) for shift in COUNT_BITS) if drawn(signature.coded) else ()
+    later = tuple(end.extremes), tuple(end.behind), tuple(end.kept)
+    own = tuple(body) if any(coded.format.corrects for coded in signature.coded) else ()
+    return Program(signature.rule.name, signature, passes, (*row, *counts), wide, calls, *later, own)

@@ -31,7 +31,7 @@ def parse_function(function: Callable[..., Any]) -> FunctionTree:
 
 
 def parse_format(
-    function: Callable[..., Any], arguments: tuple[str, ...], results: int, scalars: tuple[str, ...]
+    function: Callable[..., Any], arguments: tuple[str, ...], results: tuple[int, ...], scalars: tuple[str, ...]
 ) -> FunctionTree:
     """The checked tree of a format's function, which takes these arguments and scalars, a flag `half` if it likes, and returns as
     many results. Raises RuleSyntaxError.
@@ -44,9 +44,10 @@ def parse_format(
         parser.fail(
             parser.node, f"this function of a format takes `{wanted}` and, behind `*`, `half: bool` if it likes"
         )
-    if len(tree.results) != results:
+    if len(tree.results) not in results:
+        wanted = " or ".join(map(str, results))
         parser.fail(
-            parser.node.body[-1], f"this function of a format returns {results} value(s), not {len(tree.results)}"
+            parser.node.body[-1], f"this function of a format returns {wanted} value(s), not {len(tree.results)}"
         )
     return tree
 

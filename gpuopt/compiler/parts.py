@@ -21,12 +21,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Role:
-    """One array per tensor that a kernel walks, or one number (`Signature.cells`): `storage` is a name in formats.dtypes."""
+    """One array per tensor that a kernel walks, or one number (`Signature.cells`): `storage` is a name in formats.dtypes.
+
+    per: elements of a row that one number of it is for; packed: of which it is the codes one after another, and not one for all.
+    """
 
     name: str
     storage: str
     written: bool
     shape: str = "parameter"  # as of a State: "parameter", or of one number, or one a row or column
+    per: int = 1
+    packed: bool = False
 
     @property
     def code(self) -> bool:
@@ -62,8 +67,8 @@ class Signature:
     """What distinguishes one compiled kernel from another; hashable, the key of every kernel cache.
 
     Flags and roles of the options' fragments (`rules/options.py`) have an "@" in front: "@scaled", "@mask". cells: states of one
-    number a tensor; vectors: of one a row or column; matrix: whether the tensors have rows and columns; coded: values whose roles
-    are planes of a format. The definition is what the rule means when the signature is made.
+    number a tensor; vectors: of one a row or column; blocked: of one number for several elements of a row; matrix: whether the
+    tensors have rows and columns; coded: values whose roles are planes of a format. The definition is what the rule means when the signature is made.
     """
 
     rule: Rule
@@ -74,6 +79,7 @@ class Signature:
     vectors: tuple[Role, ...] = ()
     matrix: bool = True
     coded: tuple[Coded, ...] = ()
+    blocked: tuple[Role, ...] = ()
     definition: Definition = field(init=False)
 
     def __post_init__(self) -> None:
@@ -104,7 +110,8 @@ class Pass:
     of the values that they become, in the last pass. reads: the places of the roles that it reads.
 
     vectors: numbers of a row, column or matrix that the body uses; lines: the statements of such kinds that these and `kept` need,
-    in the compute type; matrix_sums: of a number a row or column; kept: places of states of such shapes and what they become.
+    in the compute type; matrix_sums: of a number a row or column; kept: places of states of such shapes and what they become;
+    blocked: the places of the roles of blocks that it reads.
     """
 
     derived: tuple[Assign, ...]
@@ -119,6 +126,7 @@ class Pass:
     lines: tuple[tuple[str, Assign], ...] = ()
     matrix_sums: tuple[Along, ...] = ()
     kept: tuple[tuple[int, Expr], ...] = ()
+    blocked: tuple[int, ...] = ()
 
     @property
     def lined(self) -> bool:
@@ -155,6 +163,9 @@ class Layout(NamedTuple):
     scalars: int
     # Of the numbers of rows, columns and matrices that a pass uses, kind and slot.
     slots: tuple[tuple[str, int], ...] = ()
+    # The roles of blocks that it reads, each with its place among the addresses, and how long a record of the table is.
+    blocked: tuple[tuple[int, Role], ...] = ()
+    record: int = 0
 
     @property
     def lanes(self) -> int:

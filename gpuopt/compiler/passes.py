@@ -24,8 +24,7 @@ class Slicer:
 
     def passes(self) -> tuple[tuple[Pass, ...], tuple[Expr, ...], tuple[Expr, ...]]:
         """All passes, the scalars of the row, and the wide ones."""
-        written = {r.variable for r in self.of.signature.roles if r.written}
-        update = self.sliced(set(), written)
+        update = self.sliced(set(), self.live())
         cells = {k: self._stored(r) for k, r in enumerate(self.of.signature.cells) if r.written}
         kept = {k: self.of.of_vector[r.name] for k, r in enumerate(self.of.signature.vectors) if r.written}
         bodies: dict[Cut, list[Assign | Add]] = {}
@@ -41,6 +40,15 @@ class Slicer:
         places = {k: place for of in (False, True) for place, k in enumerate(k for k in order if made_in[k][1] is of)}
         made = [self._made(bodies[cut], places, {}, {}, cut[1]) for cut in sorted(bodies)]
         return (*made, self._made(update, places, cells, kept)), tuple(self.of.row), tuple(self.of.wides)
+
+    def live(self) -> set[str]:
+        """The variables that are wanted of each element at the end: written arrays but for those that get their codes behind the
+        extremes of a block, and what these are made of.
+        """
+        signature = self.of.signature
+        later = {name for coded in signature.coded if coded.format.block for name in coded.planes}
+        written = {r.variable for r in signature.roles if r.written and r.name not in later}
+        return written | self.of.outputs - {*self.of.roles, *self.of.blocked}
 
     def cut(self, k: int) -> Cut:
         """Of a sum: how many cuts are before it, and whether it is along rows or columns, which is a pass of its own."""
@@ -62,7 +70,8 @@ class Slicer:
 
     def _reads(self, sums: set[int]) -> set[str]:
         """The arrays that these sums need."""
-        return {name for s in self.sliced(sums, set()) for name in s.expr.names()} & set(self.of.roles)
+        arrays = {*self.of.roles, *self.of.blocked}
+        return {name for s in self.sliced(sums, set()) for name in s.expr.names()} & arrays
 
     def _stored(self, role: Role) -> Expr:
         """The new value of a state of one number. Raises RuleSyntaxError for one of all tensors that is not the same for all."""
@@ -162,6 +171,7 @@ class Slicer:
                 Along(self.of.matrix_sums[k].kind.name.lower(), new(self.of.matrix_sums[k].expr)) for k in matrix_sums
             ),
             tuple((k, new(e)) for k, e in kept.items()),
+            tuple(k for k, name in enumerate(self.of.blocked) if any(name in s.expr.names() for s in body)),
         )
 
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from gpuopt.compiler.extremes import Extreme
 from gpuopt.compiler.kinds import LINE_SUMS, Kind
 from gpuopt.compiler.parts import Coded, Draw, Layout, Pass, PerMatrix, PerTensor, Role, Signature, Slot, Step
-from gpuopt.compiler.tree import Expr
+from gpuopt.compiler.tree import Assign, Expr
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.launch import table as t
 
 WORD = 32  # random bits that one call of the generator gives an element
-HALVES = (0, 16)  # the step count travels in two scalars, each exact in every compute type
+COUNT_BITS = (0, 16)  # the step count travels in two scalars, each exact in every compute type
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,10 @@ class Program:
 
     draws: place among the coded values -> Draw, of those that take random bits; the last scalars of the row are then the step
     count's lower and upper 16 bits. calls: the kind of the argument of every sum, in the order in which Python makes them.
+
+    Where states are kept in blocks, the update is followed, once the `extremes` of a block are known, by `behind`, which makes its
+    codes of the variables `kept` from before. corrected: the body of the rule itself, where it is not what the author wrote: some
+    formats correct the uses of a state.
     """
 
     name: str
@@ -33,6 +38,10 @@ class Program:
     row: tuple[Expr, ...]
     wide: tuple[Expr, ...] = ()
     calls: tuple[str, ...] = ()
+    extremes: tuple[Extreme, ...] = ()
+    behind: tuple[Assign, ...] = ()
+    kept: tuple[str, ...] = ()
+    corrected: tuple[Assign, ...] = ()
 
     @cached_property
     def draws(self) -> dict[int, Draw]:
@@ -67,10 +76,24 @@ class Program:
         return self.signature.roles
 
     @property
+    def blocked(self) -> tuple[Role, ...]:
+        """The arrays of one number for several elements of a row."""
+        return self.signature.blocked
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether that is the walk of its update."""
+        return bool(self.blocked or self.extremes)
+
+    @property
+    def first_blocked(self) -> int:
+        """Their first place among the addresses."""
+        return len(self.roles) + len(self.signature.cells) + len(self.signature.vectors)
+
+    @property
     def addresses(self) -> int:
         """Arrays that a record of the table has the addresses of, and what it has behind them."""
-        signature = self.signature
-        return len(signature.roles) + len(signature.cells) + len(signature.vectors) + self.lined * len(t.MATRIX)
+        return self.first_blocked + len(self.blocked) + self.lined * len(t.MATRIX)
 
     @cached_property
     def lined(self) -> bool:
@@ -104,19 +127,26 @@ class Program:
     def layout_of(self, each: Pass) -> Layout:
         """The layout as a pass sees it."""
         first = self._first_slot(each)
-        return self.layout._replace(slots=tuple((v.kind, first + k) for k, v in enumerate(each.vectors)))
+        return self.layout._replace(
+            slots=tuple((v.kind, first + k) for k, v in enumerate(each.vectors)),
+            blocked=tuple((self.first_blocked + k, self.blocked[k]) for k in each.blocked),
+            record=t.ADDRESS + self.addresses,
+        )
 
     @property
     def lanes(self) -> int:
         return self.layout.lanes
 
-    def traffic(self, *before: Pass) -> int:
+    def traffic(self, *before: Pass) -> float:
         """Bytes that a step moves for each element: what every pass reads, and what the update writes. before: passes besides, such
         as `lower.gradient_sums`. What there is one of a tensor, row or column is not in it: see `traffic_along`.
         """
         sizes = [STORAGES[r.storage].itemsize for r in self.roles]
         read = sum(sizes[k] for each in (*before, *self.passes) for k in each.reads)
-        return read + sum(size for size, r in zip(sizes, self.roles, strict=True) if r.written)
+        read += sum(size for size, r in zip(sizes, self.roles, strict=True) if r.written)
+        of_blocks = [STORAGES[r.storage].itemsize / r.per for r in self.blocked]
+        read += sum(of_blocks[k] for each in self.passes for k in each.blocked)
+        return read + sum(size for size, r in zip(of_blocks, self.blocked, strict=True) if r.written)
 
     def traffic_along(self, rows: int, columns: int) -> int:
         """Bytes that a step moves besides for a matrix of this shape: its states, sums of blocks, whole sums and what passes use of

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from functools import cache
 
+from gpuopt.compiler.extremes import EXTREME
 from gpuopt.compiler.host import is_integer, prepare_statements, whole_variables
 from gpuopt.compiler.kinds import LINE_SUMS
 from gpuopt.compiler.names import literal, safe
@@ -44,7 +45,7 @@ WHOLE = {
     "bits": "float_bits({})",
     "from_bits": "bits_float({})",
     "iwhere": "select<unsigned>({}, {}, {})",
-    **{"i" + op: _C[op] for op in ("add", "sub", *COMPARISONS)},
+    **{"i" + op: _C[op] for op in ("add", "sub", "mul", *COMPARISONS)},
     **{
         op: f"({{}} {sign} {{}})"
         for op, sign in (("iand", "&"), ("ior", "|"), ("ixor", "^"), ("ishl", "<<"), ("ishr", ">>"))
@@ -75,6 +76,7 @@ def headers() -> str:
         "random",
         "pack",
         "multi_tensor",
+        "blocks",
         "reduce",
         "reduce_along",
         "per_tensor",
@@ -98,6 +100,8 @@ def print_expr(expr: Expr) -> str:
         return f"row[{expr.args[0]}]"
     if expr.op == RANDOM:
         return f"random_{expr.args[0]}"
+    if expr.op == EXTREME:
+        return f"extremes[{expr.args[0]}]"
     if expr.op in ALONG:
         return ALONG[expr.op].format(*expr.args)
     if expr.op == "const":
@@ -107,10 +111,14 @@ def print_expr(expr: Expr) -> str:
     return (_C | WHOLE)[expr.op].format(*(print_expr(child) for child in expr.children()))
 
 
-def statements(body: Sequence[Assign | Add], roles: Sequence[Role], first: int = 0) -> list[str]:
-    """One declared variable per local name, one line per statement, each under the line it came from; sums from `first` on."""
+def statements(
+    body: Sequence[Assign | Add], roles: Sequence[Role], first: int = 0, others: Collection[str] = ()
+) -> list[str]:
+    """One declared variable per local name, one line per statement, each under the line it came from; sums from `first` on.
+    others: variables that are declared already.
+    """
     lines: list[str] = []
-    declared, whole = {r.variable for r in roles}, {r.variable for r in roles if r.code}
+    declared, whole = {*others, *(r.variable for r in roles)}, {r.variable for r in roles if r.code}
     for s in body:
         if s.file:
             lines.append(f'#line {s.line} "{s.file}"')
@@ -172,11 +180,13 @@ def blocks_per_sm(program: Program) -> int:
 
 
 def update_struct(program: Program) -> str:
-    """The rule as a functor for multi_tensor.cuh."""
-    references = [loaded(k, r, "C&") for k, r in enumerate(program.roles)]
-    for place, draw in program.draws.items():
-        references.append(f"    const unsigned random_{place} = words[{draw.stream}] >> {draw.shift};")
-    codes = [(k, r) for k, r in enumerate(program.roles) if r.code and r.written]
+    """The rule as a functor for multi_tensor.cuh, or for blocks.cuh."""
+    from gpuopt.compiler import to_cuda_blocks as blocks
+
+    late = blocks.coded(program)
+    random = [f"    const unsigned random_{k} = words[{d.stream}] >> {d.shift};" for k, d in program.draws.items()]
+    references = [loaded(k, r, "C&") for k, r in enumerate(program.roles)] + blocks.loads(program, False) + random
+    codes = [(k, r) for k, r in enumerate(program.roles) if r.code and r.written and r.name not in late]
     stores = [f"    x[{k}] = bits_float({safe(r.variable)});" for k, r in codes]
     read = " || ".join(f"r == {k}" for k in program.update.reads) or "false"
     written = " || ".join(f"r == {k}" for k, r in enumerate(program.roles) if r.written)
@@ -196,24 +206,31 @@ def update_struct(program: Program) -> str:
             f"  static __device__ constexpr bool written(int r) {{ return {written}; }}",
             f"  static __device__ constexpr int64 size(int r) {{ return {sizes} : 0; }}",
             f"  static constexpr int STREAMS = {program.streams};",
-            "  static __device__ __forceinline__ void update(C* x, const C* row, const unsigned* words) {",
+            *(blocks.members(program) if program.in_blocks else ()),
+            "  static __device__ __forceinline__ void "
+            f"update(C* x, const C* row, const unsigned* words{', C* kept, C* terms' if program.in_blocks else ''}) {{",
             *references,
-            *statements(program.update.body, program.roles),
+            *statements(program.update.body, (*program.roles, *program.blocked)),
             '#line 1 "generated"',
             *stores,
+            *blocks.endings(program),
             "  }",
-            *vector_members(program.layout_of(program.update)),
+            *(blocks.encoder(program, random) if program.in_blocks else ()),
+            *vector_members(program.layout_of(program.update)._replace(blocked=())),
             "  static __device__ __forceinline__ void store_cells(const int64* record, const C* row) {",
             *cell_stores(program),
             "  }",
             "};",
             *storages,
+            *blocks.storages(program),
         ]
     )
 
 
 def vector_members(layout: Layout) -> list[str]:
-    """The numbers of the row, column and matrix of an element, for the structs of passes."""
+    """The numbers of the row, column, matrix and blocks of an element, for the structs of passes."""
+    from gpuopt.compiler.to_cuda_blocks import of_element
+
     where = {
         "row": "shape[OF_FIRST_ROW] + at",
         "column": "shape[OF_FIRST_COLUMN] + matrix * shape[OF_COLUMNS] + i - at * shape[OF_COLUMNS]",
@@ -226,9 +243,10 @@ def vector_members(layout: Layout) -> list[str]:
     at = ["    const int64 at = quotient(i, shape[OF_COLUMNS]), matrix = quotient(at, shape[OF_ROWS]);"]
     head = "const int64* shape, const int64* slots, int64 i, C* out"
     return [
-        f"  static constexpr int VECTORS = {len(layout.slots)};",
+        f"  static constexpr int VECTORS = {len(layout.slots) + len(layout.blocked)};",
         f"  static __device__ __forceinline__ void vectors({head}) {{",
         *(at + lines if lines else []),
+        *of_element(layout),
         "  }",
     ]
 
@@ -246,12 +264,17 @@ def cell_stores(program: Program) -> list[str]:
 def update_source(program: Program) -> str:
     """The translation unit of `gpuopt_update`, the one launch of an ordinary step."""
     capacity = rows_capacity(program) * max(1, len(program.row))
+    call = (
+        f"walk<Update, {capacity}>(table, tiles, tile_count, tile_size, unit, device_rows, skip, values, slots, rows);"
+    )
+    if program.in_blocks:
+        call = call.replace("walk<", "walk_blocks<").replace(" unit,", "")
     kernel = f"""
 extern "C" __global__ void __launch_bounds__(THREADS, {blocks_per_sm(program)})
 gpuopt_update(const int64* table, const int64* tiles, int64 tile_count, int64 tile_size, int unit,
               const Update::C* device_rows, const int64* skip, const Update::C* values, const int64* slots,
               const __grid_constant__ Rows<Update::C, {capacity}> rows) {{
-  walk<Update, {capacity}>(table, tiles, tile_count, tile_size, unit, device_rows, skip, values, slots, rows);
+  {call}
 }}
 """
     return headers() + '#line 1 "generated"\n' + update_struct(program) + "\n" + kernel

@@ -19,6 +19,9 @@ def reduce_source(layout: Layout, cut: Pass) -> str:
     """The translation unit of `gpuopt_reduce`, a pass that sums, or `gpuopt_reduce_along`, one along rows and columns."""
     roles = [layout.roles[k] for k in cut.reads]
     references = [loaded(k, r, "C") for k, r in enumerate(roles)]
+    references += [
+        loaded(k, r, "C") for k, (_, r) in enumerate(layout.blocked, len(roles) + len(layout.slots)) if r.code
+    ]
     storages = [
         f"template <> struct Measure::Storage<{k}> {{ typedef {STORAGES[r.storage].ctype} T; }};  // {r.name}"
         for k, r in enumerate(roles)
@@ -37,7 +40,7 @@ def reduce_source(layout: Layout, cut: Pass) -> str:
         *vector_members(layout),
         "  static __device__ __forceinline__ void measure(const C* x, const C* row, C* sums) {",
         *references,
-        *statements(cut.body, roles, cut.first),
+        *statements(cut.body, (*roles, *(r for _, r in layout.blocked)), cut.first),
         '#line 1 "generated"',
         "  }",
         "};",

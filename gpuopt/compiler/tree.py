@@ -13,7 +13,8 @@ SCALAR_CALLS = {**CALLS, "exp": 1, "log": 1, "root": 1}
 SUMS = ("tensor_sum", "tensor_max", "global_sum", "row_sum", "column_sum")
 SIZES = ("numel", "rows", "columns")
 EPSILON = "epsilon"  # of the parameter's dtype, a constant of the kernel
-RULE_CALLS = {**CALLS, **dict.fromkeys((*SUMS, *SIZES, EPSILON, "bits", "from_bits"), 1)}
+EXTREMES = ("block_max", "block_min")  # of a block, in a format
+RULE_CALLS = {**CALLS, **dict.fromkeys((*SUMS, *SIZES, EPSILON, "bits", "from_bits", *EXTREMES), 1)}
 # Of `prepare`, where Python raises for what arithmetic on a device cannot refuse: `a if c else b` looks at one side only, and
 # math.sqrt takes no negative number. What they are there.
 ON_DEVICE = {"if": "where", "root": "sqrt"}

@@ -7,12 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
-from gpuopt.compiler.tree import COMPARISONS, Assign, Expr, FunctionTree, straight_line
+from gpuopt.compiler.tree import COMPARISONS, EXTREMES, Assign, Expr, FunctionTree, straight_line
 from gpuopt.errors import RuleSyntaxError
 
 MASK = 0xFFFFFFFF
 # Operations on numbers -> those on whole ones.
-ARITHMETIC = {"add": "iadd", "sub": "isub", "and": "iand", "or": "ior", "xor": "ixor", "shl": "ishl", "shr": "ishr"}
+ARITHMETIC = {
+    "add": "iadd",
+    "sub": "isub",
+    "mul": "imul",
+    "and": "iand",
+    "or": "ior",
+    "xor": "ixor",
+    "shl": "ishl",
+    "shr": "ishr",
+}
 COMPARED = {op: "i" + op for op in COMPARISONS}
 CONSTANT, RANDOM = (
     "integer",
@@ -22,6 +31,7 @@ RESULTS = {*ARITHMETIC.values(), "iwhere", "bits", CONSTANT, RANDOM}
 FOLDED = {
     "iadd": lambda a, b: a + b,
     "isub": lambda a, b: a - b,
+    "imul": lambda a, b: a * b,
     "iand": lambda a, b: a & b,
     "ior": lambda a, b: a | b,
     "ixor": lambda a, b: a ^ b,
@@ -59,11 +69,13 @@ class Typed:
         self.whole = set(whole)
         self.constants: dict[str, Expr] = {}
 
-    def statement(self, given: Assign) -> Assign | None:
-        """The statement in typed operations; None for one that only gives a whole constant a name."""
+    def statement(self, given: Assign, kept: bool = False) -> Assign | None:
+        """The statement in typed operations; None for one that only gives a constant a name, which may be a whole number or not,
+        as its use asks for, unless it is `kept`.
+        """
         expr = self.expr(given.expr.substitute(self.constants), given)
         self.constants.pop(given.name, None)
-        if expr.op == CONSTANT:
+        if not kept and (expr.op == CONSTANT or (expr.op == "const" and isinstance(expr.args[0], int))):
             self.constants[given.name] = expr
             return None
         (self.whole.add if is_whole(expr, self.whole) else self.whole.discard)(given.name)
@@ -75,6 +87,8 @@ class Typed:
             return expr
         if expr.op == "from_bits":
             return Expr("from_bits", (self._as_whole(children[0], at),))
+        if expr.op in EXTREMES:
+            return Expr(expr.op, (self._as_number(children[0], at),))
         if expr.op == "bits":
             return Expr("bits", (self._as_number(children[0], at),))
         first = children[1:] if expr.op == "where" else children
@@ -86,7 +100,7 @@ class Typed:
         op = ARITHMETIC.get(expr.op) or COMPARED.get(expr.op)
         if op is None:
             raise RuleSyntaxError(
-                f"`{expr.op}` of whole numbers: they have + - & | ^ << >>, comparisons and where", at.file, at.line
+                f"`{expr.op}` of whole numbers: they have + - * & | ^ << >>, comparisons and where", at.file, at.line
             )
         parts = [self._as_whole(c, at) for c in children]
         if all(p.op == CONSTANT for p in parts) and op in FOLDED:
@@ -104,5 +118,7 @@ class Typed:
 
     def _as_number(self, expr: Expr, at: Assign) -> Expr:
         if is_whole(expr, self.whole):
-            raise RuleSyntaxError("bits of a whole number: expected those of a number", at.file, at.line)
+            raise RuleSyntaxError(
+                "a whole number stands where a number is expected: take from_bits(...)", at.file, at.line
+            )
         return expr

@@ -4,13 +4,13 @@ Written for the authors of formats. On NumPy both run as Python on arrays; every
 `gpuopt.compiler`, which puts them before and behind the rule. This file must not know any backend, compiler or optimizer.
 
 Besides what a rule has, a format has whole numbers of 32 bits, which wrap around: `bits(x)` of a float32, `from_bits(n)` back, and
-`+ - & | ^ << >>`, comparisons and `where` among them. A code is such a number, zero above its own bits; what is stored of a result
-are its low bits.
+`+ - * & | ^ << >>`, comparisons and `where` among them. A code is such a number, zero above its own bits; what is stored of a result
+are its low bits. A format of blocks has besides the largest and the smallest value of a block, `block_max(x)` and `block_min(x)`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
@@ -21,36 +21,59 @@ from numpy.typing import NDArray
 
 from gpuopt.errors import RuleSyntaxError, caller, entry
 from gpuopt.formats.dtypes import SAME
+from gpuopt.rules.primitives import reductions
 
 if TYPE_CHECKING:
     from gpuopt.compiler.tree import FunctionTree
 
 VISIBLE = "parameter"  # the array that the caller sees
-DTYPES = ("int8", "int16", "uint8", "uint16", "float32")  # of planes; SAME: of the parameter, rounded to nearest
+PACKED = "uint4"  # two a byte
+DTYPES = (
+    "int8",
+    "int16",
+    PACKED,
+    "uint8",
+    "uint16",
+    "float32",
+)  # of planes; SAME: of the parameter, rounded to nearest
 WORD = 32  # random bits that an element can have
+SIZES = (32, 64, 128, 256)  # of blocks: 4 to 32 lanes of a GPU, 8 elements each
 
 
 @dataclass(frozen=True)
 class Plane:
-    """One array of codes or numbers. dtype: one of DTYPES, SAME or VISIBLE; copied: it begins as the parameter, not as 0."""
+    """One array of codes or numbers. dtype: one of DTYPES, SAME or VISIBLE; copied: it begins as the parameter, not as 0; block:
+    elements that have one number of it together.
+    """
 
     name: str
     dtype: str
     copied: bool = False
+    block: int = 1
 
     @property
     def whole(self) -> bool:
         """Whether its elements are codes."""
         return self.dtype not in (SAME, "float32")
 
+    @property
+    def stored(self) -> str:
+        """The dtype of its array."""
+        return "uint8" if self.dtype == PACKED else self.dtype
+
+    @property
+    def per(self) -> int:
+        """Elements of a row that one number of its array is for."""
+        return 2 if self.dtype == PACKED else self.block
+
 
 class Format:
-    """How values are kept: `planes` of one element each, the functions between them and a value, and the random bits that a
-    value takes. Made by `@format`, with an `encode` beside it.
+    """How values are kept: `planes` of one element each, or of one block, the functions between them and a value, and the random
+    bits that a value takes. Made by `@format`, with an `encode` beside it.
     """
 
-    def __init__(self, function: Callable[..., Any], planes: tuple[Plane, ...]) -> None:
-        self.function, self.planes = function, planes
+    def __init__(self, function: Callable[..., Any], planes: tuple[Plane, ...], block: int = 0) -> None:
+        self.function, self.planes, self.block = function, planes, block
         self.name = function.__name__
         self.encoder: Callable[..., Any] | None = None
         self.random = 0
@@ -72,22 +95,37 @@ class Format:
         from gpuopt.compiler.parse import parse_format
         from gpuopt.compiler.whole import check
 
-        tree = parse_format(self.function, tuple(p.name for p in self.planes), 1, ())
-        check(tree, [p.name for p in self.planes if p.whole], [False])
+        results = (1,) if self.shows else (1, 2)
+        tree = parse_format(self.function, tuple(p.name for p in self.planes), results, ())
+        check(tree, [p.name for p in self.planes if p.whole], [False] * len(tree.results))
         return tree
+
+    @property
+    def shows(self) -> bool:
+        """Whether its first plane is an array that the caller sees: a format of parameters."""
+        return self.planes[0].dtype == VISIBLE
+
+    @property
+    def corrects(self) -> bool:
+        """Whether `decode` gives, behind a value, what the rule is to multiply it with wherever it is not the value's own next one
+        that is computed.
+        """
+        return len(self.decoding.results) > 1
 
     @cached_property
     def encoding(self) -> FunctionTree:
         """The tree of `encode`."""
         from gpuopt.compiler.origin import place
+        from gpuopt.compiler.extremes import check_blocks
         from gpuopt.compiler.parse import parse_format
         from gpuopt.compiler.whole import check
 
         if self.encoder is None:
             message = f"format {self.name} has no encode: expected one, under `@{self.name}.encode`"
             raise RuleSyntaxError(message, *place(self.function))
-        tree = parse_format(self.encoder, ("x",), len(self.planes), ("random",) if self.random else ())
+        tree = parse_format(self.encoder, ("x",), (len(self.planes),), ("random",) if self.random else ())
         check(tree, [], [p.whole for p in self.planes])
+        check_blocks(tree, self)
         return tree
 
     @entry
@@ -108,20 +146,68 @@ class Format:
 
     # ------------------------------------------------------------------------------------------- on arrays
 
-    def decoded(self, codes: list[NDArray[Any]], half: bool) -> NDArray[Any]:
-        """The values of codes, whole numbers as uint32 and numbers as float32."""
+    def decoded(self, planes: Sequence[NDArray[Any]], half: bool, shape: tuple[int, int]) -> tuple[NDArray[Any], ...]:
+        """The values of planes as they are stored, whole numbers of any type and numbers as float32, and their correction where
+        there is one: flat. shape: rows, and elements of each.
+        """
+        blocks = Blocks(*shape, self.block)
+        given = [blocks.spread(array, plane) for array, plane in zip(planes, self.planes, strict=True)]
         with np.errstate(all="ignore"):
-            found: NDArray[Any] = self.function(*codes, **_flags(self.decoding, half))
-        return found
+            found = self.function(*given, **_flags(self.decoding, half))
+        return found if isinstance(found, tuple) else (found,)
 
-    def encoded(self, x: NDArray[Any], half: bool, random: NDArray[np.uint32] | None) -> tuple[Any, ...]:
-        """The codes of float32 values, one array for each plane."""
+    def encoded(
+        self, x: NDArray[Any], half: bool, random: NDArray[np.uint32] | None, shape: tuple[int, int]
+    ) -> list[NDArray[Any]]:
+        """The planes, as they are stored, of flat float32 values."""
         given = {} if random is None else {"random": random}
         flags = _flags(self.encoding, half)  # first: it says so where there is no encode
+        blocks = Blocks(*shape, self.block)
         assert self.encoder is not None
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), reductions(blocks):
             found = self.encoder(x, **given, **flags)
-        return found if isinstance(found, tuple) else (found,)
+        made = found if isinstance(found, tuple) else (found,)
+        return [blocks.gathered(array, plane) for array, plane in zip(made, self.planes, strict=True)]
+
+
+class Blocks:
+    """The blocks of a matrix: as many consecutive elements of a row, fewer at its end. What formats ask of them, on flat arrays."""
+
+    def __init__(self, rows: int, width: int, block: int) -> None:
+        self.rows, self.width, self.block = rows, width, block or max(1, width)
+        of_row = np.arange(0, width, self.block)
+        self.starts = np.add.outer(np.arange(rows) * width, of_row).reshape(-1)
+        self.counts = np.tile(np.minimum(self.block, width - of_row), rows)
+
+    def reduce(self, kind: str, x: Any) -> Any:
+        """The largest or smallest value of its block, for each element."""
+        ufunc = {"block_max": np.maximum, "block_min": np.minimum}[kind]
+        found = ufunc.reduceat(x + np.float32(0), self.starts)  # no zero of either sign is the larger one
+        found.view(np.uint32)[found != found] = NAN
+        return np.repeat(found, self.counts)
+
+    def spread(self, array: NDArray[Any], plane: Plane) -> NDArray[Any]:
+        """A stored plane, one number for each element."""
+        if plane.dtype == PACKED:
+            both = array.reshape(self.rows, -(-self.width // 2), 1) >> np.array([0, 4], np.uint8) & np.uint8(15)
+            found = both.reshape(self.rows, 2 * both.shape[1])[:, : self.width].reshape(-1)
+        else:
+            found = np.repeat(array.reshape(-1), self.counts) if plane.block > 1 else array.reshape(-1)
+        return found.view(f"u{found.itemsize}").astype(np.uint32) if plane.whole else found.astype(np.float32)
+
+    def gathered(self, found: NDArray[Any], plane: Plane) -> NDArray[Any]:
+        """The plane as it is stored."""
+        if plane.block > 1:
+            found = found[self.starts]
+        if plane.dtype != PACKED:
+            return found
+        padded = np.zeros((self.rows, self.width + self.width % 2), np.uint8)
+        padded[:, : self.width] = found.reshape(self.rows, self.width) & np.uint32(15)
+        packed: NDArray[Any] = (padded[:, ::2] | padded[:, 1::2] << np.uint8(4)).reshape(-1)
+        return packed
+
+
+NAN = 0x7FC00000  # what block_max and block_min are where a value is NaN
 
 
 def found(module: str, name: str) -> Any:
@@ -136,29 +222,45 @@ def _flags(tree: FunctionTree, half: bool) -> dict[str, bool]:
 
 
 @entry
-def format(*, planes: Mapping[str, str | Plane]) -> Callable[[Callable[..., Any]], Format]:
-    """Make a storage format out of a function that gives values of codes, `decode(*planes)`; its `encode` goes the other way.
+def format(
+    *, planes: Mapping[str, str | Plane], per_block: Mapping[str, str | Plane] = {}, block: int = 0
+) -> Callable[[Callable[..., Any]], Format]:
+    """Make a storage format out of a function that gives values of codes, `decode(*planes, *per_block)`; its `encode` goes the
+    other way.
 
-    planes: the arrays, by the names of the function's arguments: "parameter" is the one that the caller sees, 16 bits of it;
-    "int8", "int16", "uint8" and "uint16" are whole numbers, zero before the first step; "float32" and "same" (as the parameter) are
-    numbers. With a flag `half: bool` a function knows float16 from bfloat16. Raises RuleSyntaxError for what is none of these.
+    planes: the arrays, by the names of the function's arguments. Of a format of parameters the first is "parameter", the one that
+    the caller sees, 16 bits of it. "int8", "int16", "uint8", "uint16" and "uint4", two of which are a byte, are whole numbers, zero
+    before the first step; "float32" and "same" (as the parameter) are numbers. With a flag `half: bool` a format of parameters knows
+    float16 from bfloat16.
+    per_block: arrays of one such number for each block of `block` elements of a row, 32, 64, 128 or 256. Formats with these, and all
+    without "parameter", are of states, which `decode` may give with a second number: what the rule is to multiply the state with
+    wherever it does not compute the next one.
+    Raises RuleSyntaxError for what is none of these.
     """
     if not isinstance(planes, Mapping) or not planes:
         raise RuleSyntaxError(f"planes = {planes!r}: expected names, such as planes={{'code': 'int8'}}", *caller())
-    made = []
-    for name, dtype in planes.items():
-        plane = dtype if isinstance(dtype, Plane) else Plane(name, dtype)
-        if plane.name != name or plane.dtype not in (VISIBLE, SAME, *DTYPES):
-            known = ", ".join((VISIBLE, SAME, *DTYPES))
-            raise RuleSyntaxError(f"plane {name!r}: {dtype!r}: expected one of {known}", *caller())
-        made.append(plane)
-    if [plane.dtype == VISIBLE for plane in made] != [True, *[False] * (len(made) - 1)]:
+    if bool(per_block) != bool(block) or (block and block not in SIZES):
+        sizes = ", ".join(map(str, SIZES))
+        raise RuleSyntaxError(f"block = {block!r}: expected one of {sizes} with planes per_block, else 0", *caller())
+    made = [_plane(name, dtype, 1) for name, dtype in planes.items()]
+    made += [_plane(name, dtype, block) for name, dtype in per_block.items()]
+    first = [plane.dtype == VISIBLE for plane in made]
+    if any(first[1:]) or (first[0] and block):
         raise RuleSyntaxError(
-            f"planes {list(planes)}: expected the first one, and no other, to be {VISIBLE!r}", *caller()
+            f"planes {list(planes)}: expected the first one, and no other, to be {VISIBLE!r}, and no blocks then",
+            *caller(),
         )
 
     @entry
     def decorate(function: Callable[..., Any]) -> Format:
-        return Format(function, tuple(made))
+        return Format(function, tuple(made), block)
 
     return decorate
+
+
+def _plane(name: str, dtype: str | Plane, block: int) -> Plane:
+    plane = dtype if isinstance(dtype, Plane) else Plane(name, dtype, block=block)
+    allowed = (VISIBLE, SAME, *DTYPES) if block == 1 else tuple(d for d in DTYPES if d != PACKED)
+    if plane.name != name or plane.dtype not in allowed:
+        raise RuleSyntaxError(f"plane {name!r}: {dtype!r}: expected one of {', '.join(allowed)}", *caller())
+    return plane

@@ -23,7 +23,7 @@ class Plan:
     """table: int64 [tensors, ADDRESS + roles + cells]; tiles, chunks: int64, tensor index in the upper 32 bits, tile in the lower;
     begins: int64 [tensors + 1], the first chunk of each.
 
-    tile_size: elements of one tile; version: grows whenever `table` changes, so that a device copy knows it is stale.
+    tile_size: elements of one tile, or groups; version: grows whenever `table` changes, so that a device copy knows it is stale.
     """
 
     def __init__(
@@ -35,15 +35,18 @@ class Plan:
         tensors: Sequence[int] | None = None,
         seed: int = 0,
         shapes: Sequence[tuple[int, ...]] = (),
+        widths: Sequence[int] = (),
     ) -> None:
         """tensors: the number of each in the optimizer, their place by default; seed: of random numbers, 0 to 2**64 - 1; shapes:
-        the last two axes of each, where the program looks at rows and columns.
+        the last two axes of each, where the program looks at rows and columns; widths: elements of a row of each, where states
+        are kept in blocks.
         """
         self.program = program
         self.table = np.zeros((len(numels), t.ADDRESS + program.addresses), np.int64)
         self.table[:, t.NUMEL] = numels
         self.table[:, t.ROW] = rows
         self.table[:, t.TENSOR] = np.arange(len(numels)) if tensors is None else tensors
+        self.table[:, t.WIDTH] = widths or numels
         self.table[:, t.SEED] = np.uint64(seed).astype(np.int64)
         self.table[:, t.ADDRESS : t.ADDRESS + addresses.shape[1]] = addresses
         self.total = int(self.table[:, t.NUMEL].sum())
@@ -59,9 +62,16 @@ class Plan:
         self.tiles: Int64 = np.empty(0, np.int64)
 
     def cut_tiles(self, tile_size: int) -> None:
-        """Cut every tensor into tiles; the backend chooses the size."""
-        self.tile_size = tile_size
-        self.tiles = cut(self.table[:, t.NUMEL], tile_size)
+        """Cut every tensor into tiles of so many elements; the backend chooses. In a walk over blocks a tile is of groups."""
+        in_blocks = self.program.in_blocks
+        self.tile_size = max(1, tile_size // t.GROUP) if in_blocks else tile_size
+        self.tiles = cut(self.groups() if in_blocks else self.table[:, t.NUMEL], self.tile_size)
+
+    def groups(self) -> Int64:
+        """Of each tensor, what a warp takes at a time in a walk over blocks: a tile is some of these."""
+        widths = self.table[:, t.WIDTH]
+        found: Int64 = self.table[:, t.NUMEL] // widths * -(-widths // t.GROUP)
+        return found
 
     def _cut_matrices(self, shapes: Int64) -> None:
         """Rows, columns and matrices of every tensor, and the blocks that are summed along them."""
@@ -100,13 +110,21 @@ class Plan:
             self.version += 1
 
     def _align(self, which: Int64 | slice) -> None:
-        """Choose each tensor's head, 0 to lanes - 1 elements, so that every role is aligned behind it if any head can.
+        """Choose each tensor's head, 0 to lanes - 1 elements, so that every role is aligned behind it if any head can. In a walk over
+        blocks there is none, and aligned is where every lane of every row begins so.
 
         Where elements are rounded at random, those behind the head begin with one that begins a block of random numbers.
         """
         lanes, program = self.program.lanes, self.program
         addresses = self.table[which, t.ADDRESS : t.ADDRESS + len(program.roles)]
         at_role = 1 << np.arange(1, len(program.roles) + 1)
+        if program.in_blocks:
+            first = t.ADDRESS + program.first_blocked
+            every = np.concatenate([addresses, self.table[which, first : first + len(program.blocked)]], axis=1)
+            whole = (self.table[which, t.WIDTH] % t.EACH == 0) & (every & 15 == 0).all(axis=1)
+            self.table[which, t.HEAD] = 0
+            self.table[which, t.ALIGNED] = whole | ((addresses & 15 == 0) * at_role).sum(axis=1)
+            return
         if not np.bitwise_or.reduce(addresses, axis=None) & 15:  # as libraries allocate
             self.table[which, t.HEAD], self.table[which, t.ALIGNED] = 0, 1 | at_role.sum()
             return

@@ -11,7 +11,8 @@ ALIGNED = 3  # bit 0: every role is aligned for packed access behind the head; b
 TENSOR = 4  # its number in the optimizer, which its random numbers depend on
 SEED = 5  # and theirs, 64 bits
 OWNER = 6  # whether it stores the numbers that all tensors share
-ADDRESS = 7  # first of the addresses, in the order of the roles, those of the states of one number behind them
+WIDTH = 7  # elements of a row, which begins a new block, where states are kept in blocks
+ADDRESS = 8  # first of the addresses, in the order of the roles, those of the states of one number behind them
 
 COLUMNS = {
     "NUMEL": NUMEL,
@@ -21,6 +22,7 @@ COLUMNS = {
     "TENSOR": TENSOR,
     "SEED": SEED,
     "OWNER": OWNER,
+    "WIDTH": WIDTH,
     "ADDRESS": ADDRESS,
 }
 
@@ -39,3 +41,6 @@ CONSTANTS = {f"COL_{name}": value for name, value in COLUMNS.items()} | {"CHUNK"
 CONSTANTS |= {f"OF_{name}": k - len(MATRIX) for k, name in enumerate(MATRIX)}  # from the end of a record
 CONSTANTS |= {"BLOCK_ROWS": BLOCK_ROWS, "BLOCK_COLUMNS": BLOCK_COLUMNS, "WARP": WARP, "WARPS": THREADS // WARP}
 CONSTANTS["SHARED_BYTES"] = SHARED_BYTES
+EACH = 8  # elements of a row that a lane of a walk over blocks has
+GROUP = WARP * EACH  # and a warp: one block of the largest kind, or several smaller ones
+CONSTANTS |= {"EACH": EACH, "GROUP": GROUP}

@@ -15,7 +15,7 @@ import numpy as np
 from gpuopt import arrays, dlpack
 from gpuopt.errors import InputError, entries, entry
 from gpuopt.formats.dtypes import STORAGES, numpy_dtype
-from gpuopt.optim import trees
+from gpuopt.optim import coded, trees
 from gpuopt.optim.engine import Engine
 from gpuopt.optim.full_precision import decoded, encoded, keeps
 from gpuopt.optim.hyper import MODE, environment
@@ -192,13 +192,28 @@ class BetweenSteps:
             if missing:
                 p.states = p.states | missing
                 self._engine.forget()
-            self._ask(name, p, p.states[target], grad)
+            values = self._values(p)
+            self._ask(name, p, values[target], grad)
+            if target not in p.states:  # in codes
+                place = self._engine.settings.seed, p.number, p.counter.step
+                kind, made = arrays.kind_of(p.array, p.label), arrays.on_host(values[target])
+                for plane, codes in coded.encoded(self.rule, target, made, place).items():
+                    kind.assign(p.states[plane], codes)
+
+    def _values(self, p: Parameter) -> dict[str, Any]:
+        """The states of a parameter, those that are kept in codes as new arrays."""
+        kind, found = arrays.kind_of(p.array, p.label), dict(p.states)
+        for name, planes in getattr(self.rule, "of_states", {}).items():
+            if planes[0].name in p.states:
+                found[name] = kind.zeros(p.array, "float32")
+                kind.assign(found[name], coded.decoded(self.rule, name, p.states, p.view.shape, arrays.on_host))
+        return found
 
     def _ask(self, name: str, p: Parameter, target: Any, grad: Any = None) -> None:
         """Write what a function of the rule says of a parameter."""
         scalars = environment(self.param_groups[p.group], max(1, p.counter.step), self.rule)
         kind, kept = arrays.kind_of(p.array, p.label), keeps(self.rule, p.view.dtype)
-        given = {"p": self._full(p) if kept else p.array, "g": grad, **p.states}
+        given = {"p": self._full(p) if kept else p.array, "g": grad, **self._values(p)}
         asked = self.rule.between[name]
         into = kind.zeros(p.array, "float32") if kept and target is p.array else target
         write(asked, {n: given[n] for n in asked.arrays}, into, scalars, p.label)

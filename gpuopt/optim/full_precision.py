@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 from gpuopt import arrays
 from gpuopt.errors import InputError, entry
 from gpuopt.formats import philox
-from gpuopt.formats.dtypes import CODED, STORAGES, numpy_dtype
+from gpuopt.formats.dtypes import CODED, SAME, STORAGES, numpy_dtype
 from gpuopt.formats.language import VISIBLE, Format
+from gpuopt.optim.coded import BETWEEN
 from gpuopt.optim.keeping import planes
 from gpuopt.rules.language import Rule
-
-BETWEEN = 255  # the stream of random words that no step takes
 
 
 @entry
@@ -57,13 +56,10 @@ def decoded(
     rest = iter(on_host(states[name]) for name in others)
     given = []
     for plane in kept.planes:
-        found = shown if plane.dtype == "parameter" else next(rest)
-        if plane.dtype == "same":
-            found = found.view(numpy_dtype(dtype)).astype(np.float32)
-        whole = plane.dtype not in ("same", "float32")
-        given.append(found.view(f"u{found.itemsize}").astype(np.uint32) if whole else found.astype(np.float32))
-    made: NDArray[Any] = kept.decoded(given, dtype == "float16")
-    return made
+        found = shown if plane.dtype == VISIBLE else next(rest)
+        given.append((found.view(numpy_dtype(dtype)) if plane.dtype == SAME else found).reshape(-1))
+    (made,) = kept.decoded(given, dtype == "float16", (1, shown.size))
+    return made.reshape(shown.shape)
 
 
 def keeps(rule: Rule, dtype: str) -> bool:
@@ -80,7 +76,8 @@ def encoded(rule: Rule, full: NDArray[Any], dtype: str, place: tuple[int, int, i
     random = philox.words(*place, BETWEEN, 0, flat.size) if kept.random else None
     made = {}
     names = iter(state.name for state in planes(kept))
-    for plane, codes in zip(kept.planes, kept.encoded(flat, dtype == "float16", random), strict=True):
+    codes_of_all = kept.encoded(flat, dtype == "float16", random, (1, flat.size))
+    for plane, codes in zip(kept.planes, codes_of_all, strict=True):
         if plane.dtype == VISIBLE:
             name, found = "p", codes.astype(np.uint16).view(numpy_dtype(dtype)).astype(np.float32)
         else:

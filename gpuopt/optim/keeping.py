@@ -1,11 +1,13 @@
-"""A rule whose parameters are kept in a format: the same rule, with the format's other planes as states beside its own.
+"""A rule whose parameters or states are kept in formats: the same rule, with the planes of the formats as states beside its own, or
+in their place.
 
-Made by both optimizers where `param_format` asks for one, so that whoever allocates, saves, loads or moves states does the same
-with planes. Knows no optimizer and no kernel.
+Made by both optimizers where `param_format` or `state_format` asks for one, so that whoever allocates, saves, loads or moves states
+does the same with planes. Knows no optimizer and no kernel.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
@@ -13,28 +15,36 @@ from typing import Any
 from gpuopt.compiler.names import CODE
 from gpuopt.errors import InputError
 from gpuopt.formats import formats
+from gpuopt.formats.dtypes import STORAGES
 from gpuopt.formats.language import VISIBLE, Format
 from gpuopt.rules.declared import PARAMETER, State
 from gpuopt.rules.definition import Definition
 from gpuopt.rules.language import Rule
 
-HALVES = CODE + "half"  # the flag of a parameter of 16 bits: the only ones that a format changes
+NARROW = CODE + "narrow"  # the flag of a parameter of 16 bits: the only ones that a format of parameters changes
+CODED = CODE + "coded"  # the flag of a parameter whose states are kept in codes
+LEAST = 4096  # elements of a tensor whose states are; of two axes or more
+
+Codes = tuple[tuple[str, Format], ...]  # of states, by name
 
 
 class Keeping(Rule):
-    """What `Rule` is, by what `base` is."""
+    """What `Rule` is, by what `base` is. kept: the format of parameters, if any; codes: those of states."""
 
-    def __init__(self, base: Rule, kept: Format) -> None:
-        self.base, self.kept = base, kept
-        self.states = (*base.states, *planes(kept))
+    def __init__(self, base: Rule, kept: Format | None, codes: Codes) -> None:
+        self.base, self.kept, self.codes = base, kept, codes
+        known = {state.name: state for state in base.states}
+        self.of_parameter = planes(kept) if kept else ()
+        self.of_states = {name: planes(of, known[name]) for name, of in codes}
+        self.states = (*base.states, *self.of_parameter, *(p for every in self.of_states.values() for p in every))
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("base", "kept"):  # of an object that is being made
+        if name in ("base", "kept", "codes"):  # of an object that is being made
             raise AttributeError(name)
         return getattr(self.base, name)
 
     def __reduce__(self) -> Any:
-        return keeping, (self.base, self.kept.name if formats().get(self.kept.name) is self.kept else self.kept)
+        return keeping, (self.base, plain(self.kept) if self.kept else "native", self.codes)
 
     def definition(self) -> Definition:
         """That of the rule itself."""
@@ -43,40 +53,66 @@ class Keeping(Rule):
     def shaped(
         self, flags: Mapping[str, Any], shape: tuple[int, ...], pairs: bool = False, dtype: str = "float32"
     ) -> dict[str, Any]:
-        """The rule's, and whether the parameter has 16 bits."""
-        return {**self.base.shaped(flags, shape, pairs, dtype), HALVES: dtype in ("float16", "bfloat16")}
+        """The rule's, and which of the formats the parameter and its states are kept in."""
+        large = len(shape) > 1 and math.prod(shape) >= LEAST and not pairs and STORAGES[dtype].compute == "float32"
+        found = self.base.shaped(flags, shape, pairs, dtype)
+        return {**found, NARROW: dtype in ("float16", "bfloat16"), CODED: bool(self.codes) and large}
+
+    def shape_of(self, state: State, parameter: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a state, or of a plane of one."""
+        if state.per == 1:
+            return self.base.shape_of(state, parameter)
+        rows, *rest = parameter
+        return rows, -(-math.prod(rest) // state.per)
+
+    def active_states(self, flags: Mapping[str, Any]) -> tuple[State, ...]:
+        """The rule's, planes in the place of those that are kept in codes, and planes of the parameter."""
+        found: list[State] = []
+        for state in self.base.active_states(flags):
+            found += self.of_states.get(state.name, (state,)) if flags.get(CODED) else (state,)
+        return (*found, *(self.of_parameter if flags.get(NARROW) else ()))
 
 
-def planes(kept: Format) -> tuple[State, ...]:
-    """The states that a format needs beside the array that shows."""
+def planes(kept: Format, of: State | None = None) -> tuple[State, ...]:
+    """The states that a format needs of a parameter, beside the array that shows, or of a state."""
+    name, key = ("p", "param") if of is None else (of.name, f"{of.key}_{kept.name}")
     return tuple(
         State(
-            f"{CODE}p_{plane.name}",
-            f"param_{plane.name}",
-            HALVES,
+            f"{CODE}{name}_{plane.name}",
+            f"{key}_{plane.name}",
+            None,
             PARAMETER if plane.copied else 0.0,
-            plane=plane.dtype,
+            readonly=of is not None and of.readonly,
+            shape="parameter" if plane.per == 1 else "blocks",
+            plane=plane.stored,
+            per=plane.per,
         )
         for plane in kept.planes
         if plane.dtype != VISIBLE
     )
 
 
+def plain(kept: Format) -> str | Format:
+    """The name of a format of this library, or the format itself."""
+    return kept.name if formats().get(kept.name) is kept else kept
+
+
 @cache
 def every_plane() -> frozenset[str]:
-    """The keys in a state dict of the planes of all formats."""
-    return frozenset(state.key for each in formats().values() for state in planes(each))
+    """The keys in a state dict of the planes of parameters in all formats."""
+    return frozenset(state.key for each in formats().values() if each.shows for state in planes(each))
 
 
 @cache
-def keeping(base: Rule, kept: str | Format) -> Rule:
-    """The rule with parameters in that format; the rule itself for "native"."""
-    if kept == "native":
+def keeping(base: Rule, kept: str | Format, codes: Codes = ()) -> Rule:
+    """The rule with parameters in that format, and states in these; the rule itself for "native" and no codes."""
+    if kept == "native" and not codes:
         return base
-    return Keeping(base, formats()[kept] if isinstance(kept, str) else kept)
+    found = formats()[kept] if isinstance(kept, str) and kept != "native" else kept
+    return Keeping(base, found if isinstance(found, Format) else None, codes)
 
 
-def check_halves(kept: str | Format, dtypes: Iterable[str]) -> None:
+def check_narrow(kept: str | Format, dtypes: Iterable[str]) -> None:
     """Raise InputError where a format is asked for and none of the parameters, of these dtypes, can have it."""
     found = sorted(set(dtypes))
     if kept != "native" and found and not set(found) & {"float16", "bfloat16"}:

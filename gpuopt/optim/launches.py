@@ -11,11 +11,13 @@ from gpuopt.compiler.lower import program_for
 from gpuopt.compiler.parts import Coded, Role, Signature
 from gpuopt.errors import LayoutError
 from gpuopt.formats import formats
-from gpuopt.formats.dtypes import CODED, STORAGES
+from gpuopt.formats.dtypes import CODED as HALF_CODES
+from gpuopt.formats.dtypes import STORAGES
+from gpuopt.formats.language import PACKED
 from gpuopt.launch.launcher import Launch
 from gpuopt.launch.plan import Plan
 from gpuopt.optim import beside
-from gpuopt.optim.keeping import HALVES
+from gpuopt.optim.keeping import CODED, NARROW
 from gpuopt.optim.parameters import Parameter
 from gpuopt.rules.language import Rule
 
@@ -38,14 +40,20 @@ def signature(
     too.
     """
     compute, base, kept = STORAGES[dtype].compute, getattr(rule, "base", rule), getattr(rule, "kept", None)
-    active = rule.active_states(flags)
-    kept = kept if flags.get(HALVES) else None
-    roles = [Role("p", CODED[dtype] if kept else dtype, True), Role("g", grad_dtype, False)]
-    planes = ("p", *(s.name for s in active if s.plane))
-    coded = [Coded("p", kept, planes, dtype == "float16", True)] if kept else []
+    active, narrow = rule.active_states(flags), dtype == "float16"
+    kept = kept if flags.get(NARROW) else None
+    roles = [Role("p", HALF_CODES[dtype] if kept else dtype, True), Role("g", grad_dtype, False)]
+    coded = [Coded("p", kept, ("p", *(s.name for s in rule.of_parameter)), narrow, True)] if kept else []  # type: ignore[attr-defined]
+    there = {state.name for state in active}
+    for name, of in getattr(rule, "codes", ()):
+        planes = rule.of_states[name]  # type: ignore[attr-defined]
+        if planes[0].name in there:
+            coded.append(Coded(name, of, tuple(s.name for s in planes), False, not planes[0].readonly))
     cells: list[Role] = []
     vectors: list[Role] = []
-    kinds = {"parameter": roles, "scalar": cells, "global": cells}
+    blocked: list[Role] = []
+    kinds = {"parameter": roles, "scalar": cells, "global": cells, "blocks": blocked}
+    packed = {plane for c in coded for plane, of in zip(c.planes, c.format.planes, strict=True) if of.dtype == PACKED}
     for state in active:
         found = states[state.name]
         rounded = found == "bfloat16" and state.walked and not state.readonly and not state.plane
@@ -53,25 +61,34 @@ def signature(
             rounded
         ):  # what accumulates there would be lost by rounding to nearest: 0.001 of it is less than half of a step
             coded.append(Coded(state.name, formats()["stochastic"], (state.name,), False, True))
-        storage = CODED[found] if rounded else found
-        kinds.get(state.shape, vectors).append(Role(state.name, storage, not state.readonly, state.shape))
+        storage = HALF_CODES[found] if rounded else found
+        role = Role(state.name, storage, not state.readonly, state.shape, state.per, state.name in packed)
+        kinds.get(state.shape, vectors).append(role)
     roles += beside.storages(flags, dtype)
-    own = {name: value for name, value in flags.items() if name != HALVES}
+    own = {name: value for name, value in flags.items() if name not in (NARROW, CODED)}
     return Signature(
-        base, tuple(sorted(own.items())), tuple(roles), compute, tuple(cells), tuple(vectors), matrix, tuple(coded)
+        base,
+        tuple(sorted(own.items())),
+        tuple(roles),
+        compute,
+        tuple(cells),
+        tuple(vectors),
+        matrix,
+        tuple(coded),
+        tuple(blocked),
     )
 
 
-def check_rows(p: Parameter) -> None:
-    """Raise LayoutError unless the rows of a tensor lie one behind the other, as sums along them need."""
+def check_rows(p: Parameter, what: str) -> None:
+    """Raise LayoutError unless the rows of a tensor lie one behind the other, as what is said of the optimizer needs."""
     expected, size = [], 1
     for length in reversed(p.view.shape):
         expected.append(size)
         size *= max(1, length)
     if arrays.canonical(p.view.shape, p.view.strides) != arrays.canonical(p.view.shape, tuple(expected[::-1])):
         raise LayoutError(
-            f"{p.label}: shape {p.view.shape} with strides {p.view.strides} (in elements): this optimizer sums along rows and "
-            "columns and expects them in C order, the last axis contiguous; make a contiguous copy"
+            f"{p.label}: shape {p.view.shape} with strides {p.view.strides} (in elements): this optimizer {what} and "
+            "expects them in C order, the last axis contiguous; make a contiguous copy"
         )
 
 
@@ -84,16 +101,18 @@ def make_launch(signature: Signature, parameters: Sequence[Parameter], seed: int
     of = []
     for p in parameters:
         of.append({"p": p.array, "g": p.grad, "@given": p.given, **beside.by_role(p), **p.states})
-    names = [r.name for r in (*signature.roles, *signature.cells, *signature.vectors)]
+    names = [r.name for r in (*signature.roles, *signature.cells, *signature.vectors, *signature.blocked)]
     views = [[arrays.describe(o[n], n).address for n in names] for o in of]
     addresses = np.array(views, np.int64).reshape(len(parameters), len(names))
     rows = [counters.index(id(p.counter)) for p in parameters]
     shapes = [signature.rule.matrix(p.view.shape) for p in parameters]
-    if program.lined:
+    needs = "keeps states in blocks of rows" if program.in_blocks else "sums along rows and columns"
+    if program.lined or program.in_blocks:
         for p in parameters:
-            check_rows(p)
+            check_rows(p, needs)
     numels = [p.view.numel for p in parameters]
-    plan = Plan(program, numels, rows, addresses, [p.number for p in parameters], seed, shapes)
+    widths = [p.view.numel // p.view.shape[0] if program.in_blocks else p.view.numel for p in parameters]
+    plan = Plan(program, numels, rows, addresses, [p.number for p in parameters], seed, shapes, widths)
     return Launch(
         plan,
         list(every.values()),

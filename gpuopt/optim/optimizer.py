@@ -17,7 +17,7 @@ from gpuopt.optim.decay import peak_of
 from gpuopt.optim.engine import Engine
 from gpuopt.optim.full_precision import bytes_of
 from gpuopt.optim.hyper import MODE, check_group, defaults_of
-from gpuopt.optim.keeping import check_halves, keeping
+from gpuopt.optim.keeping import check_narrow, keeping
 from gpuopt.optim.parameters import Parameter, parameter_view
 from gpuopt.optim.settings import Settings
 from gpuopt.rules.language import Rule, checked_rule
@@ -31,8 +31,9 @@ class Optimizer(between.BetweenSteps):
     dicts `{"params": ..., "lr": ...}`. Arrays are float64, float32, float16, bfloat16, complex128 or complex64, dense, on the
     host or a GPU; complex numbers are stepped as pairs of real ones, as in torch.
     backend: "auto" (None), "numpy", "numba", "cuda", "cupy" or "numba-cuda".
-    state_format: "float32" or "bfloat16" (rounded stochastically), or a dict per state; states of float64 parameters are
-    float64. param_format: of parameters of 16 bits, "native" (rounded to nearest), "stochastic", "kahan", "split8", "split16",
+    state_format: "float32", "bfloat16" (rounded stochastically), "int8", "float8", "int4", "auto8" or "auto4", a `gpuopt.format` of
+    states, or a dict of one for each state; states of float64 parameters are float64. In 8 and 4 bits are the states of tensors of two
+    axes or more with 4,096 elements or more, those of others are float32. param_format: of parameters of 16 bits, "native" (rounded to nearest), "stochastic", "kahan", "split8", "split16",
     "master32" or a `gpuopt.format`; what it keeps beside a parameter is among the states.
     seed: of what is rounded at random; the same seed gives the same bits on every backend.
     max_grad_norm: clip all gradients by their global 2-norm. grad_scale: divide gradients by this number or one-element
@@ -57,7 +58,7 @@ class Optimizer(between.BetweenSteps):
         params: Any,
         *,
         backend: str | None = None,
-        state_format: str | Mapping[str, str] = "float32",
+        state_format: str | Format | Mapping[str, str | Format] = "float32",
         param_format: str | Format = "native",
         max_grad_norm: float | None = None,
         grad_scale: Any = None,
@@ -76,7 +77,7 @@ class Optimizer(between.BetweenSteps):
             state_format, param_format, max_grad_norm, grad_scale, None, skip_nonfinite, capturable, seed
         )
         self.settings.check(rule)
-        self.rule = rule = keeping(rule, param_format)
+        self.rule = rule = keeping(rule, param_format, self.settings.codes(rule))
         self.defaults = defaults_of(rule) | hyper
         given = {k: v for k, v in self.defaults.items() if v is not inspect.Parameter.empty}
         options = inspect.signature(Optimizer).parameters.values()
@@ -96,7 +97,7 @@ class Optimizer(between.BetweenSteps):
             self.add_param_group(group, **dict(zip(of_tensors, own, strict=True)))
         if not self._engine.parameters:
             raise InputError("params: expected at least one array, found none")
-        check_halves(param_format, [p.view.dtype for p in self._engine.parameters])
+        check_narrow(param_format, [p.view.dtype for p in self._engine.parameters])
 
     def _of_each(self, name: str, value: Any, groups: Sequence[Any]) -> list[Any]:
         """An option that mirrors params, for each group. Raises InputError unless there is one for each."""
@@ -273,7 +274,7 @@ class Optimizer(between.BetweenSteps):
         engine, in_place = self._engine, self.settings.capturable
         engine.wait()
         groups = state_dict.load(
-            self.rule, engine.parameters, self.param_groups, saved, engine.missing_states, in_place
+            self.rule, engine.parameters, self.param_groups, saved, engine.missing_states, in_place, self.settings.seed
         )
         for group, values in zip(self.param_groups, groups, strict=True):
             group.update(values)

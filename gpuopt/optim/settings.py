@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from gpuopt.errors import InputError
-from gpuopt.formats import OF_PARAMETERS
+from gpuopt.formats import CHOICES, OF_PARAMETERS, formats
 from gpuopt.formats.language import Format
 from gpuopt.messages import abbreviated
 from gpuopt.optim.hyper import check_number, on_gpu, whole
+from gpuopt.optim.keeping import Codes
 from gpuopt.rules.language import Rule
 
-STATE_FORMATS = ("float32", "bfloat16")
+STATE_FORMATS = ("float32", "bfloat16", *CHOICES)
 PARAM_FORMATS = ("native", *OF_PARAMETERS)
 
 
@@ -24,7 +25,7 @@ PARAM_FORMATS = ("native", *OF_PARAMETERS)
 class Settings:
     """Options of an optimizer; see Optimizer for what each means."""
 
-    state_format: str | Mapping[str, str] = "float32"
+    state_format: str | Format | Mapping[str, str | Format] = "float32"
     param_format: str | Format = "native"
     max_grad_norm: float | None = None
     grad_scale: Any = None
@@ -35,8 +36,9 @@ class Settings:
 
     def key(self) -> tuple[Any, ...]:
         """What a plan of launches depends on."""
-        formats = self.state_format if isinstance(self.state_format, str) else tuple(self.state_format.items())
-        return formats, self.param_format, self.max_grad_norm is None, self.grad_scale is None, self.seed
+        given = self.state_format
+        kept = tuple(given.items()) if isinstance(given, Mapping) else given
+        return kept, self.param_format, self.max_grad_norm is None, self.grad_scale is None, self.seed
 
     def __str__(self) -> str:
         """Those that are not as they are by default: `max_grad_norm=1.0, seed=7`."""
@@ -46,8 +48,10 @@ class Settings:
     def check(self, rule: Rule) -> None:
         """Raise InputError naming the value and what is allowed."""
         one_for_all = {} if isinstance(self.state_format, Mapping) else {"": self.state_format}
-        for name, value in (one_for_all or self.formats(rule)).items():
-            if value not in STATE_FORMATS:
+        for name, value in (one_for_all or self._of_states(rule)).items():
+            if isinstance(value, Format):
+                check_states_format(value, name)
+            elif value not in STATE_FORMATS:
                 of = f"state_format of {name!r}" if name else "state_format"
                 each = ", or a dict of one for each state" if one_for_all and not isinstance(value, str) else ""
                 raise InputError(f"{of} = {value!r}: expected one of {', '.join(STATE_FORMATS)}{each}")
@@ -55,6 +59,11 @@ class Settings:
             known = ", ".join(PARAM_FORMATS)
             raise InputError(f"param_format = {self.param_format!r}: expected one of {known}, or a gpuopt.format")
         if isinstance(self.param_format, Format):
+            if not self.param_format.shows:
+                raise InputError(
+                    f"param_format = {self.param_format!r} is a format of states: expected one whose first plane is the parameter, "
+                    "or this one as state_format"
+                )
             _ = self.param_format.encoding  # raises RuleSyntaxError where there is none
         self.seed = checked_seed(self.seed)
         for name in ("skip_nonfinite", "capturable"):
@@ -78,12 +87,11 @@ class Settings:
         if not on_gpu(value, "grad_scale"):
             check_number("grad_scale", value.reshape(()) if shape else value)
 
-    def formats(self, rule: Rule) -> dict[str, str]:
-        """State name -> format; a mapping may use the rule's variable or the state's key, the rest are float32."""
-        planes = {s.name: s.plane for s in rule.states if s.plane}
+    def _of_states(self, rule: Rule) -> dict[str, Any]:
+        """State name -> what was asked for; a mapping may use the rule's variable or the state's key, the rest are float32."""
         own = [s for s in rule.states if not s.plane]
         if not isinstance(self.state_format, Mapping):
-            return planes | {s.name: "float32" if s.exact else self.state_format for s in own}
+            return {s.name: "float32" if s.exact else self.state_format for s in own}
         unknown = set(self.state_format) - {s.name for s in own} - {s.key for s in own}
         if unknown:
             known = ", ".join(s.name for s in own) or "none"
@@ -92,7 +100,33 @@ class Settings:
         for s in own:
             if s.name != s.key and s.name in given and given.get(s.key, given[s.name]) != given[s.name]:
                 raise InputError(f"state_format names one state twice, {s.name!r} and {s.key!r}: expected it once")
-        return planes | {s.name: given.get(s.name, given.get(s.key, "float32")) for s in own}
+        return {s.name: given.get(s.name, given.get(s.key, "float32")) for s in own}
+
+    def formats(self, rule: Rule) -> dict[str, str]:
+        """State name -> the dtype of its array where it is not kept in codes: "float32" or "bfloat16"."""
+        return {name: "bfloat16" if value == "bfloat16" else "float32" for name, value in self._of_states(rule).items()}
+
+    def codes(self, rule: Rule) -> Codes:
+        """The formats of the states that are kept in codes, in the order of the rule: those of the parameter's shape."""
+        asked = self._of_states(rule)
+        found = []
+        for s in (s for s in rule.states if s.walked and not s.plane):
+            value = asked[s.name]
+            if isinstance(value, Format):
+                found.append((s.name, value))
+            elif value in CHOICES:
+                found.append((s.name, formats()[CHOICES[value][s.holds]]))
+        return tuple(found)
+
+
+def check_states_format(value: Format, name: str) -> None:
+    """Raise InputError for a format of parameters, RuleSyntaxError for one without `encode`."""
+    if value.shows:
+        of = f"state_format of {name!r}" if name else "state_format"
+        raise InputError(
+            f"{of} = {value!r} is a format of parameters: expected one of states, or this one as param_format"
+        )
+    _ = value.encoding
 
 
 def checked_seed(seed: Any) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 from gpuopt import arrays
 from gpuopt.errors import InputError
 from gpuopt.formats.dtypes import PARAMETER_DTYPES, numpy_dtype
+from gpuopt.optim import coded
 from gpuopt.optim.hyper import OPTIONAL, changes, check_group
 from gpuopt.optim.keeping import every_plane
 from gpuopt.optim.parameters import Parameter
@@ -46,6 +47,7 @@ def load(
     saved: Mapping[str, Any],
     allocate: Callable[[Parameter, Mapping[str, object]], dict[str, Any]],
     in_place: bool = False,
+    seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Check and allocate everything, then fill the parameters; returns the hyperparameters of each group. Raises InputError.
 
@@ -70,7 +72,7 @@ def load(
         flags = rule.shaped(
             rule.flags({**groups[p.group], **values[p.group]}), p.view.shape, p.view.pairs, p.view.dtype
         )
-        step, states = restored(rule, p, saved["state"].get(index), flags, allocate)
+        step, states = restored(rule, p, saved["state"].get(index), flags, allocate, seed)
         if in_place and p.states and not states:
             states = allocate(without_states(p), flags)
         made.append((p, step, states))
@@ -155,8 +157,11 @@ def restored(
     entry: Mapping[str, Any] | None,
     flags: Mapping[str, object],
     allocate: Callable[[Parameter, Mapping[str, object]], dict[str, Any]],
+    seed: int = 0,
 ) -> tuple[int, dict[str, Any]]:
-    """The step count of one tensor and its states, new arrays in the memory order and the formats of this optimizer."""
+    """The step count of one tensor and its states, new arrays in the memory order and the formats of this optimizer. seed: of what is
+    rounded at random where states come from another format.
+    """
     if entry is None:
         return 0, {}
     names = {s.key: s.name for s in rule.states}
@@ -167,6 +172,9 @@ def restored(
         raise InputError(f"step of {p.label}: {step!r}: expected a whole number, 0 or more")
     dropped = every_plane() - set(names)  # of another format: the parameter is what it shows
     states = {key: value for key, value in entry.items() if key != "step" and key not in dropped}
+    active = rule.active_states(flags)
+    place = seed, p.number, step
+    states = coded.converted(rule, states, active, p.view.shape, arrays.on_host, place)
     for key in states:
         if key not in names:
             raise InputError(f"state_dict of {p.label}: unknown state {key!r}: expected {', '.join(names)}")
@@ -177,10 +185,9 @@ def restored(
             raise InputError(f"{key} of {p.label}: shape {view.shape}: expected {shapes[key]}")
         if view.dtype not in (planes.get(key), *PARAMETER_DTYPES):
             raise InputError(f"{key} of {p.label}: dtype {view.dtype}: expected a floating type")
-    needed = [s.key for s in rule.active_states(flags) if not s.plane]  # planes of a format begin anew
-    missing = [key for key in needed if key not in states] if states or step else []
+    missing = coded.missing(rule, active, states) if states or step else None
     if missing:
-        raise InputError(f"state_dict of {p.label}: {missing[0]} is missing")
+        raise InputError(f"state_dict of {p.label}: {missing} is missing")
     if not states:
         return step, {}
     made = allocate(without_states(p), flags)

@@ -2,34 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from gpuopt import arrays
-from gpuopt.formats.dtypes import STORAGES, state_dtype
+from gpuopt.formats.dtypes import SAME, STORAGES, state_dtype
+from gpuopt.optim import coded
 from gpuopt.optim.parameters import Parameter
 from gpuopt.pairs import filled
-from gpuopt.rules.declared import PARAMETER
+from gpuopt.rules.declared import PARAMETER, State
 from gpuopt.rules.language import Rule
 
 
 def new_states(
     rule: Rule, formats: Mapping[str, str], group: Mapping[str, Any], p: Parameter, flags: Mapping[str, object]
 ) -> dict[str, Any]:
-    """The states that a parameter needs under these flags and has not, by role name. formats: of states of the parameter's shape;
-    those of other shapes are of the compute type.
+    """The states that a parameter needs under these flags and has not, by role name. formats: the dtypes of states of the
+    parameter's shape, as `kept_dtype` takes them.
     """
     kind, dtype, found = arrays.kind_of(p.array, p.label), p.view.dtype, {}
     for state in rule.active_states(flags):
         if state.name in p.states:
             continue
-        if state.walked:
-            array = kind.zeros(p.array, state_dtype(formats[state.name], dtype))
-        else:
-            array = kind.zeros(p.array, STORAGES[dtype].compute, rule.shape_of(state, p.view.shape))
+        shape = None if state.walked else rule.shape_of(state, p.view.shape)
+        array = kind.zeros(p.array, kept_dtype(state, formats, dtype), shape)
         if state.init == PARAMETER:
             kind.assign(array, p.array)
         elif init := arrays.number(rule.first(state, group)):
             kind.assign(array, filled(init, array))
         found[state.name] = array
+    for name, first in begins(rule, group, found):
+        value = arrays.on_host(p.array) if first == PARAMETER else np.full(p.view.shape, first)
+        for plane, made in coded.encoded(rule, name, value, (0, p.number, 0)).items():
+            kind.assign(found[plane], made)
     return found
+
+
+def kept_dtype(state: State, formats: Mapping[str, str], dtype: str) -> str:
+    """The dtype of a state's array beside a parameter of this one: a plane's own; of the parameter's shape, what `formats` says of
+    it; else the compute type.
+    """
+    if state.plane:
+        return dtype if state.plane == SAME else state.plane
+    return state_dtype(formats[state.name], dtype) if state.walked else STORAGES[dtype].compute
+
+
+def begins(rule: Rule, group: Mapping[str, Any], found: Collection[str]) -> Iterator[tuple[str, Any]]:
+    """Of the states in codes whose planes are among the found ones: what those are at first that are not 0."""
+    for state in getattr(rule, "base", rule).states:
+        own = getattr(rule, "of_states", {}).get(state.name, ())
+        if own and own[0].name in found:
+            first = state.init if state.init == PARAMETER else arrays.number(rule.first(state, group))
+            if first:
+                yield state.name, first

@@ -1,9 +1,9 @@
 """AdaBelief: the variance of the gradient around its average."""
 
-from gpuopt.rules.language import rule, sqrt
+from gpuopt.rules.language import State, rule, sqrt
 
 
-@rule(state={"m": "exp_avg", "s": "exp_avg_var"}, title="AdaBelief")
+@rule(state={"m": "exp_avg", "s": State("s", "exp_avg_var", holds="squares")}, title="AdaBelief")
 def adabelief(p, g, m, s, *, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-16, weight_decay=0.0, step_size, inv_sqrt_bias2):
     """AdaBelief, Zhuang et al. 2020, algorithm 2, with the decay taken from the parameter as in the authors' code; without that
     code's rectification.

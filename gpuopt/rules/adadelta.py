@@ -1,9 +1,16 @@
 """Adadelta, as in torch.optim.Adadelta."""
 
-from gpuopt.rules.language import rule, sqrt, where
+from gpuopt.rules.language import State, rule, sqrt, where
 
 
-@rule(state={"v": "square_avg", "u": "acc_delta"}, title="Adadelta", ranges={"rho": "[0, 1]"})
+@rule(
+    state={
+        "v": State("v", "square_avg", holds="squares"),
+        "u": State("u", "acc_delta", holds="squares"),
+    },
+    title="Adadelta",
+    ranges={"rho": "[0, 1]"},
+)
 def adadelta(p, g, v, u, *, lr=1.0, rho=0.9, eps=1e-6, weight_decay=0.0):
     """Adadelta, Zeiler 2012: steps in units of the steps before.
 

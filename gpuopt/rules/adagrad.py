@@ -3,7 +3,7 @@
 from gpuopt.rules.language import State, rule, sqrt, where
 
 
-@rule(state={"a": State("a", "sum", init="initial_accumulator_value")}, title="Adagrad")
+@rule(state={"a": State("a", "sum", holds="squares", init="initial_accumulator_value")}, title="Adagrad")
 def adagrad(p, g, a, *, lr=1e-2, lr_decay=0.0, weight_decay=0.0, initial_accumulator_value=0.0, eps=1e-10, rate):
     """Adagrad, Duchi, Hazan & Singer 2011.
 

@@ -3,7 +3,14 @@
 from gpuopt.rules.language import State, maximum, rule, sqrt, where
 
 
-@rule(state={"m": "exp_avg", "v": "exp_avg_sq", "w": State("w", "max_exp_avg_sq", when="amsgrad")}, title="Adam")
+@rule(
+    state={
+        "m": "exp_avg",
+        "v": State("v", "exp_avg_sq", holds="squares"),
+        "w": State("w", "max_exp_avg_sq", holds="sizes", when="amsgrad"),
+    },
+    title="Adam",
+)
 def adam(
     p, g, m, v, w, *, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, amsgrad: bool = False,
     decoupled_weight_decay: bool = False, step_size, inv_sqrt_bias2,

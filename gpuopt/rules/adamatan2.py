@@ -1,9 +1,9 @@
 """Adam-atan2: Adam with the arctangent in the place of the division, so that there is no eps."""
 
-from gpuopt.rules.language import maximum, minimum, rule, sqrt, where
+from gpuopt.rules.language import State, maximum, minimum, rule, sqrt, where
 
 
-@rule(state={"m": "exp_avg", "v": "exp_avg_sq"}, title="AdamAtan2")
+@rule(state={"m": "exp_avg", "v": State("v", "exp_avg_sq", holds="squares")}, title="AdamAtan2")
 def adamatan2(p, g, m, v, *, lr=1e-4, beta1=0.9, beta2=0.99, weight_decay=0.0, a=1.27, b=1.0, inv_bias1, inv_bias2):
     """AdamAtan2, Everett et al. 2024, with the factors of lucidrains' adam-atan2-pytorch.
 

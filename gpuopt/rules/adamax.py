@@ -1,9 +1,9 @@
 """Adamax, as in torch.optim.Adamax."""
 
-from gpuopt.rules.language import maximum, rule, where
+from gpuopt.rules.language import State, maximum, rule, where
 
 
-@rule(state={"m": "exp_avg", "u": "exp_inf"}, title="Adamax")
+@rule(state={"m": "exp_avg", "u": State("u", "exp_inf", holds="squares")}, title="Adamax")
 def adamax(p, g, m, u, *, lr=2e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, step_size):
     """Adamax, Kingma & Ba 2015, section 7.1: Adam with the largest gradient in place of the mean square.
 

@@ -1,6 +1,7 @@
 """AdamP: Adam, whose step does not lengthen weights of which only the direction counts."""
 
 from gpuopt.rules.language import (  # fmt: skip
+    State,
     column_sum,
     columns,
     maximum,
@@ -14,7 +15,7 @@ from gpuopt.rules.language import (  # fmt: skip
 
 
 @rule(
-    state={"m": "exp_avg", "v": "exp_avg_sq"},
+    state={"m": "exp_avg", "v": State("v", "exp_avg_sq", holds="squares")},
     title="AdamP",
     ranges=dict.fromkeys(("delta", "wd_ratio"), "[0, inf)"),
     flatten=True,

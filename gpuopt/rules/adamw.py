@@ -3,7 +3,14 @@
 from gpuopt.rules.language import State, maximum, rule, sqrt
 
 
-@rule(state={"m": "exp_avg", "v": "exp_avg_sq", "w": State("w", "max_exp_avg_sq", when="amsgrad")}, title="AdamW")
+@rule(
+    state={
+        "m": "exp_avg",
+        "v": State("v", "exp_avg_sq", holds="squares"),
+        "w": State("w", "max_exp_avg_sq", holds="sizes", when="amsgrad"),
+    },
+    title="AdamW",
+)
 def adamw(
     p, g, m, v, w, *, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=1e-2, amsgrad: bool = False,
     step_size, inv_sqrt_bias2,

@@ -1,9 +1,17 @@
 """Adan: adaptive Nesterov momentum."""
 
-from gpuopt.rules.language import rule, sqrt, where
+from gpuopt.rules.language import State, rule, sqrt, where
 
 
-@rule(state={"m": "exp_avg", "d": "exp_avg_diff", "n": "exp_avg_sq", "q": "previous_grad"}, title="Adan")
+@rule(
+    state={
+        "m": "exp_avg",
+        "d": "exp_avg_diff",
+        "n": State("n", "exp_avg_sq", holds="squares"),
+        "q": "previous_grad",
+    },
+    title="Adan",
+)
 def adan(
     p, g, m, d, n, q, *, lr=1e-3, beta1=0.98, beta2=0.92, beta3=0.99, eps=1e-8, weight_decay=0.0, no_prox: bool = False,
     first, step_size, diff_size, inv_sqrt_bias3,

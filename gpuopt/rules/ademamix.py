@@ -2,11 +2,11 @@
 
 import math
 
-from gpuopt.rules.language import rule, sqrt, where
+from gpuopt.rules.language import State, rule, sqrt, where
 
 
 @rule(
-    state={"m": "exp_avg_fast", "n": "exp_avg_slow", "v": "exp_avg_sq"},
+    state={"m": "exp_avg_fast", "n": "exp_avg_slow", "v": State("v", "exp_avg_sq", holds="squares")},
     title="AdEMAMix",
     ranges={"alpha": "[0, inf)", "alpha_warmup": "[0, inf)", "beta3_warmup": "[0, inf)"},
 )

@@ -1,9 +1,9 @@
 """ADOPT: Adam that divides by the mean square of the steps before."""
 
-from gpuopt.rules.language import maximum, minimum, rule, sqrt, where
+from gpuopt.rules.language import State, maximum, minimum, rule, sqrt, where
 
 
-@rule(state={"m": "exp_avg", "v": "exp_avg_sq"}, title="ADOPT")
+@rule(state={"m": "exp_avg", "v": State("v", "exp_avg_sq", holds="squares")}, title="ADOPT")
 def adopt(
     p, g, m, v, *, lr=1e-3, beta1=0.9, beta2=0.9999, eps=1e-6, weight_decay=0.0, decouple: bool = False, first, bound
 ):

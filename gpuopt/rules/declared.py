@@ -23,6 +23,7 @@ SHAPES: dict[str, Callable[[tuple[int, ...], int], tuple[int, ...]]] = {
     "column": lambda shape, axis: (*shape[: axis - 1], 1, *shape[axis:]),
 }
 _INTERVAL = re.compile(r"[\[(] *-?(inf|[\d.e+-]+) *, *-?(inf|[\d.e+-]+) *[\])]")
+HOLDS = ("numbers", "squares", "sizes")
 NOT = "not "
 STATE_KEYS = ("step",)  # what `state_dict` has beside the states of a tensor
 
@@ -39,8 +40,12 @@ class State:
     name of a hyperparameter, or "parameter": what the parameter is before its first step; readonly: read by the rule and never
     written, as such a state, or a mask. shape: "parameter" (as the parameter), "scalar" (one number a tensor), "global" (one number
     for all tensors), "row" or "column" (one a row or column of the matrix, see `rule`). exact: parameters in another place, which
-    are rounded only where `state_format` names them. plane: the dtype of a plane of the parameter itself, see `optim.keeping`,
-    which no function of a rule takes; empty for all others.
+    are rounded only where `state_format` names them. holds: "numbers", of either sign; "squares", averages of what is never
+    negative, through whose root an update is divided; or "sizes", never negative either, which change by factors or only grow: in
+    fewer bits each of them is kept in another way.
+
+    plane: the dtype of a plane of the parameter or of a state, see `optim.keeping`, which no function of a rule takes, and per: how
+    many elements of a row have one number of it; empty and 1 for all others.
     """
 
     name: str
@@ -50,7 +55,9 @@ class State:
     readonly: bool = False
     shape: str = "parameter"
     exact: bool = False
+    holds: str = "numbers"
     plane: str = ""
+    per: int = 1
 
     @property
     def cell(self) -> bool:
@@ -92,6 +99,8 @@ def checked_states(spec: Iterable[str | State] | Mapping[str, str | State]) -> t
             refuse(f"state {name!r} begins as {state.init!r}: expected a number or the name of a hyperparameter")
         if state.init == PARAMETER and not state.walked:
             refuse(f"state {name!r} begins as the parameter: expected one of its shape, not {state.shape!r}")
+        if state.holds not in HOLDS:
+            refuse(f"state {name!r}: holds = {state.holds!r}: expected one of {', '.join(HOLDS)}")
         if state.shape not in SHAPES:
             refuse(f"state {name!r}: shape = {state.shape!r}: expected one of {', '.join(SHAPES)}")
         made.append(state)

@@ -1,9 +1,9 @@
 """Grams: the size of Adam's step in the direction of the gradient."""
 
-from gpuopt.rules.language import rule, sign, sqrt
+from gpuopt.rules.language import State, rule, sign, sqrt
 
 
-@rule(state={"m": "exp_avg", "v": "exp_avg_sq"}, title="Grams")
+@rule(state={"m": "exp_avg", "v": State("v", "exp_avg_sq", holds="squares")}, title="Grams")
 def grams(p, g, m, v, *, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-6, weight_decay=0.0, step_size):
     """Grams, Cao, Li & Song 2024, in the authors' form: eps is not scaled by the bias correction.
 

@@ -1,9 +1,9 @@
 """LAMB: Adam whose step is, tensor by tensor, in proportion to the norm of the tensor."""
 
-from gpuopt.rules.language import global_sum, maximum, minimum, rule, sqrt, tensor_sum, where
+from gpuopt.rules.language import State, global_sum, maximum, minimum, rule, sqrt, tensor_sum, where
 
 
-@rule(state={"m": "exp_avg", "v": "exp_avg_sq"}, title="LAMB")
+@rule(state={"m": "exp_avg", "v": State("v", "exp_avg_sq", holds="squares")}, title="LAMB")
 def lamb(
     p, g, m, v, *, lr=1e-3, bias_correction: bool = True, beta1=0.9, beta2=0.999, eps=1e-6, weight_decay=0.01,
     grad_averaging: bool = True, max_grad_norm=1.0, trust_clip: bool = False, always_adapt: bool = False,

@@ -1,9 +1,9 @@
 """LaProp: momentum of normalised gradients."""
 
-from gpuopt.rules.language import rule, sqrt
+from gpuopt.rules.language import State, rule, sqrt
 
 
-@rule(state={"m": "exp_avg", "v": "exp_avg_sq"}, title="LaProp")
+@rule(state={"m": "exp_avg", "v": State("v", "exp_avg_sq", holds="squares")}, title="LaProp")
 def laprop(p, g, m, v, *, lr=4e-4, beta1=0.9, beta2=0.999, eps=1e-15, weight_decay=0.0, step_size, inv_sqrt_bias2):
     """LaProp, Ziyin, Wang & Ueda 2020, the decay taken from the parameter.
 

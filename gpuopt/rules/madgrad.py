@@ -4,7 +4,11 @@ from gpuopt.rules.language import State, rule, sqrt, where
 
 
 @rule(
-    state={"v": "grad_sum_sq", "s": "s", "x": State("x", "x0", init="parameter", readonly=True, exact=True)},
+    state={
+        "v": State("v", "grad_sum_sq", holds="squares"),
+        "s": "s",
+        "x": State("x", "x0", init="parameter", readonly=True, exact=True),
+    },
     title="MADGRAD",
     ranges={"momentum": "[0, 1)"},
 )

@@ -8,8 +8,8 @@ from gpuopt.rules.language import State, maximum, rule, sign, sqrt, tensor_sum
 @rule(
     state={
         "m": "exp_avg",
-        "v": State("v", "exp_avg_sq", when="mars_type == 'mars-adamw'"),
-        "w": State("w", "max_exp_avg_sq", when="amsgrad"),
+        "v": State("v", "exp_avg_sq", holds="squares", when="mars_type == 'mars-adamw'"),
+        "w": State("w", "max_exp_avg_sq", holds="sizes", when="amsgrad"),
         "q": "last_grad",
     },
     title="MARS",

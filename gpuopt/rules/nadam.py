@@ -4,7 +4,11 @@ from gpuopt.rules.language import State, rule, sqrt, where
 
 
 @rule(
-    state={"k": State("k", "mu_product", init=1.0, shape="scalar"), "m": "exp_avg", "v": "exp_avg_sq"},
+    state={
+        "k": State("k", "mu_product", init=1.0, shape="scalar"),
+        "m": "exp_avg",
+        "v": State("v", "exp_avg_sq", holds="squares"),
+    },
     title="NAdam",
     ranges={"momentum_decay": "[0, inf)"},
 )

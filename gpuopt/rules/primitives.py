@@ -105,7 +105,17 @@ def from_bits(n: Any) -> Any:
     return np.asarray(n, np.uint32).view(np.float32)
 
 
-WHOLE: dict[str, Callable[..., Any]] = {"bits": bits, "from_bits": from_bits}
+def block_max(x: Any) -> Any:
+    """The largest value of this one's block; NaN where one is."""
+    return _reduced("block_max", x)
+
+
+def block_min(x: Any) -> Any:
+    """The smallest value of this one's block; NaN where one is."""
+    return _reduced("block_min", x)
+
+
+WHOLE: dict[str, Callable[..., Any]] = {f.__name__: f for f in (bits, from_bits, block_max, block_min)}
 
 # ---------------------------------------------------------------------------------------------------- of a whole tensor
 

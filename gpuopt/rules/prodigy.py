@@ -5,7 +5,7 @@ from gpuopt.rules.language import State, global_sum, maximum, minimum, rule, sqr
 
 @rule(
     state={
-        **{"m": "exp_avg", "v": "exp_avg_sq", "s": "s"},
+        **{"m": "exp_avg", "v": State("v", "exp_avg_sq", holds="squares"), "s": "s"},
         "start": State("start", "p0", init="parameter", readonly=True, exact=True),
         "d": State("d", "d", init="d0", shape="global"),
         "d_max": State("d_max", "d_max", init="d0", shape="global"),

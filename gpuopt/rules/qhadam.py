@@ -1,9 +1,13 @@
 """QHAdam: Adam with averages that are mixed with the gradient itself."""
 
-from gpuopt.rules.language import rule, sqrt, where
+from gpuopt.rules.language import State, rule, sqrt, where
 
 
-@rule(state={"m": "exp_avg", "v": "exp_avg_sq"}, title="QHAdam", tuples={"nus": ("nu1", "nu2")})
+@rule(
+    state={"m": "exp_avg", "v": State("v", "exp_avg_sq", holds="squares")},
+    title="QHAdam",
+    tuples={"nus": ("nu1", "nu2")},
+)
 def qhadam(
     p, g, m, v, *, lr=1e-3, beta1=0.9, beta2=0.999, nu1=1.0, nu2=1.0, eps=1e-8, weight_decay=0.0,
     decouple_weight_decay: bool = False, new1, new2,

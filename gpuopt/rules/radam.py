@@ -1,9 +1,9 @@
 """RAdam, as in torch.optim.RAdam."""
 
-from gpuopt.rules.language import rule, sqrt, where
+from gpuopt.rules.language import State, rule, sqrt, where
 
 
-@rule(state={"m": "exp_avg", "v": "exp_avg_sq"}, title="RAdam")
+@rule(state={"m": "exp_avg", "v": State("v", "exp_avg_sq", holds="squares")}, title="RAdam")
 def radam(
     p, g, m, v, *, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, decoupled_weight_decay: bool = False,
     step_size, rectified,

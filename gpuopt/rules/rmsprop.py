@@ -5,7 +5,7 @@ from gpuopt.rules.language import State, rule, sqrt, where
 
 @rule(
     state={
-        "v": "square_avg",
+        "v": State("v", "square_avg", holds="squares"),
         "b": State("b", "momentum_buffer", when="has_momentum"),
         "a": State("a", "grad_avg", when="centered"),
     },

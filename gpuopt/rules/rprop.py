@@ -4,7 +4,7 @@ from gpuopt.rules.language import State, maximum, minimum, rule, where
 
 
 @rule(
-    state={"q": "prev", "h": State("h", "step_size", init="lr")},
+    state={"q": "prev", "h": State("h", "step_size", holds="sizes", init="lr")},
     title="Rprop",
     tuples={"etas": ("etaminus", "etaplus"), "step_sizes": ("smallest", "largest")},
     ranges={"etaminus": "(0, 1)", "etaplus": "(1, inf)"},

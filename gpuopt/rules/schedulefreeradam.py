@@ -7,7 +7,7 @@ from gpuopt.rules.parts import averaged_step, evaluated, resumed, weighed
 @rule(
     state={
         "z": State("z", "z", exact=True),
-        "v": "exp_avg_sq",
+        "v": State("v", "exp_avg_sq", holds="squares"),
         "h": State("h", "weight_max", shape="scalar"),
         "c": State("c", "weight_share", shape="scalar"),
     },

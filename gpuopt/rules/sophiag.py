@@ -4,7 +4,7 @@ from gpuopt.rules.language import State, minimum, rule, sign
 
 
 @rule(
-    state={"m": "exp_avg", "h": State("h", "hessian", exact=True)},
+    state={"m": "exp_avg", "h": State("h", "hessian", holds="squares", exact=True)},
     title="SophiaG",
     ranges={"rho": "[0, inf)", "bs": "[0, inf)"},
 )

@@ -1,9 +1,9 @@
 """StableAdamW: AdamW that steps less far where a second moment lags behind its gradients."""
 
-from gpuopt.rules.language import maximum, numel, rule, sqrt, tensor_sum
+from gpuopt.rules.language import State, maximum, numel, rule, sqrt, tensor_sum
 
 
-@rule(state={"m": "exp_avg", "v": "exp_avg_sq"}, title="StableAdamW")
+@rule(state={"m": "exp_avg", "v": State("v", "exp_avg_sq", holds="squares")}, title="StableAdamW")
 def stableadamw(
     p, g, m, v, *, lr, beta1=0.9, beta2=0.99, weight_decay=1e-2, eps=1e-6, keep1, keep2,
 ):  # fmt: skip

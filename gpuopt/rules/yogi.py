@@ -6,7 +6,7 @@ from gpuopt.rules.language import State, rule, sign, sqrt
 @rule(
     state={
         "m": State("m", "exp_avg", init="initial_accumulator_value"),
-        "v": State("v", "exp_avg_sq", init="initial_accumulator_value"),
+        "v": State("v", "exp_avg_sq", holds="squares", init="initial_accumulator_value"),
     },
     title="Yogi",
 )

@@ -13,6 +13,7 @@ import torch
 
 from gpuopt.errors import InputError, entries, entry
 from gpuopt.formats.dtypes import STORAGES
+from gpuopt.optim import coded
 from gpuopt.optim.between import check_averages, computed, of_rule
 from gpuopt.optim.full_precision import decoded, encoded, keeps
 from gpuopt.optim.hyper import MODE, defaults_of, environment
@@ -21,6 +22,7 @@ from gpuopt.rules.between import EVALUATE, RESUME
 from gpuopt.rules.language import Rule
 from gpuopt.rules.primitives import compute_dtype
 from gpuopt.torch.differentiable import like, plain, real
+from gpuopt.torch.loading import on_host
 from gpuopt.torch.parameters import labelled
 from gpuopt.torch.tensors import NAMES, TYPES
 
@@ -69,7 +71,8 @@ class BetweenSteps:
     def _full(self, p: torch.Tensor) -> torch.Tensor:
         """A parameter in full precision, as a new tensor."""
         state = self.state.get(p) or {}
-        states = {s.name: state[s.key] for s in self.rule.states if s.plane and s.key in state}
+        of_parameter = getattr(self.rule, "of_parameter", ())
+        states = {s.name: state[s.key] for s in of_parameter if s.key in state}
         return torch.from_numpy(decoded(self.rule, states, p, NAMES.get(p.dtype, "float32"), _halves_as_bits)).to(
             p.device
         )
@@ -125,8 +128,25 @@ class BetweenSteps:
         target = by_name[self.rule.between[name].arrays[1]]
         for (group, p), g in zip(members, given, strict=True):
             if g is not None:
-                kept = self.state[p][target]
+                values = self._values(p)
+                kept = values[self.rule.between[name].arrays[1]]
                 kept.copy_(self._asked_of(name, group, p, kept, g))
+                if kept is not self.state[p].get(target):  # in codes
+                    number = next(n for _, q, _, n in labelled(self.param_groups) if q is p)
+                    place = self._given.seed, number, int(self.state[p].get("step", 0))
+                    made = coded.encoded(self.rule, self.rule.between[name].arrays[1], kept.cpu().numpy(), place)
+                    for plane, codes in made.items():
+                        self.state[p][by_name[plane]].copy_(torch.from_numpy(codes))
+
+    def _values(self, p: torch.Tensor) -> dict[str, Any]:
+        """The states of a parameter by their names in the rule, those that are kept in codes as new tensors."""
+        state = self.state[p]
+        found = {s.name: state.get(s.key) for s in self.rule.states}
+        for name, planes in getattr(self.rule, "of_states", {}).items():
+            if found.get(planes[0].name) is not None:
+                made = coded.decoded(self.rule, name, found, tuple(p.shape), on_host)
+                found[name] = torch.from_numpy(np.ascontiguousarray(made)).to(p.device)
+        return found
 
     def _make_states(self, params: list[torch.Tensor]) -> None:
         raise NotImplementedError
@@ -137,7 +157,7 @@ class BetweenSteps:
         state = self.state[p]
         scalars = environment(hyper, max(1, int(state.get("step", 1))), self.rule)
         shown = self._full(p) if keeps(self.rule, NAMES.get(p.dtype, "")) else p
-        given = {"p": shown, "g": g, **{s.name: state.get(s.key) for s in self.rule.states}}
+        given = {"p": shown, "g": g, **self._values(p)}
         compute = STORAGES[NAMES[p.dtype]].compute
         with compute_dtype(np.dtype(compute)):
             made = computed(self.rule.between[name], given, scalars, lambda t: real(t.detach()).to(TYPES[compute]))

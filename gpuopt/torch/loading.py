@@ -11,10 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 
 from gpuopt import rules
 from gpuopt.errors import InputError
+from gpuopt.optim import coded
 from gpuopt.optim.decay import PEAK
 from gpuopt.optim.hyper import own_defaults
 from gpuopt.optim.settings import Settings
@@ -122,6 +124,39 @@ def kept_as(rule: Rule, state: State, value: torch.Tensor, p: torch.Tensor, dtyp
         value = torch.view_as_complex(value.to(torch.float64).contiguous())
     assert value.shape == like.shape
     return value.to(device=p.device, dtype=kept)
+
+
+def on_host(tensor: Any) -> Any:
+    """A tensor, or array, on the host; of 16 bits as float32."""
+    if not isinstance(tensor, torch.Tensor):
+        return np.asarray(tensor)
+    found = tensor.detach().cpu()
+    return (found.float() if found.is_floating_point() else found).numpy()
+
+
+def in_formats(rule: Rule, seed: int, groups: Sequence[Mapping[str, Any]], saved: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint whose states are kept as this optimizer keeps them, in codes or not. What does not fit is left to be refused."""
+    if [len(g["params"]) for g in groups] != [len(g["params"]) for g in saved["param_groups"]]:
+        return saved
+    indices = [i for group in saved["param_groups"] for i in group["params"]]
+    state = dict(saved["state"])
+    for index, (_, p, group, number) in zip(indices, labelled(groups), strict=True):
+        entry = state.get(index) or {}
+        if not isinstance(entry, Mapping) or not any(isinstance(t, torch.Tensor) for t in entry.values()):
+            continue
+        active = rule.active_states(shaped(rule, rule.flags({**groups[group], **saved["param_groups"][group]}), p))
+        place = seed, number, int(entry.get("step", 0) or 0)
+        made = coded.converted(rule, entry, active, tuple(p.shape), on_host, place)
+        if made.keys() != entry.keys():
+            state[index] = {
+                k: v if isinstance(v, torch.Tensor) or k not in _keys(rule) else torch.from_numpy(v)
+                for k, v in made.items()
+            }
+    return {**saved, "state": state}
+
+
+def _keys(rule: Rule) -> set[str]:
+    return {s.key for s in rule.states}
 
 
 def entries(

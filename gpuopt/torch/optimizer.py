@@ -18,7 +18,7 @@ from gpuopt.optim.between import averages, check_training
 from gpuopt.optim.decay import peak_of
 from gpuopt.optim.engine import Engine
 from gpuopt.optim.hyper import MODE, check_group, defaults_of, members
-from gpuopt.optim.keeping import check_halves, keeping
+from gpuopt.optim.keeping import check_narrow, keeping
 from gpuopt.optim.settings import Settings
 from gpuopt.rules.language import Rule
 from gpuopt.torch import differentiable, joint, loading
@@ -68,11 +68,11 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
         self._replayed = Replayed()
         self._reset()
         self._settings().check(self.rule)
-        self.rule = keeping(type(self).rule, self._given.param_format)
+        self.rule = keeping(type(self).rule, self._given.param_format, self._given.codes(self.rule))
         self._check_group(defaults, self.rule.title)
         super().__init__(params, defaults)
         every = [p for group in self.param_groups for p in group["params"]]
-        check_halves(self._given.param_format, [NAMES.get(p.dtype, str(p.dtype)) for p in every])
+        check_narrow(self._given.param_format, [NAMES.get(p.dtype, str(p.dtype)) for p in every])
         if defaults.get("fused") and defaults.get("foreach"):
             raise OptionError("`fused` and `foreach` cannot be `True` together.")  # as torch
         self._beside = Beside(mask, bounds, self.param_groups)
@@ -162,13 +162,14 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
         """An engine for parameters with these labels and groups."""
         settings = self._settings()
         engine = Engine(self.rule, settings, self.param_groups, self._asked)
-        along = self.rule.definition().along
+        along = self.rule.definition().along or bool(getattr(self.rule, "codes", ()))
         walks = [(label, p, walked(p, label, along)) for label, p, *_ in members]
         check_apart(walks)
-        parameters, always = [], [state for state in self.rule.states if state.when is None]
+        parameters = []
         common = joint.states(self.rule, self.param_groups, self.state)
         for (label, p, work), (_, _, index, number) in zip(walks, members, strict=True):
             found = self.state.get(p, {})
+            always = [s for s in loading.required(self.rule, self.param_groups[index], p) if s.when is None]
             loading.check_entry(self.rule, found, always, self._counts_steps, p, label)
             states = {s.name: found[s.key] for s in self.rule.states if found.get(s.key) is not None}
             states |= joint.of(self.rule, common, p)
@@ -328,6 +329,7 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
 
         def check(_: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
             saved = loading.with_peaks(self.param_groups, saved)
+            saved = loading.in_formats(self.rule, self._given.seed, self.param_groups, saved)
             self._check_saved(saved)
             loaded.append(saved)
             return saved
@@ -367,7 +369,7 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
         state = dict(state)
         if "gpuopt" in state:
             self._given, self._asked, self._beside, self._keys = state.pop("gpuopt")
-            self.rule = keeping(type(self).rule, self._given.param_format)
+            self.rule = keeping(type(self).rule, self._given.param_format, self._given.codes(type(self).rule))
         super().__setstate__(state)
         for group in self.param_groups:
             for key in self._keys:  # what torch's class did not always have was as it says; ours are as given here

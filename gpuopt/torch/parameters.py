@@ -14,11 +14,13 @@ import torch
 
 from gpuopt import arrays
 from gpuopt.errors import InputError
-from gpuopt.formats.dtypes import STORAGES, state_dtype
+from gpuopt.formats.dtypes import STORAGES
 from gpuopt.launch.launcher import StepCounter
+from gpuopt.optim import coded
 from gpuopt.optim.beside import checked
 from gpuopt.optim.parameters import Parameter, parameter_view
 from gpuopt.optim.settings import Settings
+from gpuopt.optim.states import begins, kept_dtype
 from gpuopt.pairs import filled
 from gpuopt.rules.declared import PARAMETER
 from gpuopt.rules.language import Rule
@@ -44,8 +46,7 @@ def labelled(groups: Sequence[Mapping[str, Any]]) -> Iterator[Member]:
 def state_dtypes(rule: Rule, settings: Settings, p: torch.Tensor) -> dict[str, str]:
     """State name -> the dtype in which a parameter's states are kept; those of float64 are float64."""
     dtype, formats = dtype_name(p), settings.formats(rule)
-    stored = {s.name: state_dtype(formats[s.name], dtype) for s in rule.states}
-    return stored | {s.name: STORAGES[dtype].compute for s in rule.states if not s.walked}
+    return {s.name: kept_dtype(s, formats, dtype) for s in rule.states}
 
 
 def dtype_name(p: torch.Tensor) -> str:
@@ -76,6 +77,10 @@ def new_states(
             made[state.name].copy_(p.detach())
         elif init := float(rule.first(state, group)):
             made[state.name].fill_(filled(init, made[state.name]))
+    for name, first in begins(rule, group, made):
+        value = p.detach().float().cpu().numpy() if first == PARAMETER else np.full(tuple(p.shape), first)
+        for plane, codes in coded.encoded(rule, name, value, (0, 0, 0)).items():
+            made[plane].copy_(torch.from_numpy(codes))
     return made
 
 

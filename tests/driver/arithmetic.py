@@ -125,6 +125,26 @@ def permuted(a: Array, b: Array, selector: Array) -> Array:
     return result.astype(np.uint32)
 
 
+def greatest(a: Array, b: Array) -> Array:
+    """max: -0 < +0, and a NaN gives way to a number."""
+    if a.dtype.kind != "f":
+        return np.asarray(np.maximum(a, b))
+    larger = np.where((a > b) | (b != b), a, b)
+    return canonical(np.where((a == 0) & (b == 0), a + b, larger))
+
+
+def least(a: Array, b: Array) -> Array:
+    """min, in the same way."""
+    if a.dtype.kind != "f":
+        return np.asarray(np.minimum(a, b))
+    return canonical(-greatest(-a, -b))
+
+
+def or_nan(function: Binary) -> Binary:
+    """min.NaN and max.NaN: a NaN does not give way."""
+    return lambda a, b: canonical(np.where((a != a) | (b != b), a + b, function(a, b)))
+
+
 BINARY: dict[str, Binary] = {
     "add": lambda a, b: canonical(a + b),
     "sub": lambda a, b: canonical(a - b),
@@ -134,9 +154,10 @@ BINARY: dict[str, Binary] = {
     "and": lambda a, b: a & b,
     "or": lambda a, b: a | b,
     "xor": lambda a, b: a ^ b,
-    "min": np.fmin,
-    "max": np.fmax,
+    "min": least,
+    "max": greatest,
 }
+OR_NAN = {"min": or_nan(least), "max": or_nan(greatest)}
 UNARY: dict[str, Callable[[Array], Array]] = {
     "neg": lambda a: canonical(-a),
     "not": lambda a: ~a,

@@ -13,20 +13,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from driver import arithmetic
-from driver.arithmetic import BINARY, BOOL, COMPARE, JOIN, TYPES, UNARY, Array, DType, dtype
+from driver.arithmetic import BINARY, BOOL, COMPARE, JOIN, OR_NAN, TYPES, UNARY, Array, DType, dtype
 from driver.memory import UNSIGNED, Fault
+from driver.warps import MODES, TOGETHER
 
 if TYPE_CHECKING:
     from driver.launch import Launch, Threads
     from driver.module import Kernel
 
 U16, U32, U64 = np.dtype(np.uint16), np.dtype(np.uint32), np.dtype(np.uint64)
-CONTROL = {"bra", "ret", "exit", "bar", "barrier"}
+CONTROL = {"bra", "ret", "exit", "bar", "barrier", "shfl"}
 ROUNDINGS = {"rn", *arithmetic.WHOLE}
 SPACES = ("global", "shared", "param")
 # What an instruction may say besides its types. `.approx` and `.sat` are not here: none may occur.
 COMMON = {"rn", "uni", *SPACES, "lo", "hi", "wide", "to", "sync", "volatile", "relaxed", "weak", "nc", "aligned", "ftz"}
 SPECIFIC = {"ld": {"v2", "v4"}, "st": {"v2", "v4"}, "setp": {*COMPARE, *JOIN}, "cvt": {*ROUNDINGS}}
+SPECIFIC |= {"min": {"NaN"}, "max": {"NaN"}, "shfl": {*MODES}, "bar": {"warp"}}
 NUMBER = re.compile(r"(?P<float>0[fF](?P<single>[0-9a-fA-F]{8})|0[dD](?P<double>[0-9a-fA-F]{16}))|(?P<whole>-?\w+?)U?$")
 UNWRITTEN_HALF = 0xA5A5A5A5A5A5A5A5
 
@@ -40,7 +42,7 @@ def operands(text: str) -> list[Any]:
 class Instruction:
     """`do(launch, threads)` does it for these threads (None: all of them), unless it is `control`, which the launch does.
 
-    guard: the predicate that decides for which, and whether it is negated.
+    guard: the predicate that decides for which, and whether it is negated. of_warp: the launch does it when whole warps are there.
     """
 
     def __init__(self, kernel: Kernel, statement: str) -> None:
@@ -55,19 +57,24 @@ class Instruction:
         self.types = [t for t in rest if t in TYPES]
         self.words = [w for w in rest if w not in TYPES]
         self.control = self.op in CONTROL
+        self.of_warp = self.op == "shfl" or "warp" in self.words
         self.flush = "ftz" in self.words
         self.constants: dict[tuple[str, DType], Array] = {}
         self.do = self._function()
-        if set(self.words) - COMMON - SPECIFIC.get(self.op, set()):
+        bits = self.types[:1] == ["bf16"] and self.op != "cvt"  # whole numbers in NumPy
+        if bits or set(self.words) - COMMON - SPECIFIC.get(self.op, set()):
             raise NotImplementedError(f"PTX: {self.text}")
 
     def _function(self) -> Callable[[Launch, Threads], None]:
-        tables = ((BINARY, self.binary), (UNARY, self.unary))
+        tables = ((BINARY, self.binary), (UNARY, self.unary), (TOGETHER, self.together))
         found = getattr(self, f"do_{self.op}", None) or next((do for table, do in tables if self.op in table), None)
         if found is None and not self.control:
             raise NotImplementedError(f"PTX: {self.text}")
         function: Callable[[Launch, Threads], None] = found or self._control
         return function
+
+    def together(self, launch: Launch, threads: Threads) -> None:
+        TOGETHER[self.op](self, launch, threads)
 
     def _control(self, launch: Launch, threads: Threads) -> None:
         raise NotImplementedError(f"PTX: {self.text}")
@@ -158,7 +165,7 @@ class Instruction:
             a = half.view(np.float16).astype(kind) if self.types[1] == "f16" else wide.view(np.float32)
         else:
             a = self.read(launch, one, kind, threads)
-        function = BINARY[self.op]
+        function = (OR_NAN if "NaN" in self.words else BINARY)[self.op]
         if self.op == "mul" and kind.kind != "f":
             if "wide" in self.words:
                 double = np.dtype(f"{kind.kind}{2 * kind.itemsize}")
@@ -223,6 +230,12 @@ class Instruction:
         chosen = self.read(launch, self.operands[3], BOOL, threads)
         self.write(launch, self.operands[0], np.where(chosen, a, b), threads)
 
+    def do_slct(self, launch: Launch, threads: Threads) -> None:
+        kind, decides = (dtype(t) for t in self.types)
+        a, b = (self._raw(launch, x, kind, threads) for x in self.operands[1:3])
+        chosen = self.read(launch, self.operands[3], decides, threads) >= 0
+        self.write(launch, self.operands[0], np.where(chosen, a, b), threads)
+
     def do_mov(self, launch: Launch, threads: Threads) -> None:
         target, source = self.operands
         if isinstance(source, list):
@@ -263,6 +276,8 @@ class Instruction:
         floating = to in ("f16", "f32", "f64", "bf16")
         if floating and rounding != ["rn"] and (kind.kind != "f" or target.itemsize < kind.itemsize or to == "bf16"):
             raise NotImplementedError(f"{self}: not rounded to nearest")
+        if floating and rounding and rounding != ["rn"]:  # cvt.rni.f32.f32 and its like
+            x = arithmetic.WHOLE[rounding[0]](x)
         if to == "bf16":
             result = arithmetic.rounded_to_bf16(x)
         elif to == "f16":

@@ -1,7 +1,8 @@
 """One launch of a kernel: all threads of the grid at once, one array for each register.
 
 Threads are scheduled one basic block at a time, always those that are furthest behind in the text (or, by a seed, at random), so
-divergence and reconvergence need no analysis; bar.sync is a rendezvous of all threads of a block. Called by the driver.
+divergence and reconvergence need no analysis; bar.sync is a rendezvous of all threads of a block, shfl.sync and bar.warp.sync
+of all lanes of a warp. Called by the driver.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from driver.arithmetic import BOOL, Array
+from driver.instructions import Instruction
 from driver.memory import UNSIGNED, Fault, Memory, gather, scatter
 from driver.module import Kernel
+from driver.warps import LANES
 
 Threads = NDArray[np.int64] | None  # which; None: all of them
-RUNNING, WAITING, DONE = 0, 1, 2
+RUNNING, WAITING, DONE, MEETING = 0, 1, 2, 3  # WAITING: for its block, MEETING: for its warp
 SEVERAL = -1  # of the readers of a byte
 
 
@@ -40,6 +43,8 @@ class Launch:
     ) -> None:
         self.kernel, self.memory, self.grid, self.block, self.count = kernel, memory, grid, block, grid * block
         self.thread = np.arange(self.count)
+        self.lane = self.thread % block % LANES
+        self.warp = self.thread // block * -(-block // LANES) + self.thread % block // LANES
         self.registers: dict[str, Array] = {}
         self.params = np.zeros(kernel.param_bytes + 16, np.uint8)
         for (offset, size), data in zip(kernel.params.values(), arguments, strict=True):
@@ -64,6 +69,8 @@ class Launch:
         if name == "%clock64":
             self.clock += 10**7
             return 0 * thread + self.clock
+        if name == "%laneid":
+            return self.lane[thread]
         register, axis = name.split(".")
         if axis != "x":
             return 0 * thread + (register in ("%ntid", "%nctaid"))
@@ -133,10 +140,12 @@ class Launch:
         """Until every thread has ended; then look for races."""
         with np.errstate(all="ignore"):
             while True:
+                if self.random is not None:
+                    self._meet()  # at once: others may be far behind
                 running = self.state == RUNNING
                 if running.any():
                     self._some(running)
-                elif not self._barrier():
+                elif not (self._meet() or self._barrier()):
                     break
         self._races()
 
@@ -162,18 +171,56 @@ class Launch:
                 self.at[chosen] = self.kernel.labels[instruction.operands[0]]
             elif instruction.op in ("ret", "exit"):
                 self.state[chosen] = DONE
+            elif instruction.of_warp:
+                self.state[chosen] = MEETING
             elif instruction.control:
                 if instruction.operands != ["0"]:
                     raise NotImplementedError(repr(instruction))
                 self.state[chosen] = WAITING
             else:
-                try:
-                    instruction.do(self, some)
-                except Fault as fault:
-                    raise Fault(f"{self.kernel.name}: {fault}") from None
+                self._do(instruction, some)
+
+    def _do(self, instruction: Instruction, threads: Threads) -> None:
+        try:
+            instruction.do(self, threads)
+        except Fault as fault:
+            raise Fault(f"{self.kernel.name}: {fault}") from None
+
+    def _meet(self) -> bool:
+        """Do what all lanes of a warp have come to, and let them go on; False where there is no such warp."""
+        waiting = np.flatnonzero(self.state == MEETING)
+        if not waiting.size:
+            return False
+        place = self.warp[waiting] * (len(self.kernel.blocks) + 1) + self.at[waiting]
+        _, which, lanes = np.unique(place, return_inverse=True, return_counts=True)
+        whole = waiting[lanes[which] == LANES]
+        for at in np.unique(self.at[whole]):
+            group = whole[self.at[whole] == at]
+            self._do(self.kernel.blocks[at - 1][-1], None if len(group) == self.count else group)
+        self.state[whole] = RUNNING
+        return bool(whole.size)
+
+    def _stuck(self, thread: int) -> Fault:
+        """What this thread's warp waits for, when no thread runs."""
+        warp, at = self.warp == self.warp[thread], self.at[thread]
+        meeting = warp & (self.state == MEETING)
+        seen = {
+            "are there": meeting & (self.at == at),
+            "wait at another such instruction": meeting & (self.at != at),
+            "wait at a barrier of the block": warp & (self.state == WAITING),
+            "have ended": warp & (self.state == DONE),
+        }
+        counts = {what: int(who.sum()) for what, who in seen.items()}
+        counts["do not exist"] = LANES - int(warp.sum())
+        said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        where = f"warp {thread % self.block // LANES} of block {thread // self.block}"
+        waits = f"{where} waits at `{self.kernel.blocks[at - 1][-1]}` for ever"
+        return Fault(f"{self.kernel.name}: {waits}: of {LANES} lanes {said}")
 
     def _barrier(self) -> bool:
         """Let every block go on all of whose threads wait at one barrier; False where no thread waits."""
+        if (self.state == MEETING).any():
+            raise self._stuck(int(np.argmax(self.state == MEETING)))
         waiting = (self.state == WAITING).reshape(self.grid, self.block)
         if not waiting.any():
             return False

@@ -94,11 +94,11 @@ class Backend(HostBackend):
         rows: NDArray[Any] = launch.private["rows"]
         if "shim-update" not in launch.private:
             launch.private["shim-update"] = runtime.update_kernel(plan.program)
-        if plan.tile_size != self.tile_size:
+        if plan.tile_size != self.tile_size or plan.program.in_blocks:
             plan.cut_tiles(self.tile_size)
         found = launch.private["passes"].at[-2:] if "passes" in launch.private else (0, 0)
         by_pointer = self.device_rows or len(rows) > to_cuda.rows_capacity(plan.program)
-        shape = (len(plan.tiles), self.tile_size, self.unit)
+        shape = (len(plan.tiles), plan.tile_size, self.unit)
         pointers = (address(rows) if by_pointer else 0, 0, *found)
         by_value = runtime.rows_argument(plan.program, None if by_pointer else rows)
         arguments = (address(plan.table), address(plan.tiles), *shape, *pointers, by_value)

@@ -44,6 +44,7 @@ WITH_BARRIER = (
     "gpuopt_per_matrix",
     "gpuopt_all_tensors",
 )  # the threads of a block run together
+BLOCKS = "walk_blocks<Update"  # in the unit of an update whose threads exchange numbers
 # ThreadSanitizer's fibers, of all libraries: to make those of a block takes it longer than most launches.
 FIBERS = (ctypes.c_void_p * 1024)()
 
@@ -51,8 +52,9 @@ FIBERS = (ctypes.c_void_p * 1024)()
 class Kernel:
     """A compiled `extern "C" __global__` function."""
 
-    def __init__(self, library: Path, name: str) -> None:
-        self.name = name
+    def __init__(self, library: Path, name: str, together: bool) -> None:
+        """together: whether the threads of a block have to run so."""
+        self.name, self.together = name, together
         self.entry = ctypes.CDLL(str(library)).shim_entry
 
     def __call__(self, blocks: int, threads: int, *args: Any, parallel: bool | None = None) -> None:
@@ -60,7 +62,7 @@ class Kernel:
         parallel: the threads of a block together; None where the kernel needs it.
         """
         values = [a.ctypes.data if isinstance(a, np.ndarray) else ctypes.addressof(a) for a in args]
-        parallel = self.name in WITH_BARRIER if parallel is None else parallel
+        parallel = self.together if parallel is None else parallel
         self.entry(blocks, threads, int(parallel), (ctypes.c_void_p * len(values))(*values), FIBERS)
 
 
@@ -134,4 +136,5 @@ def name_in_c(part: str) -> str:
 
 def build(source: str, kernel_name: str, sanitize: str | None = None) -> Kernel:
     """The kernel of that name in a complete translation unit. sanitize: None, "address" (with undefined) or "thread"."""
-    return Kernel(prefetch(source, kernel_name, sanitize).result(), kernel_name)
+    together = kernel_name in WITH_BARRIER or BLOCKS in source
+    return Kernel(prefetch(source, kernel_name, sanitize).result(), kernel_name, together)

@@ -83,6 +83,17 @@ SHIM_UNSEEN void __syncthreads() {
   shim_end_turn(true);
 }
 
+// What the lane of that number, but for the bits of `mask`, has. All threads of a block exchange together here.
+SHIM_UNSEEN float shim_exchanged(float x, int mask) {
+  static float there[1024];
+  const unsigned lane = threadIdx.x;
+  there[lane] = x;
+  __syncthreads();
+  const float found = there[lane ^ unsigned(mask)];
+  __syncthreads();
+  return found;
+}
+
 // One thread of every block, one block after another: they all have the same shared memory. Left behind where the last one ends.
 SHIM_UNSEEN void shim_thread() {
   __tsan_acquire(&shim_block->go_on);
