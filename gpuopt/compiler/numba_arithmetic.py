@@ -58,6 +58,7 @@ _SHARED: dict[str, tuple[int, Callable[..., ir.Value]]] = {
     "sign": (1, _sign),
     "iadd": _whole("add"),
     "isub": _whole("sub"),
+    "imul": _whole("mul"),
     "iand": _whole("and_"),
     "ior": _whole("or_"),
     "ixor": _whole("xor"),
@@ -86,6 +87,9 @@ def arithmetic(intrinsic: Any, target: str) -> dict[str, Callable[..., Any]]:
     """The primitives that generated text calls, as functions for Numba on this target."""
     made: dict[str, Callable[..., Any]] = {"select": _select(intrinsic)}
     made |= {"float_bits": _cast(intrinsic, types.float32, types.uint32), "U": np.uint32}
+    made |= {name: _order(intrinsic, sign) for name, sign in (("block_max_order", 1.0), ("block_min_order", -1.0))}
+    made |= {name: _value(intrinsic, sign) for name, sign in (("block_max_value", 1.0), ("block_min_value", -1.0))}
+    made["larger"] = _larger(intrinsic)
     made["bits_float"] = _cast(intrinsic, types.uint32, types.float32)
     for name, (count, emit) in ARITHMETIC[target].items():
         made[name] = intrinsic(_typed(count, emit))
@@ -103,6 +107,60 @@ def _cast(intrinsic: Any, of: Any, to: Any) -> Callable[..., Any]:
         return to(of), codegen
 
     made: Callable[..., Any] = cast
+    return made
+
+
+def _order(intrinsic: Any, sign: float) -> Callable[..., Any]:
+    """`f(x)`: a whole number with a sign that is larger where x is, or where x is smaller for the other sign; the largest of all for
+    NaN. A maximum of such numbers is vectorised, one of floating-point numbers that minds NaN is not.
+    """
+
+    @intrinsic
+    def order(typingctx: Any, x: Any) -> Any:
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            i32, f32 = ir.IntType(32), ir.FloatType()
+            y = builder.fadd(args[0], ir.Constant(f32, 0.0))  # no zero is -0
+            bits = builder.bitcast(builder.fneg(y) if sign < 0 else y, i32)
+            flip = builder.and_(builder.ashr(bits, ir.Constant(i32, 31)), ir.Constant(i32, 0x7FFFFFFF))
+            found = builder.xor(bits, flip)
+            return builder.select(builder.fcmp_unordered("uno", y, y), ir.Constant(i32, 0x7FFFFFFF), found)
+
+        return types.int32(types.float32), codegen
+
+    made: Callable[..., Any] = order
+    return made
+
+
+def _larger(intrinsic: Any) -> Callable[..., Any]:
+    """`f(a, b)`: the larger of two whole numbers with a sign."""
+
+    @intrinsic
+    def larger(typingctx: Any, a: Any, b: Any) -> Any:
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            return builder.select(builder.icmp_signed(">", *args), *args)
+
+        return types.int32(types.int32, types.int32), codegen
+
+    made: Callable[..., Any] = larger
+    return made
+
+
+def _value(intrinsic: Any, sign: float) -> Callable[..., Any]:
+    """The number that `_order` made such a one of; one NaN for all."""
+
+    @intrinsic
+    def value(typingctx: Any, n: Any) -> Any:
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            i32, f32 = ir.IntType(32), ir.FloatType()
+            flip = builder.and_(builder.ashr(args[0], ir.Constant(i32, 31)), ir.Constant(i32, 0x7FFFFFFF))
+            found = builder.bitcast(builder.xor(args[0], flip), f32)
+            found = builder.fadd(builder.fneg(found) if sign < 0 else found, ir.Constant(f32, 0.0))
+            nan = builder.icmp_signed("==", args[0], ir.Constant(i32, 0x7FFFFFFF))
+            return builder.select(nan, builder.bitcast(ir.Constant(i32, 0x7FC00000), f32), found)
+
+        return types.float32(types.int32), codegen
+
+    made: Callable[..., Any] = value
     return made
 
 

@@ -36,6 +36,7 @@ def namespace(compute: str) -> dict[str, Any]:
         "C": np.dtype(compute).type,
         "np": np,
         "int64": np.int64,
+        "quotient": numba_arithmetic.quotient(intrinsic),
         "load_word": numba_ir.load(intrinsic, "int64", compute, 0, 1),
         "load_scalar": numba_ir.load(intrinsic, compute, compute, 0, 1),
         "store_scalar": numba_ir.store(intrinsic, compute, compute, 0, 1),
@@ -48,8 +49,10 @@ def namespace(compute: str) -> dict[str, Any]:
 @cache
 def walk_address(program: Program) -> int:
     """The compiled walk of a program."""
-    roles = program.roles
-    scopes = len(roles) + 1  # of memory that is apart: one for each role, one for random bits
+    roles, blocked = program.roles, program.blocked
+    scopes = (
+        len(roles) + len(blocked) + 4
+    )  # of memory that is apart: one for each role, random bits, and three in a walk over blocks
 
     def names() -> dict[str, Any]:
         from numba.extending import intrinsic
@@ -62,11 +65,18 @@ def walk_address(program: Program) -> int:
             values[f"load_{k}"] = numba_ir.load(*access)
             if role.written:
                 values[f"store_{k}"] = numba_ir.store(*access)
-        bits = (intrinsic, "uint32", program.compute, len(roles), scopes)
+        own = len(roles) + len(blocked)
+        for k, role in enumerate(blocked):
+            access = (intrinsic, role.storage, program.compute, len(roles) + k, scopes)
+            values |= {f"load_block_{k}": numba_ir.load(*access), f"store_block_{k}": numba_ir.store(*access)}
+        for k, (name, kind) in enumerate({"kept": "float32", "term": "int32", "nibble": "uint32"}.items(), own + 1):
+            access = (intrinsic, kind, program.compute, k, scopes)
+            values |= {f"load_{name}": numba_ir.load(*access), f"store_{name}": numba_ir.store(*access)}
+        bits = (intrinsic, "uint32", program.compute, own, scopes)
         values |= {"load_bits": numba_ir.load(*bits), "store_bits": numba_ir.store(*bits)}
-        return values | {"philox": numba_random.philox(intrinsic)}
+        return values | {"philox": numba_random.philox(intrinsic), "chosen": numba_random.chosen(intrinsic)}
 
-    meaning = (program.compute, [(r.storage, r.written) for r in roles])
+    meaning = (program.compute, [(r.storage, r.written) for r in (*roles, *blocked)], len(roles))
     return address_of(to_numba.cpu_source(program), "walk", names, repr(meaning), 8)
 
 
@@ -82,9 +92,15 @@ def reduce_address(layout: Layout, cut: Pass) -> int:
         loads = {
             f"load_{k}": numba_ir.load(intrinsic, layout.roles[k].storage, layout.compute, 0, 1) for k in cut.reads
         }
+        loads |= {
+            f"load_block_{k}": numba_ir.load(intrinsic, r.storage, layout.compute, 0, 1)
+            for k, (_, r) in enumerate(layout.blocked)
+        }
         return namespace(layout.compute) | loads
 
-    meaning = repr((layout.compute, [layout.roles[k].storage for k in cut.reads]))
+    meaning = repr(
+        (layout.compute, [layout.roles[k].storage for k in cut.reads], [r.storage for _, r in layout.blocked])
+    )
     if cut.along:
         return address_of(to_numba_sums.reduce_along_source(layout, cut), "reduce_along", names, meaning, 8)
     return address_of(to_numba_sums.reduce_source(layout, cut), "reduce", names, meaning, 9)

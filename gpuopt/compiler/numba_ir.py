@@ -23,9 +23,14 @@ _IR = {
     **{s.name: ir.IntType(8 * s.itemsize) for s in STORAGES.values() if s.code},
     "int64": ir.IntType(64),
     "uint32": ir.IntType(32),
+    "int32": ir.IntType(32),
 }
 LINE = 64  # bytes of a cache line
-WHOLE = {"int64": (types.int64, 8), "uint32": (types.uint32, 4)}  # what is no storage of a tensor: its type and bytes
+WHOLE = {
+    "int64": (types.int64, 8),
+    "uint32": (types.uint32, 4),
+    "int32": (types.int32, 4),
+}  # what is no storage of a tensor: its type and bytes
 NUMBA_TYPES = {"float64": types.float64, "float32": types.float32}
 
 

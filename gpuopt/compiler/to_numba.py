@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
+from gpuopt.compiler.extremes import EXTREME
 from gpuopt.compiler.host import is_integer
 from gpuopt.compiler.kinds import LINE_SUMS
 from gpuopt.compiler.names import literal, safe
@@ -62,6 +63,8 @@ def print_expr(expr: Expr) -> str:
         return f"random_{expr.args[0]}"
     if expr.op == CONSTANT:
         return f"U({expr.args[0]})"
+    if expr.op == EXTREME:
+        return f"extreme{expr.args[0]}"
     if expr.op in ALONG:
         return ALONG[expr.op].format(*expr.args)
     if expr.op == "const":
@@ -140,7 +143,11 @@ WHOLE = 2**31  # no tile is as long
 
 
 def cpu_source(program: Program) -> str:
-    """The whole text of the CPU kernel: kernels/multi_tensor_cpu.py for one program."""
+    """The whole text of the CPU kernel: kernels/multi_tensor_cpu.py for one program, or kernels/blocks_cpu.py."""
+    if program.in_blocks:
+        from gpuopt.compiler import to_numba_blocks
+
+        return to_numba_blocks.cpu_source(program)
     roles = program.roles
     holes = {
         "scalars": scalar_loads(len(program.row)),

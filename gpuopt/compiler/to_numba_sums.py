@@ -24,6 +24,7 @@ from gpuopt.compiler.to_numba import (
     statements,
     value_loads,
 )
+from gpuopt.compiler.to_numba_blocks import of_blocks
 from gpuopt.compiler.tree import Assign
 from gpuopt.launch import table as t
 
@@ -38,6 +39,7 @@ def reduce_source(layout: Layout, cut: Pass) -> str:
     """The whole text of a pass that sums: kernels/reduce_cpu.py."""
     kinds = list(enumerate(cut.sums))
     loads = [f"{safe(layout.roles[k].variable)} = load_{k}(at_{k}, i)" for k in cut.reads] + of_column(layout, "lane")
+    loads += of_blocks(layout, "(first + i)")
     holes = {
         "row": segments(layout),
         "scalars": scalar_loads(layout.scalars),
@@ -103,6 +105,7 @@ def reduce_along_source(layout: Layout, cut: Pass) -> str:
     """The whole text of a pass that sums along rows and columns: kernels/reduce_along_cpu.py."""
     rows, columns = ranked(cut.sums, "row_sum"), ranked(cut.sums, "column_sum")
     loads = [f"{safe(layout.roles[k].variable)} = load_{k}(at_{k}, i)" for k in cut.reads] + of_column(layout, "i")
+    loads += of_blocks(layout, "(first + i)")
     add = [
         *(f"across[{rank}, np.uint64(lane)] = across[{rank}, np.uint64(lane)] + sum{k}" for rank, k in rows),
         *(f"down[{rank}, warp, np.uint64(i)] = down[{rank}, warp, np.uint64(i)] + sum{k}" for rank, k in columns),

@@ -67,7 +67,6 @@ class Engine:
         self._beside: list[tuple[Parameter, str, View]] = []  # what can of the latter
         self._choices: dict[tuple[str, str | None], tuple[str, str]] = {}
         self._shared: dict[tuple[str, str], dict[str, Any]] = {}  # what a backend keeps for all launches on a device
-        self._walked = {s.name for s in rule.states if s.walked}
         self.planned = 0  # grows with every new plan of launches
 
     def choice(self, p: Parameter) -> tuple[str, str]:
@@ -315,11 +314,12 @@ class Engine:
 
     def _fitted(self, p: Parameter) -> tuple[dict[str, Any], dict[str, Any]]:
         """What lies beside it and states as they are walked with the parameter, which may have moved or come with loaded states."""
-        keys = {s.name: s.key for s in self.rule.states}
-        states = {
-            n: fitted(a, p, f"{keys[n]} of {p.label}") if n in self._walked else joint.in_compute_type(a, p)
-            for n, a in p.states.items()
-        }
+        known, states = {s.name: s for s in self.rule.states}, {}
+        for name, array in p.states.items():
+            if known[name].walked:
+                states[name] = fitted(array, p, f"{known[name].key} of {p.label}")
+            else:  # a plane has its own dtype
+                states[name] = array if known[name].plane else joint.in_compute_type(array, p)
         return beside.refitted(p), states
 
     def _shaped(self, p: Parameter, flags: Sequence[Mapping[str, object]]) -> dict[str, object]:
