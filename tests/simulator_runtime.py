@@ -76,6 +76,20 @@ class Memory:
 
         return {"philox": words, "chosen": lambda made, index: made[index]}
 
+    def exchange(self) -> Callable[..., Any]:
+        from numba import cuda
+
+        there = np.zeros(t.THREADS, np.float32)  # of all threads of a block, which exchange together
+
+        def exchange(x: Any, mask: int) -> Any:
+            there[cuda.threadIdx.x] = x
+            cuda.syncthreads()
+            found = there[cuda.threadIdx.x ^ mask]
+            cuda.syncthreads()
+            return found
+
+        return exchange
+
     def device(self) -> Callable[..., Any]:
         return lambda function: function
 

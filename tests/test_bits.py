@@ -7,6 +7,7 @@ device where a step may be skipped is in test_bits_device.py.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -16,6 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from covering import REPRESENTATIVES, marked, some
+from covering import chosen as chosen_of
 from gpuopt import rules
 from gpuopt.compiler.names import CODE
 from gpuopt.formats import OF_PARAMETERS
@@ -70,7 +72,7 @@ def with_options(name: str, dtype: str, switches: tuple[str, ...], **more: Any) 
     beside = {name: chosen.pop(name, False) for name in ("mask", "bounds")}
     wide = {k: chosen.pop(k) for k in ("grad_scale",) if k in chosen}
     common = {"offsets": offsets(len(FEW), 1), "options": wide, "odd": 0.2, **beside, **split(dtype), **more}
-    return Case(name, richest(name) | chosen, sizes=FEW, **common)
+    return Case(name, richest(name) | chosen, **{"sizes": FEW, **common})
 
 
 RULE_CASES = {
@@ -102,6 +104,33 @@ FORMAT_CASES |= {
         ("adafactor", {}),
     )
 }
+# States in blocks of rows: whole and broken blocks and lanes, rows shorter than a block, one row, three axes; and narrow rows, each
+# of which is a warp's.
+MATRICES = [(16, 256), (13, 320), (3, 1367), (1, 4099), (9, 8, 64), (33, 130), (5, 8, 104)]
+NARROW = [(4096, 1), (600, 7)]
+CODES = ("int8", "int4", "float8")
+
+
+def in_blocks(name: str, state_format: str, dtype: str, switches: tuple[str, ...] = (), **more: Any) -> Case:
+    """A short list of matrices whose states are kept in codes."""
+    made = with_options(name, dtype, switches, **{"state_format": state_format, "sizes": MATRICES, **more})
+    roles = [r.name for r in (*made.program.roles, *made.program.blocked)]
+    moved = {r: [(5 * k + j) % 16 if j % 2 else 0 for j in range(len(made.sizes))] for k, r in enumerate(roles)}
+    return replace(made, offsets=moved)
+
+
+BLOCK_CASES = {
+    f"{name}-{kept}-{dtype}": in_blocks(name, kept, dtype, odd=0.02)
+    for name, kept, dtype in product(rules.NAMES, CODES, ("float32", "bfloat16"))
+    if any(s.walked and not s.exact and s.when != "not matrix" for s in rules.get(name).states)
+}
+BLOCK_CASES |= {
+    f"adamw-{kept}-bfloat16-all": in_blocks(
+        "adamw", kept, "bfloat16", tuple(SWITCHES), options={"param_format": "split8", "grad_scale": 8.0}, groups=DECAYS
+    )
+    for kept in CODES
+}
+BLOCK_CASES["adamw-int4-float32-narrow"] = in_blocks("adamw", "int4", "float32", sizes=NARROW)
 # Rules that sum: of a tensor of several chunks and of more tensors than blocks, in groups with step counts of their own.
 SUMMED = [*FEW, t.CHUNK, 2 * t.CHUNK + 333]
 SUM_CASES = {
@@ -118,6 +147,7 @@ CASES = (
     RULE_CASES
     | {f"options-{k}": v for k, v in OPTION_CASES.items()}
     | {f"state16-{k}": v for k, v in FORMAT_CASES.items()}
+    | {f"blocks-{k}": v for k, v in BLOCK_CASES.items()}
     | {f"sums-{k}": v for k, v in SUM_CASES.items()}
 )
 
@@ -128,6 +158,10 @@ def ordinary() -> Iterator[str]:
     """
     yield from (k for k in CASES if k.startswith("options-") and not k.endswith("-all"))
     yield from (f"state16-{k}" for k in FORMAT_CASES if k.partition("-")[0] in OF_PARAMETERS)
+    yield from (f"blocks-{k}" for k in BLOCK_CASES if k.endswith(("-all", "-narrow")))
+    for name in rules.NAMES:
+        for kept, dtype in chosen_of(name, CODES, ("float32", "bfloat16"))[: 6 if name == "adamw" else 1]:
+            yield from [k for k in (f"blocks-{name}-{kept}-{dtype}",) if k in CASES]
     yield from (f"sums-trusting-{dtype}" for dtype in ("float64", "float16", "float32-bfloat16", "float32-odd"))
     yield from (f"sums-distant-{dtype}" for dtype in ("float32", "bfloat16", "float32-odd"))
     yield from (f"sums-lined-{dtype}" for dtype in ("float64", "float32-bfloat16", "float16", "float32-odd"))
@@ -159,8 +193,8 @@ def shim(request: pytest.FixtureRequest) -> Iterator[Backend]:
 
 
 def check(shim: Backend, case: Case, shapes: tuple[tuple[int, int, int], ...] = SHAPES) -> None:
-    """Every backend gives the bits of the reference, and the same step counts. Sums, which wait for threads, in one shape."""
-    shapes = shapes if case.program.local else shapes[:1]
+    """Every backend gives the bits of the reference, and the same step counts. What waits for threads, in one shape."""
+    shapes = shapes if case.program.local and not case.program.in_blocks else shapes[:1]
     expected, reference = case.run("numpy")
     counts = [parameter.counter.step for parameter in parameters_of(reference)]
     found, made = case.run("numba")

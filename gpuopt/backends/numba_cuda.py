@@ -91,6 +91,16 @@ class IntrinsicMemory:
 
         return {"philox": numba_random.philox(self.intrinsic), "chosen": numba_random.chosen(self.intrinsic)}
 
+    def exchange(self) -> Callable[..., Any]:
+        """What the lane of that number, but for the bits of a mask, has."""
+        cuda = numba_gpu.numba_cuda()
+
+        def exchange(x: Any, mask: Any) -> Any:
+            return cuda.shfl_xor_sync(0xFFFFFFFF, x, mask)
+
+        made: Callable[..., Any] = self.device()(exchange)
+        return made
+
     def device(self) -> Callable[..., Any]:
         """Makes a function one of the device, which is put into the place of each call."""
         made: Callable[..., Any] = numba_gpu.numba_cuda().jit(device=True, forceinline=True)
@@ -164,7 +174,14 @@ def walk_text(program: Program, memory: Memory = IntrinsicMemory) -> Text:
         if role.written:
             values[f"store_{k}"] = found.store(role.storage, k, len(program.roles))
             values[f"store_pack_{k}"] = found.store_pack(role.storage, width)
-    meaning = (program.compute, [(r.storage, r.written) for r in program.roles])
+    for k, role in enumerate(program.blocked):
+        values |= {f"load_block_{k}": found.load(role.storage), f"store_block_{k}": found.store(role.storage)}
+    values |= {"load_bits": found.load("uint32"), "store_bits": found.store("uint32"), "exchange": found.exchange()}
+    meaning = (
+        program.compute,
+        [(r.storage, r.written) for r in (*program.roles, *program.blocked)],
+        len(program.roles),
+    )
     return Text(to_numba_cuda.cuda_source(program), "walk", values, repr(meaning))
 
 
@@ -176,7 +193,11 @@ def reduce_text(layout: Layout, cut: Pass, memory: Memory = IntrinsicMemory) -> 
         role = layout.roles[k]
         values[f"load_{k}"] = found.load(role.storage)
         values[f"load_pack_{k}"] = found.load_pack(role.storage, to_numba_cuda.per_access(role, layout.lanes))
-    meaning = repr((layout.compute, [layout.roles[k].storage for k in cut.reads]))
+    for k, (_, role) in enumerate(layout.blocked):
+        values[f"load_block_{k}"] = found.load(role.storage)
+    meaning = repr(
+        (layout.compute, [layout.roles[k].storage for k in cut.reads], [r.storage for _, r in layout.blocked])
+    )
     if cut.along:
         return Text(to_numba_cuda.reduce_along_source(layout, cut), "reduce_along", values, meaning)
     return Text(to_numba_cuda.reduce_source(layout, cut), "reduce", values, meaning)

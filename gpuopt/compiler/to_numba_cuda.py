@@ -30,6 +30,7 @@ from gpuopt.compiler.to_numba import (
     value_loads,
     walk_constants,
 )
+from gpuopt.compiler.to_numba_blocks import of_blocks
 from gpuopt.compiler.to_numba_sums import (
     along_constants,
     join_lanes,
@@ -68,13 +69,15 @@ def _of_one(
     """
     parts = (part for s in cut.body for part in s.expr.parts())
     numbers = sorted({(p.op, int(p.args[0])) for p in parts if p.op in ("scalar", "value")})  # type: ignore[arg-type]
-    shared = [f"{op[0]}{k}" for op, k in numbers] + ["shape", "slots"] * bool(layout.slots)
+    shared = [f"{op[0]}{k}" for op, k in numbers] + ["shape", "slots"] * bool(layout.slots or layout.blocked)
     own = [safe(layout.roles[k].variable) for k in cut.reads] + [f"w{s}" for s in range(words)]
     sums = [] if results else [f"sum{k}" for k in range(len(cut.sums))]
     into = [total for total, kind in zip(sums, cut.sums, strict=False) if kind not in LINE_SUMS]
     lines = [
         *first,
         *of_element(layout, "element"),
+        *([f"record = shape - {8 * layout.record}"] if layout.blocked else []),
+        *of_blocks(layout, "element"),
         *statements(cut.body, first=cut.first),
         f"return {', '.join(results or sums)}",
     ]
@@ -135,7 +138,11 @@ def _single(program: Program, update: Callable[..., str]) -> list[str]:
 
 
 def cuda_source(program: Program) -> str:
-    """The whole text of the GPU kernel: kernels/multi_tensor.py for one program."""
+    """The whole text of the GPU kernel: kernels/multi_tensor.py for one program, or kernels/blocks.py."""
+    if program.in_blocks:
+        from gpuopt.compiler import to_numba_cuda_blocks
+
+        return to_numba_cuda_blocks.source(program)
     names = scalar_names(program)
     everything = replace(program.update, reads=tuple(range(len(program.roles))))
     written = [safe(r.variable) for r in program.roles if r.written]

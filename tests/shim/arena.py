@@ -21,6 +21,7 @@ from gpuopt.compiler.names import CODE, OPTION
 from gpuopt.compiler.program import Program
 from gpuopt.formats.dtypes import numpy_dtype
 from gpuopt.launch.launcher import Launch
+from gpuopt.optim.coded import codes
 from gpuopt.optim.optimizer import Optimizer
 from gpuopt.optim.parameters import Parameter
 from gpuopt.rules.language import Rule
@@ -121,7 +122,7 @@ def as_matrix(size: int) -> tuple[int, int]:
 @dataclass
 class Case:
     """Steps of one optimizer on one list of arrays. offsets: role -> one for each array, 0 where a role is missing.
-    sizes: elements of each; matrices, if the rule sums along rows or columns.
+    sizes: elements of each, which are matrices if the rule sums along rows or columns; or shapes.
 
     rule: a name or a rule of a user's own, whose states of one number or of one a row or column come back beside the arrays.
     odd: the share of odd values; seen: which tensors have a gradient, one tuple of indices a step, None for all.
@@ -130,7 +131,7 @@ class Case:
     rule: str | Rule
     hyper: Mapping[str, Any]
     param_dtype: str
-    sizes: Sequence[int]
+    sizes: Sequence[int | tuple[int, ...]]
     grad_dtype: str | None = None
     state_format: str = "float32"
     mask: bool = False
@@ -154,7 +155,7 @@ class Case:
     def shapes(self) -> list[tuple[int, ...]]:
         """Of the arrays."""
         along = (rules.get(self.rule) if isinstance(self.rule, str) else self.rule).definition().along
-        return [as_matrix(n) if along else (n,) for n in self.sizes]
+        return [n if isinstance(n, tuple) else as_matrix(n) if along else (n,) for n in self.sizes]
 
     @cached_property
     def start(self) -> dict[str, Arena]:
@@ -172,6 +173,24 @@ class Case:
                         wrong = array > 0 if name == "lower" else array < 0
                         np.negative(array, where=wrong & (rng.random(array.size) < 0.9), out=array)
             made[name] = arena
+        return made | self._in_codes()
+
+    def _in_codes(self) -> dict[str, Arena]:
+        """The planes of states that are kept in blocks: codes of numbers, since no others can be there."""
+        signature, made = self.program.signature, {}
+        of = {r.name: r for r in (*signature.roles, *signature.blocked)}
+        for k, coded in enumerate(c for c in signature.coded if c.format.block):
+            for name in coded.planes:
+                role = of[name]
+                shapes = [s if role.per == 1 else (s[0], -(-math.prod(s[1:]) // role.per)) for s in self.shapes]
+                made[name] = Arena(role.storage, shapes, self.offsets.get(name, [0] * len(shapes)))
+            for i, shape in enumerate(self.shapes):
+                rng = np.random.default_rng([self.seed, 100 + k, i])
+                given = values(rng, "float32", math.prod(shape), self.odd / 100)  # one that is not finite spoils a block
+                if coded.format.name not in ("signed8", "signed4", "float8"):
+                    given = np.abs(given)
+                for name, plane in zip(coded.planes, codes(coded.format, given.reshape(shape), (0, i, 0)), strict=True):
+                    made[name].arrays[i][...] = plane.reshape(made[name].arrays[i].shape)
         return made
 
     def optimizer(self, arenas: Mapping[str, Arena], backend: str) -> Optimizer:
