@@ -10,6 +10,13 @@
 //   U::encode(x, kept, extremes, words)    codes of one element and of its blocks, in x
 #pragma once
 
+// No lane writes what a block has together before all others have read it.
+__device__ __forceinline__ void meet() {
+#ifdef __CUDA_ARCH__
+  __syncwarp();
+#endif
+}
+
 __device__ __forceinline__ float exchanged(float x, int mask) {
 #ifdef __CUDA_ARCH__
   return __shfl_xor_sync(0xffffffffu, x, mask);
@@ -224,6 +231,7 @@ __device__ __forceinline__ void update_lane(const int64* at, const int64* slots,
     lane.template store<false>(at, i, count, whole);
   }
   join_lanes<U, 0>(extremes);
+  meet();
   if (count > 0) {
 #pragma unroll
     for (int k = 0; k < EACH; ++k) {

@@ -61,6 +61,7 @@ def walk(table, tiles, tile_count, tile_size, unit, device_rows, skip, values, s
                 else:
                     HOLE("store_single")
             HOLE("join_lanes")
+            meet()  # no lane writes what a block has together before all others have read it
             if count > 0:
                 HOLE("encode")
                 if whole:

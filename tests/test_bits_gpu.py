@@ -22,10 +22,11 @@ from launches import exact_on_device
 from shim.arena import Arena, Case, assert_same, parameters_of
 from shim.variants import DECAYS, EVERYTHING, label, richest, variants
 from summing_rules import HYPER, RULES
-from test_bits import CASES, DTYPES, FEW, SWITCHES, offsets, split, with_options
+from test_bits import CASES, DTYPES, FEW, SWITCHES, in_blocks, offsets, split, with_options
 
 pytestmark = pytest.mark.gpu
 BACKENDS = ("cupy", "numba-cuda")
+BROKEN = [(16, 256), (13, 320), (3, 1367), (9, 8, 64)]  # whole and broken blocks, whole and broken lanes
 DECIDED = {"max_grad_norm": 1.0, "skip_nonfinite": True}  # rows by pointer, kernels that decide
 RATES = ({"lr": 0.01}, {"lr": 0.02}, {"lr": 0.03})
 
@@ -114,7 +115,22 @@ KEPT["adamw-split8-bfloat16-kept-state16"] = on_device(
 KEPT["lamb-split8-bfloat16-kept"] = on_device(
     with_options("lamb", "bfloat16", (), options={"param_format": "split8", **DECIDED}, odd=0)
 )
-SHORT |= KEPT
+# states in blocks, by one backend each; every option and what is decided on the device by both
+BLOCKS = {
+    f"{name}-{kept}-{dtype}-kept-blocks": on_device(in_blocks(name, kept, dtype, sizes=BROKEN, odd=0.02))
+    for name, kept, dtype in (("adamw", "int4", "float32"), ("sgd", "float8", "bfloat16"), ("lamb", "int8", "float32"))
+}
+BLOCKS |= {
+    f"adamw-{kept}-bfloat16-blocks-all": on_device(
+        in_blocks(
+            "adamw", kept, "bfloat16", tuple(SWITCHES), sizes=BROKEN, groups=RATES, odd=0,
+            options={"param_format": "split8", "grad_scale": 8.0, **DECIDED},
+        )
+    )
+    for kept in ("int8", "int4")
+}  # fmt: skip
+KEPT |= {label: made for label, made in BLOCKS.items() if "-kept" in label}
+SHORT |= KEPT | BLOCKS
 KEPT_BY = {label: BACKENDS[k % 2] for k, label in enumerate(KEPT)}
 SHORT["sgd-decays-all"] = on_device(with_options("sgd", "float32", tuple(SWITCHES), groups=DECAYS))
 SHORT["adamw-decays-decided"] = on_device(with_options("adamw", "bfloat16", (), groups=DECAYS))

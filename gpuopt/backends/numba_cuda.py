@@ -91,6 +91,16 @@ class IntrinsicMemory:
 
         return {"philox": numba_random.philox(self.intrinsic), "chosen": numba_random.chosen(self.intrinsic)}
 
+    def meet(self) -> Callable[..., Any]:
+        """A barrier of the warp."""
+        cuda = numba_gpu.numba_cuda()
+
+        def meet() -> None:
+            cuda.syncwarp()
+
+        made: Callable[..., Any] = self.device()(meet)
+        return made
+
     def exchange(self) -> Callable[..., Any]:
         """What the lane of that number, but for the bits of a mask, has."""
         cuda = numba_gpu.numba_cuda()
@@ -176,6 +186,7 @@ def walk_text(program: Program, memory: Memory = IntrinsicMemory) -> Text:
             values[f"store_pack_{k}"] = found.store_pack(role.storage, width)
     for k, role in enumerate(program.blocked):
         values |= {f"load_block_{k}": found.load(role.storage), f"store_block_{k}": found.store(role.storage)}
+    values |= {"meet": found.meet()}
     values |= {"load_bits": found.load("uint32"), "store_bits": found.store("uint32"), "exchange": found.exchange()}
     meaning = (
         program.compute,

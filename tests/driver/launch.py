@@ -55,7 +55,9 @@ class Launch:
         self.shared_written = np.zeros(size, bool)
         # Who touched each byte of shared memory since the last barrier: thread + 1.
         self.writer, self.reader = np.zeros(size, np.int64), np.zeros(size, np.int64)
-        self.log: dict[bool, list[tuple[Array, int, Array]]] = {False: [], True: []}  # global: (address, size, thread)
+        # Accesses of global memory: (address, size, thread, how often the warp's barrier had been passed).
+        self.log: dict[bool, list[tuple[Array, int, Array, Array]]] = {False: [], True: []}
+        self.met = np.zeros(self.count, np.int64)
         self.random = None if seed is None else np.random.default_rng(seed)
         self.clock = 0
 
@@ -88,7 +90,8 @@ class Launch:
         """Check an access of `size` bytes before it is made."""
         if space == "global":
             self.memory.check(address, size, write, where)
-            self.log[write].append((address, size, self.chosen(threads)))
+            chosen = self.chosen(threads)
+            self.log[write].append((address, size, chosen, self.met[chosen]))
             return
         if (address % np.uint64(size)).any():
             raise Fault(f"{where}: misaligned for {size} bytes")
@@ -196,7 +199,9 @@ class Launch:
         whole = waiting[lanes[which] == LANES]
         for at in np.unique(self.at[whole]):
             group = whole[self.at[whole] == at]
-            self._do(self.kernel.blocks[at - 1][-1], None if len(group) == self.count else group)
+            instruction = self.kernel.blocks[at - 1][-1]
+            self._do(instruction, None if len(group) == self.count else group)
+            self.met[group] += instruction.op == "bar"
         self.state[whole] = RUNNING
         return bool(whole.size)
 
@@ -235,26 +240,32 @@ class Launch:
         self.state[waiting.reshape(-1)] = RUNNING
         return True
 
-    def _touched(self, write: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Every byte of global memory that was written or read, and by which thread, in the order of addresses."""
+    def _touched(self, write: bool) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Every byte of global memory that was written or read, by which thread, and when; writes in the order of addresses, the
+        earliest first.
+        """
         entries = self.log[write]
         if not entries:
-            return (np.empty(0, np.int64),) * 2
-        spread = [np.add.outer(np.arange(n, dtype=np.int64), at.astype(np.int64)).reshape(-1) for at, n, _ in entries]
-        at, who = np.concatenate(spread), np.concatenate([np.tile(thread, n) for _, n, thread in entries])
-        order = np.argsort(at, kind="stable") if write else slice(None)
-        return at[order], who[order]
+            return (np.empty(0, np.int64),) * 3
+        spread = [np.add.outer(np.arange(n, dtype=np.int64), at.astype(np.int64)).reshape(-1) for at, n, *_ in entries]
+        at, who = np.concatenate(spread), np.concatenate([np.tile(thread, n) for _, n, thread, _ in entries])
+        when = np.concatenate([np.tile(met, n) for _, n, _, met in entries])
+        order = np.lexsort((when, at)) if write else slice(None)
+        return at[order], who[order], when[order]
 
     def _races(self) -> None:
-        """No byte of global memory that one thread writes may be used by another thread of the same launch."""
-        at, who = self._touched(True)
+        """No byte of global memory that one thread writes may be used by another thread of the same launch, but that one of its warp
+        may have read it before a barrier of the warp.
+        """
+        at, who, when = self._touched(True)
         if not at.size:
             return
         if ((np.diff(at) == 0) & (np.diff(who) != 0)).any():
             raise Fault(f"{self.kernel.name}: two threads write one address")
-        read, by = self._touched(False)
+        read, by, then = self._touched(False)
         found = np.minimum(np.searchsorted(at, read), len(at) - 1)
-        clash = (at[found] == read) & (who[found] != by)
+        ordered = (self.warp[who[found]] == self.warp[by]) & (then < when[found])
+        clash = (at[found] == read) & (who[found] != by) & ~ordered
         if clash.any():
             raise Fault(
                 f"{self.kernel.name}: a thread reads address {int(read[clash][0]):#x}, which another one writes"
