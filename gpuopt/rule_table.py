@@ -69,7 +69,7 @@ def traffic(rule: Rule) -> str:
     return span(rule, Program.traffic)
 
 
-def span(rule: Rule, count: Callable[[Program], int]) -> str:
+def span(rule: Rule, count: Callable[[Program], float]) -> str:
     """A count of the program: with the defaults, and the most that options of the rule's own make of it."""
     made = program(rule)
     usual, most = count(made), max(map(count, variants(rule, made)))

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from gpuopt import rules
-from gpuopt.compiler import to_cuda, to_cuda_sums, to_numba, to_numba_cuda, to_numba_sums
+from gpuopt.compiler import to_cuda, to_cuda_sums, to_numba_cuda, to_numba_sums, walks
 from gpuopt.compiler.host import row_inputs
 from gpuopt.compiler.lower import gradient_sums, program_for
 from gpuopt.compiler.names import OPTION
@@ -36,7 +36,7 @@ def parts(made: Program, backend: str) -> Texts:
     if backend == "numpy":
         return {"update": lambda: made.signature.definition.tree.source}
     if backend == "numba":
-        return {**_passes(made, to_numba_sums), "update": lambda: to_numba.cpu_source(made)}
+        return {**_passes(made, to_numba_sums), "update": lambda: walks.on_cpu(made)}
     by_numba = backend == "numba-cuda"
     sums: Any = to_numba_cuda if by_numba else to_cuda_sums
     layout, cut = gradient_sums(made.roles[1].storage, made.compute)
@@ -45,7 +45,7 @@ def parts(made: Program, backend: str) -> Texts:
         "prepare": lambda: (to_numba_cuda if by_numba else to_cuda).prepare_source(made, row_inputs(made)),
         **_passes(made, sums),
         "all_tensors": sums.all_tensors_source,
-        "update": lambda: to_numba_cuda.cuda_source(made) if by_numba else to_cuda.update_source(made),
+        "update": lambda: walks.on_gpu(made) if by_numba else to_cuda.update_source(made),
     }
 
 

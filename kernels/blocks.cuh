@@ -25,7 +25,7 @@ __device__ __forceinline__ float exchanged(float x, int mask) {
 #endif
 }
 
-// The larger (or smaller) of two numbers none of which is -0; NaN if either is NaN.
+// The larger (or smaller) of two numbers; NaN if either is NaN. Which zero of both is left open.
 template <bool LARGEST> __device__ __forceinline__ float extreme(float a, float b) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   float c;
@@ -160,14 +160,14 @@ template <class U, int E> __device__ __forceinline__ void join_lanes(float (&ext
 #pragma unroll
     for (int mask = 1; mask < U::lanes(E); mask *= 2)
       extremes[E] = extreme<U::largest(E)>(extremes[E], exchanged(extremes[E], mask));
-    if (extremes[E] != extremes[E]) extremes[E] = bits_float(0x7fc00000u);
+    extremes[E] = extremes[E] == extremes[E] ? extremes[E] + 0.0f : bits_float(0x7fc00000u);  // +0 for both zeros, one NaN for all
     join_lanes<U, E + 1>(extremes);
   }
 }
 
 template <class U, int E> __device__ __forceinline__ void join_term(float (&extremes)[U::EXTREMES + 1], const float* terms) {
   if constexpr (E < U::EXTREMES) {
-    extremes[E] = extreme<U::largest(E)>(extremes[E], terms[E] + 0.0f);  // a zero of either sign is +0
+    extremes[E] = extreme<U::largest(E)>(extremes[E], terms[E]);
     join_term<U, E + 1>(extremes, terms);
   }
 }
@@ -269,11 +269,13 @@ __device__ __forceinline__ void walk_blocks(const int64* table, const int64* til
 #pragma unroll
     for (int k = 0; k < U::VALUES; ++k) s[U::SCALARS + k] = values[(word >> 32) * U::VALUES + k];
     if (inside && first == 0 && lane == 0) U::store_cells(record, s);
+    int64 row = quotient(first, wide), from = (first - row * wide) * GROUP;
     for (int64 group = first; group < first + tile_size; ++group) {
-      const int64 row = quotient(group, wide), column = (group - row * wide) * GROUP + lane * EACH;
-      const int64 left = inside && group < groups ? width - column : 0;
+      const int64 column = from + lane * EACH, left = inside && group < groups ? width - column : 0;
       const int count = left < 0 ? 0 : left < EACH ? int(left) : EACH;
       update_lane<U>(at, slots, row, width, column, count, aligned && count == EACH, s);
+      from += GROUP;
+      if (from >= width) from = 0, ++row;
     }
   }
 }

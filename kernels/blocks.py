@@ -41,9 +41,10 @@ def walk(table, tiles, tile_count, tile_size, unit, device_rows, skip, values, s
             tensor = load_word(record, COL_TENSOR)
             seed = load_word(record, COL_SEED)
             HOLE("step")
+        block_row = quotient(first, block_wide)
+        beginning = (first - block_row * block_wide) * GROUP
         for group in range(first, first + tile_size):
-            block_row = quotient(group, block_wide)
-            column = (group - block_row * block_wide) * GROUP + lane * EACH
+            column = beginning + lane * EACH
             left = block_width - column if inside and group < groups else 0
             count = min(max(left, 0), EACH)
             whole = aligned and count == EACH
@@ -69,4 +70,8 @@ def walk(table, tiles, tile_count, tile_size, unit, device_rows, skip, values, s
                 else:
                     HOLE("store_single_codes")
                 HOLE("store_blocks")
+            beginning += GROUP
+            if beginning >= block_width:
+                beginning = 0
+                block_row += 1
         begin += cuda.gridDim.x * WARPS

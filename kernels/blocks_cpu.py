@@ -9,7 +9,9 @@ HOLE("constants")
 
 
 def walk(table, tiles, lo, hi, tile_size, rows, values, slots):
-    scratch = np.empty(SCRATCH * GROUP, np.uint32)  # random bits, what is kept, what goes to extremes, codes of four bits
+    scratch = np.empty(
+        SCRATCH * GROUP, np.uint32
+    )  # random bits, what is kept, what goes to extremes, codes of four bits
     bits = scratch.ctypes.data
     kept = bits + STREAMS * GROUP * 4
     terms = kept + KEPT * GROUP * 4

@@ -27,6 +27,7 @@ LAYERS = (
     ("launch.table", "launch.stream"),  # the columns that host and kernels agree on
     # Python's text and names, and how they become a tree; no rule
     ("compiler.tree", "compiler.names", "compiler.origin", "compiler.resolve", "compiler.inline", "compiler.whole"),
+    ("compiler.kinds", "compiler.extremes"),
     ("compiler.grammar", "compiler.parse"),
     ("rules.declared", "rules.definition", "rules.language", "formats"),
     ("rules",),

@@ -22,8 +22,9 @@ import numpy as np
 from gpuopt import driver
 from gpuopt.backends.device import DeviceBackend
 from gpuopt.backends.runtime import Runtime
-from gpuopt.compiler import numba_gpu, nvrtc, to_numba_cuda
+from gpuopt.compiler import numba_gpu, nvrtc, to_numba_cuda, walks
 from gpuopt.compiler.numba_gpu import Text
+from gpuopt.compiler.numba_memory import IntrinsicMemory
 from gpuopt.compiler.parts import Layout, Pass, PerMatrix, PerTensor
 from gpuopt.compiler.program import Program
 from gpuopt.compiler.to_cuda import blocks_per_sm
@@ -56,87 +57,6 @@ def numpy_too_new() -> str | None:
     if hasattr(np, "row_stack") or tuple(map(int, version("numba-cuda").split(".")[:2])) > (0, 30):
         return None
     return f"Numba CUDA {version('numba-cuda')} cannot compile with NumPy {np.__version__}; pip install 'numpy<2.5'"
-
-
-class IntrinsicMemory:
-    """The loads, stores and arithmetic that a generated text calls, as LLVM intrinsics."""
-
-    def __init__(self, compute: str) -> None:
-        from numba.cuda.extending import intrinsic
-
-        self.compute, self.intrinsic = compute, intrinsic
-
-    def load(self, storage: str, scope: int = 0, scopes: int = 1, compute: str | None = None) -> Callable[..., Any]:
-        from gpuopt.compiler import numba_ir
-
-        return numba_ir.load(self.intrinsic, storage, compute or self.compute, scope, scopes, space=1)
-
-    def store(self, storage: str, scope: int = 0, scopes: int = 1, compute: str | None = None) -> Callable[..., Any]:
-        from gpuopt.compiler import numba_ir
-
-        return numba_ir.store(self.intrinsic, storage, compute or self.compute, scope, scopes, 1)
-
-    def load_pack(self, storage: str, count: int) -> Callable[..., Any]:
-        from gpuopt.compiler import numba_packs
-
-        return numba_packs.load_pack(self.intrinsic, storage, self.compute, count)
-
-    def store_pack(self, storage: str, count: int) -> Callable[..., Any]:
-        from gpuopt.compiler import numba_packs
-
-        return numba_packs.store_pack(self.intrinsic, storage, self.compute, count)
-
-    def random(self) -> dict[str, Any]:
-        from gpuopt.compiler import numba_random
-
-        return {"philox": numba_random.philox(self.intrinsic), "chosen": numba_random.chosen(self.intrinsic)}
-
-    def meet(self) -> Callable[..., Any]:
-        """A barrier of the warp."""
-        cuda = numba_gpu.numba_cuda()
-
-        def meet() -> None:
-            cuda.syncwarp()
-
-        made: Callable[..., Any] = self.device()(meet)
-        return made
-
-    def exchange(self) -> Callable[..., Any]:
-        """What the lane of that number, but for the bits of a mask, has."""
-        cuda = numba_gpu.numba_cuda()
-
-        def exchange(x: Any, mask: Any) -> Any:
-            return cuda.shfl_xor_sync(0xFFFFFFFF, x, mask)
-
-        made: Callable[..., Any] = self.device()(exchange)
-        return made
-
-    def device(self) -> Callable[..., Any]:
-        """Makes a function one of the device, which is put into the place of each call."""
-        made: Callable[..., Any] = numba_gpu.numba_cuda().jit(device=True, forceinline=True)
-        return made
-
-    def quotient(self) -> Callable[..., Any]:
-        from gpuopt.compiler import numba_arithmetic
-
-        return numba_arithmetic.quotient(self.intrinsic)
-
-    def double_bits(self) -> Callable[..., Any]:
-        from gpuopt.compiler import numba_arithmetic
-
-        return numba_arithmetic.double_bits(self.intrinsic)
-
-    def power_of_two(self) -> Callable[..., Any]:
-        from gpuopt.compiler import numba_arithmetic
-
-        return numba_arithmetic.power_of_two(self.intrinsic)
-
-    def arithmetic(self) -> dict[str, Any]:
-        from gpuopt.compiler import numba_arithmetic
-
-        return numba_arithmetic.arithmetic(self.intrinsic, "cuda") | {
-            "ipow": numba_arithmetic.integer_power(self.intrinsic)
-        }
 
 
 Memory = Callable[[str], Any]  # makes, for a compute type, what has the methods of IntrinsicMemory
@@ -193,7 +113,7 @@ def walk_text(program: Program, memory: Memory = IntrinsicMemory) -> Text:
         [(r.storage, r.written) for r in (*program.roles, *program.blocked)],
         len(program.roles),
     )
-    return Text(to_numba_cuda.cuda_source(program), "walk", values, repr(meaning))
+    return Text(walks.on_gpu(program), "walk", values, repr(meaning))
 
 
 def reduce_text(layout: Layout, cut: Pass, memory: Memory = IntrinsicMemory) -> Text:

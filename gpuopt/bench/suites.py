@@ -55,7 +55,8 @@ class Case:
     @property
     def bytes_moved(self) -> int:
         """The least of one step, as the passes of the rule's program move it: arrays that it reads and writes."""
-        return self.parameters * program_of(self.optimizer, self.dtype, self.state_format, self.param_format).traffic()
+        made = program_of(self.optimizer, self.dtype, self.state_format, self.param_format)
+        return round(self.parameters * made.traffic())
 
     @property
     def bytes_held(self) -> int:

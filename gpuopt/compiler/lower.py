@@ -108,8 +108,9 @@ def ending(signature: Signature, roles: Mapping[str, Role]) -> Ending:
         made.before.append(Assign(new(coded), Expr("name", (coded.name,)), statements[-1].line, statements[-1].file))
         made.kept.append(new(coded))
         before, extremes, behind = taken_out(statements, f"{CODE}{coded.name}_", len(made.extremes), coded.format.block)
-        for part, more in zip(made, (before, extremes, behind), strict=False):
-            part.extend(more)  # type: ignore[arg-type]
+        made.before.extend(before)
+        made.extremes.extend(extremes)
+        made.behind.extend(behind)
     return made
 
 
@@ -158,5 +159,5 @@ def program_for(signature: Signature) -> Program:
     calls = tuple(kind.name.lower() for kind in cutter.calls)
     counts = tuple(Expr("count", (shift,)) for shift in COUNT_BITS) if drawn(signature.coded) else ()
     later = tuple(end.extremes), tuple(end.behind), tuple(end.kept)
-    own = tuple(body) if any(coded.format.corrects for coded in signature.coded) else ()
-    return Program(signature.rule.name, signature, passes, (*row, *counts), wide, calls, *later, own)
+    changed = tuple(body) if any(coded.format.corrects for coded in signature.coded) else ()
+    return Program(signature.rule.name, signature, passes, (*row, *counts), wide, calls, *later, changed)

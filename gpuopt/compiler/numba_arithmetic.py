@@ -111,15 +111,15 @@ def _cast(intrinsic: Any, of: Any, to: Any) -> Callable[..., Any]:
 
 
 def _order(intrinsic: Any, sign: float) -> Callable[..., Any]:
-    """`f(x)`: a whole number with a sign that is larger where x is, or where x is smaller for the other sign; the largest of all for
-    NaN. A maximum of such numbers is vectorised, one of floating-point numbers that minds NaN is not.
+    """`f(x)`: a whole number with a sign that is larger where x is, or where x is smaller for the other sign; the largest of all
+    for NaN. A maximum of such numbers is vectorised, one of floating-point numbers that minds NaN is not.
     """
 
     @intrinsic
     def order(typingctx: Any, x: Any) -> Any:
         def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-            i32, f32 = ir.IntType(32), ir.FloatType()
-            y = builder.fadd(args[0], ir.Constant(f32, 0.0))  # no zero is -0
+            i32 = ir.IntType(32)
+            y = args[0]
             bits = builder.bitcast(builder.fneg(y) if sign < 0 else y, i32)
             flip = builder.and_(builder.ashr(bits, ir.Constant(i32, 31)), ir.Constant(i32, 0x7FFFFFFF))
             found = builder.xor(bits, flip)
@@ -146,7 +146,7 @@ def _larger(intrinsic: Any) -> Callable[..., Any]:
 
 
 def _value(intrinsic: Any, sign: float) -> Callable[..., Any]:
-    """The number that `_order` made such a one of; one NaN for all."""
+    """The number that `_order` made such a one of; +0 for both zeros, and one NaN for all."""
 
     @intrinsic
     def value(typingctx: Any, n: Any) -> Any:

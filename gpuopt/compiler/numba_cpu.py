@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from gpuopt.compiler import cache as disk
-from gpuopt.compiler import to_numba, to_numba_sums
+from gpuopt.compiler import to_numba_sums, walks
 from gpuopt.compiler.parts import Layout, Pass, PerMatrix, PerTensor
 from gpuopt.compiler.program import Program
 
@@ -77,7 +77,7 @@ def walk_address(program: Program) -> int:
         return values | {"philox": numba_random.philox(intrinsic), "chosen": numba_random.chosen(intrinsic)}
 
     meaning = (program.compute, [(r.storage, r.written) for r in (*roles, *blocked)], len(roles))
-    return address_of(to_numba.cpu_source(program), "walk", names, repr(meaning), 8)
+    return address_of(walks.on_cpu(program), "walk", names, repr(meaning), 8)
 
 
 @cache

@@ -68,7 +68,8 @@ class Signature:
 
     Flags and roles of the options' fragments (`rules/options.py`) have an "@" in front: "@scaled", "@mask". cells: states of one
     number a tensor; vectors: of one a row or column; blocked: of one number for several elements of a row; matrix: whether the
-    tensors have rows and columns; coded: values whose roles are planes of a format. The definition is what the rule means when the signature is made.
+    tensors have rows and columns; coded: values whose roles are planes of a format. The definition is what the rule means when the
+    signature is made.
     """
 
     rule: Rule

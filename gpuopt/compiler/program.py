@@ -141,12 +141,12 @@ class Program:
         """Bytes that a step moves for each element: what every pass reads, and what the update writes. before: passes besides, such
         as `lower.gradient_sums`. What there is one of a tensor, row or column is not in it: see `traffic_along`.
         """
-        sizes = [STORAGES[r.storage].itemsize for r in self.roles]
-        read = sum(sizes[k] for each in (*before, *self.passes) for k in each.reads)
-        read += sum(size for size, r in zip(sizes, self.roles, strict=True) if r.written)
-        of_blocks = [STORAGES[r.storage].itemsize / r.per for r in self.blocked]
-        read += sum(of_blocks[k] for each in self.passes for k in each.blocked)
-        return read + sum(size for size, r in zip(of_blocks, self.blocked, strict=True) if r.written)
+        roles, blocked = ([STORAGES[r.storage].itemsize / r.per for r in of] for of in (self.roles, self.blocked))
+        moved = sum(roles[k] for each in (*before, *self.passes) for k in each.reads)
+        moved += sum(blocked[k] for each in self.passes for k in each.blocked)
+        every = zip((*roles, *blocked), (*self.roles, *self.blocked), strict=True)
+        moved += sum(size for size, r in every if r.written)
+        return int(moved) if moved == int(moved) else moved
 
     def traffic_along(self, rows: int, columns: int) -> int:
         """Bytes that a step moves besides for a matrix of this shape: its states, sums of blocks, whole sums and what passes use of

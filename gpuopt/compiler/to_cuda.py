@@ -9,59 +9,18 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from functools import cache
 
-from gpuopt.compiler.extremes import EXTREME
+from gpuopt.compiler import to_cuda_blocks as blocks
+from gpuopt.compiler.cuda_text import CTYPE, DOUBLE, INFINITY, joined, loaded, statements
 from gpuopt.compiler.host import is_integer, prepare_statements, whole_variables
-from gpuopt.compiler.kinds import LINE_SUMS
 from gpuopt.compiler.names import literal, safe
-from gpuopt.compiler.parts import Layout, Role
+from gpuopt.compiler.parts import Layout
 from gpuopt.compiler.program import Program
 from gpuopt.compiler.template import kernel_text
-from gpuopt.compiler.tree import COMPARISONS, Add, Assign, Expr
-from gpuopt.compiler.whole import CONSTANT, RANDOM, is_whole
+from gpuopt.compiler.tree import Expr
 from gpuopt.errors import InputError
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.launch import table
 
-_C = {
-    "add": "({} + {})",
-    "sub": "({} - {})",
-    "mul": "({} * {})",
-    "div": "({} / {})",
-    "neg": "(-{})",
-    "lt": "({} < {})",
-    "le": "({} <= {})",
-    "gt": "({} > {})",
-    "ge": "({} >= {})",
-    "eq": "({} == {})",
-    "ne": "({} != {})",
-    "where": "select<C>({}, {}, {})",
-    "abs": "absolute({})",
-    "sqrt": "square_root({})",
-    "sign": "sign_of({})",
-    "minimum": "minimum<C>({}, {})",
-    "maximum": "maximum<C>({}, {})",
-}
-WHOLE = {
-    "bits": "float_bits({})",
-    "from_bits": "bits_float({})",
-    "iwhere": "select<unsigned>({}, {}, {})",
-    **{"i" + op: _C[op] for op in ("add", "sub", "mul", *COMPARISONS)},
-    **{
-        op: f"({{}} {sign} {{}})"
-        for op, sign in (("iand", "&"), ("ior", "|"), ("ixor", "^"), ("ishl", "<<"), ("ishr", ">>"))
-    },
-}
-# `prepare` in float64 on the device: the twin of the table in host.py.
-_DOUBLE = _C | {
-    "where": "({} ? {} : {})",
-    "minimum": "minimum<double>({}, {})",
-    "maximum": "maximum<double>({}, {})",
-    "pow": "pow({}, {})",
-    "exp": "exp({})",
-    "log": "log({})",
-}
-INFINITY = "(1e300 * 1e300)"  # NVRTC knows no name for it without a header
-CTYPE = {"float32": "float", "float64": "double"}
 # Arrays, scalars and words of random bits that 64 registers hold (80 in float64), by lanes.
 MANY = {2: 10, 4: 16, 8: 11}
 ROW_BYTES = 3840  # of the 4 KB that kernel arguments may take
@@ -86,69 +45,6 @@ def headers() -> str:
     ):
         text += f'#line 1 "kernels/{name}.cuh"\n' + kernel_text(f"{name}.cuh").replace("#pragma once\n", "\n")
     return text
-
-
-# Numbers of a tensor, row, column or matrix in the compute type.
-ALONG = {"value": "row[SCALARS + {}]", "vector": "x[ROLES + {}]", "sum_along": "along{}", "sum_of_matrix": "m[{}]"}
-
-
-def print_expr(expr: Expr) -> str:
-    """C++ text in the compute type `C`; `row` holds the scalars."""
-    if expr.op == "name":
-        return safe(str(expr.args[0]))
-    if expr.op == "scalar":
-        return f"row[{expr.args[0]}]"
-    if expr.op == RANDOM:
-        return f"random_{expr.args[0]}"
-    if expr.op == EXTREME:
-        return f"extremes[{expr.args[0]}]"
-    if expr.op in ALONG:
-        return ALONG[expr.op].format(*expr.args)
-    if expr.op == "const":
-        return f"C({literal(float(expr.args[0]), INFINITY)})"  # type: ignore[arg-type]
-    if expr.op == CONSTANT:
-        return f"0x{expr.args[0]:x}u"
-    return (_C | WHOLE)[expr.op].format(*(print_expr(child) for child in expr.children()))
-
-
-def statements(
-    body: Sequence[Assign | Add], roles: Sequence[Role], first: int = 0, others: Collection[str] = ()
-) -> list[str]:
-    """One declared variable per local name, one line per statement, each under the line it came from; sums from `first` on.
-    others: variables that are declared already.
-    """
-    lines: list[str] = []
-    declared, whole = {*others, *(r.variable for r in roles)}, {r.variable for r in roles if r.code}
-    for s in body:
-        if s.file:
-            lines.append(f'#line {s.line} "{s.file}"')
-        if isinstance(s, Add):
-            into = f"sums[{s.index - first}]"
-            if s.kind in LINE_SUMS:
-                lines.append(f"    {into} = {print_expr(s.expr)};")
-                continue
-            lines.append(f"    {into} = {joined(s.kind, 'C').format(into, print_expr(s.expr))};")
-            continue
-        kind = "" if s.name in declared else "unsigned " if is_whole(s.expr, whole) else "C "
-        if kind == "unsigned ":
-            whole.add(s.name)
-        lines.append(f"    {kind}{safe(s.name)} = {print_expr(s.expr)};")
-        declared.add(s.name)
-    return lines
-
-
-def loaded(place: int, role: Role, kind: str) -> str:
-    """The variable of a role, of that kind where it is a number."""
-    return (
-        f"    unsigned {safe(role.variable)} = float_bits(x[{place}]);"
-        if role.code
-        else (f"    {kind} {safe(role.variable)} = x[{place}];")
-    )
-
-
-def joined(kind: str, number: str) -> str:
-    """Two parts of a sum in one, in the type of that name."""
-    return f"maximum<{number}>({{}}, {{}})" if kind == "tensor_max" else "{} + {}"
 
 
 def joins(kinds: Sequence[str], number: str) -> list[str]:
@@ -181,8 +77,6 @@ def blocks_per_sm(program: Program) -> int:
 
 def update_struct(program: Program) -> str:
     """The rule as a functor for multi_tensor.cuh, or for blocks.cuh."""
-    from gpuopt.compiler import to_cuda_blocks as blocks
-
     late = blocks.coded(program)
     random = [f"    const unsigned random_{k} = words[{d.stream}] >> {d.shift};" for k, d in program.draws.items()]
     references = [loaded(k, r, "C&") for k, r in enumerate(program.roles)] + blocks.loads(program, False) + random
@@ -229,8 +123,6 @@ def update_struct(program: Program) -> str:
 
 def vector_members(layout: Layout) -> list[str]:
     """The numbers of the row, column, matrix and blocks of an element, for the structs of passes."""
-    from gpuopt.compiler.to_cuda_blocks import of_element
-
     where = {
         "row": "shape[OF_FIRST_ROW] + at",
         "column": "shape[OF_FIRST_COLUMN] + matrix * shape[OF_COLUMNS] + i - at * shape[OF_COLUMNS]",
@@ -246,7 +138,7 @@ def vector_members(layout: Layout) -> list[str]:
         f"  static constexpr int VECTORS = {len(layout.slots) + len(layout.blocked)};",
         f"  static __device__ __forceinline__ void vectors({head}) {{",
         *(at + lines if lines else []),
-        *of_element(layout),
+        *blocks.of_element(layout),
         "  }",
     ]
 
@@ -298,7 +190,7 @@ def print_double(expr: Expr, whole: Collection[str] = ()) -> str:
     if expr.op == "pow" and is_integer(list(expr.children())[1], whole):
         base, exponent = expr.children()
         return f"integer_power({print_double(base, whole)}, int64({print_double(exponent, whole)}))"
-    return _DOUBLE[expr.op].format(*(print_double(child, whole) for child in expr.children()))
+    return DOUBLE[expr.op].format(*(print_double(child, whole) for child in expr.children()))
 
 
 def prepare_source(program: Program, inputs: tuple[str, ...]) -> str:

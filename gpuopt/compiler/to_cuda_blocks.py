@@ -5,10 +5,10 @@ Knows no rule and no format: codes and extremes are statements like all others.
 
 from __future__ import annotations
 
+from gpuopt.compiler.cuda_text import loaded, statements
 from gpuopt.compiler.names import safe
 from gpuopt.compiler.parts import Layout
 from gpuopt.compiler.program import Program
-from gpuopt.compiler.to_cuda import loaded, statements
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.launch import table as t
 

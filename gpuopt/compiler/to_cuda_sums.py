@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gpuopt.compiler import to_cuda
+from gpuopt.compiler.cuda_text import CTYPE, loaded, print_expr, statements
 from gpuopt.compiler.names import safe
 from gpuopt.compiler.parts import Layout, Pass, PerMatrix, PerTensor
-from gpuopt.compiler.to_cuda import CTYPE, joins, loaded, print_double, print_expr, statements, vector_members
+from gpuopt.compiler.to_cuda import joins, print_double, vector_members
 from gpuopt.compiler.tree import Assign
 from gpuopt.formats.dtypes import STORAGES
 
@@ -19,9 +20,7 @@ def reduce_source(layout: Layout, cut: Pass) -> str:
     """The translation unit of `gpuopt_reduce`, a pass that sums, or `gpuopt_reduce_along`, one along rows and columns."""
     roles = [layout.roles[k] for k in cut.reads]
     references = [loaded(k, r, "C") for k, r in enumerate(roles)]
-    references += [
-        loaded(k, r, "C") for k, (_, r) in enumerate(layout.blocked, len(roles) + len(layout.slots)) if r.code
-    ]
+    references += [loaded(k, r, "C") for k, (_, r) in enumerate(layout.blocked, len(roles) + len(layout.slots))]
     storages = [
         f"template <> struct Measure::Storage<{k}> {{ typedef {STORAGES[r.storage].ctype} T; }};  // {r.name}"
         for k, r in enumerate(roles)

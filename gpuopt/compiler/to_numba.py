@@ -143,11 +143,7 @@ WHOLE = 2**31  # no tile is as long
 
 
 def cpu_source(program: Program) -> str:
-    """The whole text of the CPU kernel: kernels/multi_tensor_cpu.py for one program, or kernels/blocks_cpu.py."""
-    if program.in_blocks:
-        from gpuopt.compiler import to_numba_blocks
-
-        return to_numba_blocks.cpu_source(program)
+    """The whole text of the CPU kernel: kernels/multi_tensor_cpu.py for one program."""
     roles = program.roles
     holes = {
         "scalars": scalar_loads(len(program.row)),

@@ -138,11 +138,7 @@ def _single(program: Program, update: Callable[..., str]) -> list[str]:
 
 
 def cuda_source(program: Program) -> str:
-    """The whole text of the GPU kernel: kernels/multi_tensor.py for one program, or kernels/blocks.py."""
-    if program.in_blocks:
-        from gpuopt.compiler import to_numba_cuda_blocks
-
-        return to_numba_cuda_blocks.source(program)
+    """The whole text of the GPU kernel: kernels/multi_tensor.py for one program."""
     names = scalar_names(program)
     everything = replace(program.update, reads=tuple(range(len(program.roles))))
     written = [safe(r.variable) for r in program.roles if r.written]

@@ -33,7 +33,7 @@ from gpuopt.launch import table as t
 EVERY = range(t.EACH)
 
 
-def source(program: Program) -> str:
+def cuda_source(program: Program) -> str:
     """The whole text of the GPU kernel."""
     late = coded(program)
     early = [(k, r) for k, r in enumerate(program.roles) if r.written and r.name not in late]
@@ -228,19 +228,20 @@ def update(program: Program, shared: Sequence[str], early: Sequence[tuple[int, R
             lines.append(f"if {j} < count:")
         for k, e in enumerate(program.extremes):
             joins = e.kind.replace("block_max", "maximum").replace("block_min", "minimum")
-            lines.append(f"    extreme{k} = {joins}(extreme{k}, {safe(e.variable)}_{j} + C(0))")  # no zero is -0
+            lines.append(f"    extreme{k} = {joins}(extreme{k}, {safe(e.variable)}_{j})")
     return lines
 
 
 def joined(program: Program, k: int) -> list[str]:
-    """An extreme of all lanes of a block; one NaN for all."""
+    """An extreme of all lanes of a block; +0 for both zeros, and one NaN for all."""
     of = program.extremes[k]
     joins = of.kind.replace("block_max", "maximum").replace("block_min", "minimum")
     lines, mask = [], 1
     while mask < of.block // t.EACH:
         lines.append(f"extreme{k} = {joins}(extreme{k}, exchange(extreme{k}, {mask}))")
         mask *= 2
-    return [*lines, f"extreme{k} = select(extreme{k} == extreme{k}, extreme{k}, bits_float(U({0x7FC00000})))"]
+    nan = f"bits_float(U({0x7FC00000}))"
+    return [*lines, f"extreme{k} = select(extreme{k} == extreme{k}, extreme{k} + C(0), {nan})"]
 
 
 def encode(program: Program) -> list[str]:

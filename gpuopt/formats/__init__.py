@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 OF_PARAMETERS = ("stochastic", "kahan", "split8", "split16", "master32")
 OF_STATES = ("signed8", "squares8", "sizes8", "float8", "signed4", "squares4")
-# state_format -> the format of states that hold these. One that never falls is not kept in four bits where its neighbours need them.
+# state_format -> the format of states that hold these. One that never falls is not kept in four bits where its neighbours need
+# them.
 CHOICES = {
     "int8": {"numbers": "signed8", "squares": "squares8", "sizes": "sizes8"},
     "auto8": {"numbers": "signed8", "squares": "squares8", "sizes": "sizes8"},

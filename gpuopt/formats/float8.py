@@ -11,8 +11,8 @@ from gpuopt.rules.primitives import bits, block_max, from_bits, where
 
 @format(planes={"code": "uint8"}, per_block={"top": "uint8"}, block=256)
 def float8(code: Any, top: Any) -> Any:
-    """E4M3 of Micikevicius et al. 2022, "FP8 formats for deep learning", up to 448, times a power of two, so that the block's largest
-    value is within them; rounded stochastically. Below 2^-118 a block's units are no smaller; above 2.9e38 it is NaN.
+    """E4M3 of Micikevicius et al. 2022, "FP8 formats for deep learning", up to 448, times a power of two, so that the block's
+    largest value is within them; rounded stochastically. Below 2^-118 a block's units are no smaller; above 2.9e38 it is NaN.
     """
     c = code & 0x7F
     whole = count(c)

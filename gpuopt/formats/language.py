@@ -4,8 +4,9 @@ Written for the authors of formats. On NumPy both run as Python on arrays; every
 `gpuopt.compiler`, which puts them before and behind the rule. This file must not know any backend, compiler or optimizer.
 
 Besides what a rule has, a format has whole numbers of 32 bits, which wrap around: `bits(x)` of a float32, `from_bits(n)` back, and
-`+ - * & | ^ << >>`, comparisons and `where` among them. A code is such a number, zero above its own bits; what is stored of a result
-are its low bits. A format of blocks has besides the largest and the smallest value of a block, `block_max(x)` and `block_min(x)`.
+`+ - * & | ^ << >>`, comparisons and `where` among them. A code is such a number, zero above its own bits; what is stored of a
+result are its low bits. A format of blocks has besides the largest and the smallest value of a block, `block_max(x)` and
+`block_min(x)`.
 """
 
 from __future__ import annotations
@@ -115,8 +116,8 @@ class Format:
     @cached_property
     def encoding(self) -> FunctionTree:
         """The tree of `encode`."""
-        from gpuopt.compiler.origin import place
         from gpuopt.compiler.extremes import check_blocks
+        from gpuopt.compiler.origin import place
         from gpuopt.compiler.parse import parse_format
         from gpuopt.compiler.whole import check
 
@@ -146,23 +147,25 @@ class Format:
 
     # ------------------------------------------------------------------------------------------- on arrays
 
-    def decoded(self, planes: Sequence[NDArray[Any]], half: bool, shape: tuple[int, int]) -> tuple[NDArray[Any], ...]:
+    def decoded(
+        self, planes: Sequence[NDArray[Any]], half: bool, shape: tuple[int, int] | None = None
+    ) -> tuple[NDArray[Any], ...]:
         """The values of planes as they are stored, whole numbers of any type and numbers as float32, and their correction where
-        there is one: flat. shape: rows, and elements of each.
+        there is one: flat. shape: rows, and elements of each; by default one row.
         """
-        blocks = Blocks(*shape, self.block)
+        blocks = Blocks(*(shape or (1, planes[0].size)), self.block)
         given = [blocks.spread(array, plane) for array, plane in zip(planes, self.planes, strict=True)]
         with np.errstate(all="ignore"):
             found = self.function(*given, **_flags(self.decoding, half))
         return found if isinstance(found, tuple) else (found,)
 
     def encoded(
-        self, x: NDArray[Any], half: bool, random: NDArray[np.uint32] | None, shape: tuple[int, int]
+        self, x: NDArray[Any], half: bool, random: NDArray[np.uint32] | None, shape: tuple[int, int] | None = None
     ) -> list[NDArray[Any]]:
         """The planes, as they are stored, of flat float32 values."""
         given = {} if random is None else {"random": random}
         flags = _flags(self.encoding, half)  # first: it says so where there is no encode
-        blocks = Blocks(*shape, self.block)
+        blocks = Blocks(*(shape or (1, x.size)), self.block)
         assert self.encoder is not None
         with np.errstate(all="ignore"), reductions(blocks):
             found = self.encoder(x, **given, **flags)
@@ -182,7 +185,7 @@ class Blocks:
     def reduce(self, kind: str, x: Any) -> Any:
         """The largest or smallest value of its block, for each element."""
         ufunc = {"block_max": np.maximum, "block_min": np.minimum}[kind]
-        found = ufunc.reduceat(x + np.float32(0), self.starts)  # no zero of either sign is the larger one
+        found = ufunc.reduceat(x, self.starts) + np.float32(0)  # which zero is the larger one is left open
         found.view(np.uint32)[found != found] = NAN
         return np.repeat(found, self.counts)
 
@@ -230,11 +233,11 @@ def format(
 
     planes: the arrays, by the names of the function's arguments. Of a format of parameters the first is "parameter", the one that
     the caller sees, 16 bits of it. "int8", "int16", "uint8", "uint16" and "uint4", two of which are a byte, are whole numbers, zero
-    before the first step; "float32" and "same" (as the parameter) are numbers. With a flag `half: bool` a format of parameters knows
-    float16 from bfloat16.
-    per_block: arrays of one such number for each block of `block` elements of a row, 32, 64, 128 or 256. Formats with these, and all
-    without "parameter", are of states, which `decode` may give with a second number: what the rule is to multiply the state with
-    wherever it does not compute the next one.
+    before the first step; "float32" and "same" (as the parameter) are numbers. With a flag `half: bool` a format of parameters
+    knows float16 from bfloat16.
+    per_block: arrays of one such number for each block of `block` elements of a row, 32, 64, 128 or 256. Formats with these, and
+    all without "parameter", are of states, which `decode` may give with a second number: what the rule is to multiply the state
+    with wherever it does not compute the next one.
     Raises RuleSyntaxError for what is none of these.
     """
     if not isinstance(planes, Mapping) or not planes:

@@ -11,9 +11,9 @@ from gpuopt.rules.primitives import bits, block_max, from_bits, where
 
 @format(planes={"code": PACKED}, per_block={"top": "uint8"}, block=128)
 def signed4(code: Any, top: Any) -> Any:
-    """-7 to 7 in equal steps, a power of two, so that the block's largest value is within them; rounded stochastically. Small floats
-    waste their levels near zero: E2M1 departs from float32 in training where this does not. Below 2^-124 a block's steps are no
-    smaller; above 2.9e38 it is NaN.
+    """-7 to 7 in equal steps, a power of two, so that the block's largest value is within them; rounded stochastically. Small
+    floats waste their levels near zero: E2M1 departs from float32 in training where this does not. Below 2^-124 a block's steps are
+    no smaller; above 2.9e38 it is NaN.
     """
     y = from_bits((code ^ 8) + 0x4B3FFFF8) - 12582912.0
     n = most(top, 3)

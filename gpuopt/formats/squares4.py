@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from gpuopt.formats.language import PACKED, format
-from gpuopt.formats.scales import count, least, most
+from gpuopt.formats.scales import count, least
 from gpuopt.rules.primitives import bits, block_max, block_min, from_bits, maximum, where
 
 
 @format(planes={"code": PACKED}, per_block={"top": "float32", "low": "uint16"}, block=128)
 def squares4(code: Any, top: Any, low: Any) -> Any:
-    """Sixteen numbers from the block's smallest to its largest value, equally far apart in the bits of float32 (a geometric progression
-    whose ratio is nearly the same throughout), rounded stochastically between neighbours. The largest is kept as it is: rounded to
-    nearest it could not grow by a thousandth of itself, which is what a step adds. The smallest is rounded to the nearest 128th of an
-    octave: rounded outwards the range would widen by itself, since what lies below the smallest value is sometimes chosen. With what it
-    is to be multiplied with in the update, ratio^0.4 (see `squares8`).
+    """Sixteen numbers from the block's smallest to its largest value, equally far apart in the bits of float32 (a geometric
+    progression whose ratio is nearly the same throughout), rounded stochastically between neighbours. The largest is kept as it is:
+    rounded to nearest it could not grow by a thousandth of itself, which is what a step adds. The smallest is rounded to the
+    nearest 128th of an octave: rounded outwards the range would widen by itself, since what lies below the smallest value is
+    sometimes chosen. With what it is to be multiplied with in the update, ratio^0.4 (see `squares8`).
     """
     base = low << 16
     range = bits(top) - base

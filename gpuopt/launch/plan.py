@@ -110,8 +110,8 @@ class Plan:
             self.version += 1
 
     def _align(self, which: Int64 | slice) -> None:
-        """Choose each tensor's head, 0 to lanes - 1 elements, so that every role is aligned behind it if any head can. In a walk over
-        blocks there is none, and aligned is where every lane of every row begins so.
+        """Choose each tensor's head, 0 to lanes - 1 elements, so that every role is aligned behind it if any head can. In a walk
+        over blocks there is none, and aligned is where every lane of every row begins so.
 
         Where elements are rounded at random, those behind the head begin with one that begins a block of random numbers.
         """

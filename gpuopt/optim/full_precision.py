@@ -58,8 +58,9 @@ def decoded(
     for plane in kept.planes:
         found = shown if plane.dtype == VISIBLE else next(rest)
         given.append((found.view(numpy_dtype(dtype)) if plane.dtype == SAME else found).reshape(-1))
-    (made,) = kept.decoded(given, dtype == "float16", (1, shown.size))
-    return made.reshape(shown.shape)
+    (made,) = kept.decoded(given, dtype == "float16")
+    full: NDArray[Any] = made.reshape(shown.shape)
+    return full
 
 
 def keeps(rule: Rule, dtype: str) -> bool:
@@ -76,7 +77,7 @@ def encoded(rule: Rule, full: NDArray[Any], dtype: str, place: tuple[int, int, i
     random = philox.words(*place, BETWEEN, 0, flat.size) if kept.random else None
     made = {}
     names = iter(state.name for state in planes(kept))
-    codes_of_all = kept.encoded(flat, dtype == "float16", random, (1, flat.size))
+    codes_of_all = kept.encoded(flat, dtype == "float16", random)
     for plane, codes in zip(kept.planes, codes_of_all, strict=True):
         if plane.dtype == VISIBLE:
             name, found = "p", codes.astype(np.uint16).view(numpy_dtype(dtype)).astype(np.float32)

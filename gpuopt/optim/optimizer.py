@@ -32,9 +32,10 @@ class Optimizer(between.BetweenSteps):
     host or a GPU; complex numbers are stepped as pairs of real ones, as in torch.
     backend: "auto" (None), "numpy", "numba", "cuda", "cupy" or "numba-cuda".
     state_format: "float32", "bfloat16" (rounded stochastically), "int8", "float8", "int4", "auto8" or "auto4", a `gpuopt.format` of
-    states, or a dict of one for each state; states of float64 parameters are float64. In 8 and 4 bits are the states of tensors of two
-    axes or more with 4,096 elements or more, those of others are float32. param_format: of parameters of 16 bits, "native" (rounded to nearest), "stochastic", "kahan", "split8", "split16",
-    "master32" or a `gpuopt.format`; what it keeps beside a parameter is among the states.
+    states, or a dict of one for each state; states of float64 parameters are float64. In 8 and 4 bits are the states of tensors of
+    two axes or more with 4,096 elements or more, those of others are float32.
+    param_format: of parameters of 16 bits, "native" (rounded to nearest), "stochastic", "kahan", "split8", "split16", "master32" or
+    a `gpuopt.format`; what it keeps beside a parameter is among the states.
     seed: of what is rounded at random; the same seed gives the same bits on every backend.
     max_grad_norm: clip all gradients by their global 2-norm. grad_scale: divide gradients by this number or one-element
     array. skip_nonfinite: skip the whole step, step counts included, where a gradient holds NaN or infinity.

@@ -159,8 +159,8 @@ def restored(
     allocate: Callable[[Parameter, Mapping[str, object]], dict[str, Any]],
     seed: int = 0,
 ) -> tuple[int, dict[str, Any]]:
-    """The step count of one tensor and its states, new arrays in the memory order and the formats of this optimizer. seed: of what is
-    rounded at random where states come from another format.
+    """The step count of one tensor and its states, new arrays in the memory order and the formats of this optimizer. seed: of what
+    is rounded at random where states come from another format.
     """
     if entry is None:
         return 0, {}

@@ -254,8 +254,8 @@ class Launch:
         return at[order], who[order], when[order]
 
     def _races(self) -> None:
-        """No byte of global memory that one thread writes may be used by another thread of the same launch, but that one of its warp
-        may have read it before a barrier of the warp.
+        """No byte of global memory that one thread writes may be used by another thread of the same launch, but that one of its
+        warp may have read it before a barrier of the warp.
         """
         at, who, when = self._touched(True)
         if not at.size:

@@ -186,7 +186,9 @@ class Case:
                 made[name] = Arena(role.storage, shapes, self.offsets.get(name, [0] * len(shapes)))
             for i, shape in enumerate(self.shapes):
                 rng = np.random.default_rng([self.seed, 100 + k, i])
-                given = values(rng, "float32", math.prod(shape), self.odd / 100)  # one that is not finite spoils a block
+                given = values(
+                    rng, "float32", math.prod(shape), self.odd / 100
+                )  # one that is not finite spoils a block
                 if coded.format.name not in ("signed8", "signed4", "float8"):
                     given = np.abs(given)
                 for name, plane in zip(coded.planes, codes(coded.format, given.reshape(shape), (0, i, 0)), strict=True):
