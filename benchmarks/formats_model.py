@@ -5,7 +5,9 @@ Knows no optimizer.
 
 from __future__ import annotations
 
+import math
 import os
+import statistics
 from pathlib import Path
 
 import torch
