@@ -43,6 +43,8 @@ _HOMES = {
         "epsilon",
         "bits",
         "from_bits",
+        "block_max",
+        "block_min",
     ),
     "gpuopt.source": ("kernel_source",),
     "gpuopt.formats.language": ("format",),

@@ -1,6 +1,6 @@
 """How much memory an optimizer takes: bytes a parameter of every optimizer and format, and of other libraries; `gpuopt memory 8e9`.
 
-Public: `gpuopt.memory`. Counts what the programs of the rules say that there is, so that a new optimizer or format appears by
+Public: `gpuopt.memory`. Counts the states that optimizers would make, so that a new optimizer or format appears by
 itself. Knows no kernel and allocates nothing.
 """
 
@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from gpuopt import drawing, rules
-from gpuopt.compiler.names import CODE
-from gpuopt.compiler.program import Program
 from gpuopt.errors import InputError, entry
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.messages import abbreviated
-from gpuopt.rules.definition import MATRIX
+from gpuopt.optim.keeping import keeping
+from gpuopt.optim.states import kept_dtype
 from gpuopt.rules.language import Rule, checked_rule
-from gpuopt.source import program
+from gpuopt.source import LARGE, checked, program
 
 GIB = 2**30
 # What `gpuopt memory` tells of each optimizer: a name, dtype of parameters and gradients, options.
@@ -30,6 +29,9 @@ COMBINATIONS: dict[str, tuple[str, dict[str, str]]] = {
     "bf16 split8": ("bfloat16", {"param_format": "split8"}),
     "bf16 split8, bf16 states": ("bfloat16", {"param_format": "split8", "state_format": "bfloat16"}),
     "bf16, bf16 states": ("bfloat16", {"state_format": "bfloat16"}),
+    "bf16, int8 states": ("bfloat16", {"state_format": "int8"}),
+    "bf16 split8, int8 states": ("bfloat16", {"param_format": "split8", "state_format": "int8"}),
+    "bf16 split8, int4 states": ("bfloat16", {"param_format": "split8", "state_format": "int4"}),
 }
 
 
@@ -64,30 +66,21 @@ def bytes_of(
     rule: Rule, name: str, dtype: str, options: Mapping[str, Any], shapes: Sequence[tuple[int, ...]] = ()
 ) -> Bytes:
     """Of one optimizer with these options. States of one number a tensor, row or column count where shapes are given."""
-    parts = []
-    for matrix in (True, False):
-        mine = [shape for shape in shapes if (len(shape) > 1 or MATRIX not in rule.tree.flags) is matrix]
-        if mine or (matrix and not shapes):
-            made = program(rule, param_dtype=dtype, matrix=matrix, **options)
-            parts.append((max(1, sum(map(math.prod, mine))), of_program(rule, made, mine)))
-    total = sum(count for count, _ in parts)
-    return Bytes(name, *(sum(count * part[k] for count, part in parts) / total for k in range(4)))
-
-
-def of_program(rule: Rule, made: Program, shapes: list[tuple[int, ...]]) -> tuple[float, ...]:
-    """Bytes a parameter of tensors of these shapes: weights, beside them, states, gradient."""
-    sizes = {
-        r.name: STORAGES[r.storage].itemsize
-        for r in made.roles
-        if not r.name.startswith("@") or r.name.startswith(CODE)
-    }
-    beside = sum(size for role, size in sizes.items() if role.startswith(CODE))
-    states = sum(sizes.values()) - beside - sizes["p"] - sizes["g"]
-    total, known = 0, {state.name: state for state in rule.states}
-    for role in (*made.signature.cells, *made.signature.vectors):
-        of = shapes[:1] if role.shared else shapes
-        total += sum(math.prod(rule.shape_of(known[role.name], s)) * STORAGES[role.storage].itemsize for s in of)
-    return sizes["p"], beside, states + total / max(1, sum(map(math.prod, shapes))), sizes["g"]
+    program(rule, param_dtype=dtype, **options)  # raises for what the optimizer would refuse
+    group, settings = checked(rule, dict(options))
+    kept = keeping(rule, settings.param_format, settings.codes(rule))
+    formats, width = settings.formats(rule), STORAGES[dtype].itemsize
+    beside = {state.name for state in getattr(kept, "of_parameter", ())}
+    totals, seen, count = [0, 0], set[str](), 0
+    for shape in shapes or [LARGE]:
+        count += math.prod(shape)
+        for state in kept.active_states(kept.shaped(kept.flags(group), tuple(shape), dtype=dtype)):
+            if state.name in seen or not (shapes or state.walked or state.plane):
+                continue
+            numbers = math.prod(shape if state.walked else kept.shape_of(state, tuple(shape)))
+            totals[state.name in beside] += numbers * STORAGES[kept_dtype(state, formats, dtype)].itemsize
+            seen |= {state.name} if state.shape == "global" else set()
+    return Bytes(name, width, totals[1] / count, totals[0] / count, width)
 
 
 @dataclass(frozen=True)

@@ -263,7 +263,7 @@ __device__ __forceinline__ void walk_blocks(const int64* table, const int64* til
     float s[U::SCALARS + U::VALUES > 0 ? U::SCALARS + U::VALUES : 1];
 #pragma unroll
     for (int k = 0; k < U::SCALARS; ++k) {
-      const int64 entry = record[COL_ROW] * U::SCALARS + k;
+      const int64 entry = U::SCALARS * record[COL_ROW] + k;
       s[k] = device_rows ? device_rows[entry] : rows.values[entry];
     }
 #pragma unroll

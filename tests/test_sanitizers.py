@@ -75,6 +75,12 @@ def test_rules_that_sum(sanitizer: str, dtype: str) -> None:
     assert_clean(run(sanitizer, f"sums-{dtype}"))
 
 
+@pytest.mark.parametrize(("sanitizer", "dtype"), [("address", "bfloat16"), ("address", "float32"), ("thread", "bfloat16")])
+def test_walks_over_blocks(sanitizer: str, dtype: str) -> None:
+    """Codes and numbers of blocks too, and the lanes that exchange numbers."""
+    assert_clean(run(sanitizer, f"blocks-{dtype}"))
+
+
 REPORTS = {
     "tail-one-too-far": "AddressSanitizer: use-after-poison",
     "head-of-short-tensors": "AddressSanitizer: use-after-poison",
@@ -82,6 +88,9 @@ REPORTS = {
     "sums-over-the-end": "AddressSanitizer: use-after-poison",
     "sums-unaligned": "misaligned address",
     "lines-unaligned": "misaligned address",
+    "lane-too-far": "AddressSanitizer: use-after-poison",
+    "lanes-unaligned": "misaligned address",
+    "code-too-many": "AddressSanitizer: use-after-poison",
     "width-no-whole-pack": "misaligned address",
     "lines-over-the-end": "AddressSanitizer: use-after-poison",
 }  # of all others, an array of the heap is left

@@ -17,7 +17,7 @@ from gpuopt.errors import InputError
 from gpuopt.formats.dtypes import numpy_dtype
 from gpuopt.sizes import COMBINATIONS, PEERS
 
-SHAPES = [(8, 16), (3, 5, 7), (11,)]
+SHAPES = [(8, 16), (3, 5, 7), (11,), (64, 80), (9, 8, 70)]
 
 
 @pytest.mark.parametrize("name", rules.NAMES)

@@ -87,6 +87,6 @@ def check_blocks(tree: FunctionTree, of: Format) -> None:
         for known, is_so in zip((element, later), kinds(s.expr, s), strict=True):
             (known.add if is_so else known.discard)(s.name)
     for plane, result in zip(of.planes, tree.results, strict=True):
-        if plane.block > 1 and kinds(result, Assign("", result, tree.last, tree.file))[0]:
+        if kinds(result, Assign("", result, tree.last, tree.file))[0] and plane.block > 1:
             message = f"{plane.name} is one number of a block: expected what follows from block_max(...) or block_min(...) alone"
             raise RuleSyntaxError(message, tree.file, tree.last)

@@ -30,7 +30,7 @@ def _(x: Any, *, random: Any) -> Any:
     n = most(top, 9)
     y = abs(x) * from_bits((262 - n) << 23)
     u = from_bits(((random & 0xFF) << 15) | 0x3F800000) - 1.498046875
-    small = bits((y * 512.0 + u) + 8388608.0) & 15
+    small = bits((y * 512.0 + u) + 8388624.0) & 15
     c = where(y < 0.015625, small, ((bits(y) + ((random & 0xFF) << 12) + 0x800) >> 20) - 0x3C0)
     magnitude = least(c, 0x7E)
     code = where(x < 0, magnitude | 0x80, magnitude)

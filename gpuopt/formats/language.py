@@ -157,7 +157,9 @@ class Format:
         given = [blocks.spread(array, plane) for array, plane in zip(planes, self.planes, strict=True)]
         with np.errstate(all="ignore"):
             found = self.function(*given, **_flags(self.decoding, half))
-        return found if isinstance(found, tuple) else (found,)
+        every = found if isinstance(found, tuple) else (found,)
+        whole = [np.asarray(x, np.float32) for x in every]
+        return tuple(x if x.shape == given[0].shape else np.full(given[0].shape, x) for x in whole)
 
     def encoded(
         self, x: NDArray[Any], half: bool, random: NDArray[np.uint32] | None, shape: tuple[int, int] | None = None
@@ -169,7 +171,8 @@ class Format:
         assert self.encoder is not None
         with np.errstate(all="ignore"), reductions(blocks):
             found = self.encoder(x, **given, **flags)
-        made = found if isinstance(found, tuple) else (found,)
+        every = found if isinstance(found, tuple) else (found,)
+        made = [np.broadcast_to(each, x.shape) for each in every]
         return [blocks.gathered(array, plane) for array, plane in zip(made, self.planes, strict=True)]
 
 

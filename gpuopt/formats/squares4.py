@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gpuopt.formats.language import PACKED, format
-from gpuopt.formats.scales import count, least
+from gpuopt.formats.scales import count, fifteenth, least
 from gpuopt.rules.primitives import bits, block_max, block_min, from_bits, maximum, where
 
 
@@ -19,7 +19,7 @@ def squares4(code: Any, top: Any, low: Any) -> Any:
     """
     base = low << 16
     range = bits(top) - base
-    step = (range >> 4) + (range >> 8) + (range >> 12) + (range >> 16) + (range >> 20)
+    step = fifteenth(range)
     x = where(top - top == 0, from_bits(base + code * step), top)
     width = count(range >> 8)
     octaves = width * 8.138020833333334e-07
@@ -37,7 +37,7 @@ def _(x: Any, *, random: Any) -> Any:
     low = where(low << 16 > bits(top), low - 1, low)
     base = low << 16
     range = bits(top) - base
-    step = (range >> 4) + (range >> 8) + (range >> 12) + (range >> 16) + (range >> 20)
+    step = fifteenth(range)
     width = count(range >> 8)
     inverse = 15.0 / maximum(width, 1)
     first = from_bits(base)

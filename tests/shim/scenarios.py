@@ -50,6 +50,9 @@ EDITS = {
     "block-too-many": ("block < block_count;", "block <= block_count;", "lines"),
     "matrix-too-many": ("m < matrix_count;", "m <= matrix_count;", "lines"),
     "block-of-a-row-too-many": ("b < wide;", "b <= wide;", "lines"),
+    "lane-too-far": ("k < count ? from[k] : T{}", "k <= count ? from[k] : T{}", "blocks"),
+    "lanes-unaligned": ("aligned && count == EACH, s)", "count == EACH, s)", "blocks"),
+    "code-too-many": ("if (k < count) to[k] = raw[k];", "if (k <= count) to[k] = raw[k];", "blocks"),
     "block-of-a-column-too-many": ("b < high;", "b <= high;", "lines"),
 }
 BARRIER = "__syncthreads();"
@@ -160,6 +163,18 @@ def lines(shim: Backend, dtype: str) -> None:
     sums(shim, dtype, ["lined"])
 
 
+def blocks(shim: Backend, dtype: str) -> None:
+    """States in blocks of rows: whole and broken blocks and lanes, and a rule that sums before."""
+    shapes: list[tuple[int, ...]] = [(16, 256), (13, 320), (3, 1367), (9, 8, 64)]
+    kept = {"param_format": "split8"} if dtype == "bfloat16" else {}
+    for name, state_format in (("adamw", "int4"), ("adamw", "int8"), ("lamb", "float8")):
+        case = Case(name, richest(name), dtype, shapes, groups=GROUPS, odd=0, state_format=state_format, options=kept)
+        roles = [r.name for r in (*case.program.roles, *case.program.blocked)]
+        for seed in (0, 1):
+            moved = {r: [seed * (k + j) % 16 for j in range(len(shapes))] for k, r in enumerate(roles)}
+            steps(replace(case, offsets=moved), "shim-device")
+
+
 def main(name: str, sanitizer: str, edit: str = "") -> None:
     scenario, _, dtype = name.partition("-")
     text = edited(to_cuda.headers(), edit) if edit else to_cuda.headers()
@@ -169,7 +184,7 @@ def main(name: str, sanitizer: str, edit: str = "") -> None:
             of = PARAMETER_DTYPES.index(dtype) % 2  # each rule in two of the four dtypes
             updates(shim, dtype, ("adamw",) if edit else rules.NAMES[of::2])
         else:
-            {"decisions": decisions, "sums": sums, "lines": lines}[scenario](shim, dtype)
+            {"decisions": decisions, "sums": sums, "lines": lines, "blocks": blocks}[scenario](shim, dtype)
     print("finished")
 
 
