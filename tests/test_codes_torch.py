@@ -12,6 +12,7 @@ import torch
 
 import gpuopt
 import gpuopt.torch
+from gpuopt.errors import InputError
 
 KINDS = ("int8", "int4", "float8")
 
@@ -109,6 +110,16 @@ def test_what_is_observed_between_steps_is_kept_in_codes() -> None:
     opt.update_hessian()
     opt.step()
     assert opt.state[p]["hessian_squares8_code"].any() and torch.isfinite(p).all()
+
+
+def test_what_cannot_go_with_codes_is_said() -> None:
+    with pytest.raises(InputError, match=r"differentiable=True cannot go with state_format = 'sign"):
+        gpuopt.torch.SGD(parameters(), lr=1e-2, momentum=0.9, state_format="int8", differentiable=True)
+    opt = gpuopt.torch.SGD(parameters(), lr=1e-2, momentum=0.9, state_format="int8")
+    saved = copy.deepcopy(opt.state_dict())
+    saved["state"][0] = {"momentum_buffer": torch.ones(3, 3)}
+    with pytest.raises(InputError, match=r"momentum_buffer of .*: shape \(3, 3\): expected \(24, 300\)"):
+        opt.load_state_dict(saved)
 
 
 def test_averages_are_evaluated_where_states_are_in_codes() -> None:

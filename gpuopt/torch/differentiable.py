@@ -51,7 +51,7 @@ def check(rule: Rule, settings: Settings, group: Mapping[str, Any]) -> None:
         return
     if group.get("fused"):
         raise OptionError("`fused` does not support `differentiable`")  # as torch
-    other = set(settings.formats(rule).values()) - {"float32"}
+    other = set(settings.formats(rule).values()) - {"float32"} | {of.name for _, of in settings.codes(rule)}
     found = {
         "state_format": next(iter(other), None),
         "param_format": settings.param_format if settings.param_format != "native" else None,
