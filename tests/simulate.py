@@ -6,9 +6,11 @@ Prints one line for each case that agrees bit for bit with NumPy and exits with 
 from __future__ import annotations
 
 import sys
+from unittest import mock
 
 import numpy as np
 
+import gpuopt
 from gpuopt import arrays, backends, rules
 from gpuopt.launch.launcher import StepRequest
 from launches import HYPER, OnGpu, make, one_of_its_kind, same_bits, simulated, variants
@@ -49,6 +51,27 @@ def check(name: str, dtype: str, options: bool, state_format: str = "float32", p
     print(f"{name} {dtype} {'options' if options else 'plain'} agrees", flush=True)
 
 
+def check_blocks(name: str, state_format: str) -> None:
+    """Three steps of an optimizer whose states are in blocks of rows, whole ones and broken ones."""
+    simulator, get, found = SimulatedBackend(), backends.get, {}
+    with (
+        mock.patch.dict(backends.MODULES, {"simulated": "numpy"}),
+        mock.patch.dict(backends.DEVICES, {"simulated": "cpu"}),
+        mock.patch.object(backends, "get", lambda n, *rest: simulator if n == "simulated" else get(n, *rest)),
+    ):
+        for backend in ("numpy", "simulated"):
+            rng = np.random.default_rng(0)
+            params = [rng.standard_normal(shape).astype(np.float32) for shape in ((12, 345), (16, 256))]
+            made = gpuopt.create(name, params, lr=1e-2, backend=backend, state_format=state_format)
+            for _ in range(3):
+                made.step([rng.standard_normal(p.shape).astype(np.float32) for p in params])
+            states = made.state_dict()["state"].values()
+            found[backend] = [x.tobytes() for x in params]
+            found[backend] += [np.asarray(v).tobytes() for state in states for v in state.values()]
+    assert found["numpy"] == found["simulated"], (name, state_format)
+    print(f"{name} {state_format} in blocks agrees", flush=True)
+
+
 if __name__ == "__main__":
     assert backends.missing("numba-cuda") is None, "the simulator needs no driver and no compiler"
     assert set(RULES) <= set(simulated(rules.NAMES)), "steps of others cannot be set up here"
@@ -59,4 +82,5 @@ if __name__ == "__main__":
     check("lion", "bfloat16", False, "bfloat16")
     check("sgd", "float16", False, "float32", "split8")
     check("sgd", "bfloat16", False, "float32", "kahan")
+    check_blocks("adamw", "int4")
     sys.exit(0)

@@ -7,6 +7,7 @@ host memory, by shim.backend and test_gpu_graphs.
 from __future__ import annotations
 
 import operator
+import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -27,7 +28,7 @@ from gpuopt.native.memory import memory
 from gpuopt.rules.language import maximum, minimum, sign, sqrt, where
 from gpuopt.rules.primitives import bits, from_bits
 
-WHOLE = np.dtype(np.int64)
+WHOLE, BITS = np.dtype(np.int64), np.dtype(np.uint32)
 
 
 class Memory:
@@ -39,13 +40,15 @@ class Memory:
     def load(self, storage: str, scope: int = 0, scopes: int = 1, compute: str | None = None) -> Callable[..., Any]:
         if storage == "int64":
             return lambda base, i: int(memory(base + 8 * i, WHOLE)[0])
+        if storage == "uint32":
+            return lambda base, i: memory(base + 4 * i, BITS)[0]
         dtype = element_dtype(storage)
         target = np.dtype(compute or (self.compute if storage == "bool" else STORAGES[storage].compute)).type
         target = np.uint32 if STORAGES[storage].code else target
         return lambda base, i: target(memory(base + dtype.itemsize * i, dtype)[0])
 
     def store(self, storage: str, scope: int = 0, scopes: int = 1, compute: str | None = None) -> Callable[..., Any]:
-        dtype = WHOLE if storage == "int64" else element_dtype(storage)
+        dtype = {"int64": WHOLE, "uint32": BITS}.get(storage) or element_dtype(storage)
 
         def store(base: int, i: int, value: Any) -> None:
             memory(base + dtype.itemsize * i, dtype)[:] = np.asarray([value]).astype(dtype)
@@ -80,15 +83,14 @@ class Memory:
         return lambda: None  # where numbers are exchanged, all threads of a block meet
 
     def exchange(self) -> Callable[..., Any]:
-        from numba import cuda
-
         there = np.zeros(t.THREADS, np.float32)  # of all threads of a block, which exchange together
 
         def exchange(x: Any, mask: int) -> Any:
-            there[cuda.threadIdx.x] = x
-            cuda.syncthreads()
-            found = there[cuda.threadIdx.x ^ mask]
-            cuda.syncthreads()
+            thread: Any = threading.current_thread()  # one of the simulator's
+            there[thread.threadIdx.x] = x
+            thread.syncthreads()
+            found = there[thread.threadIdx.x ^ mask]
+            thread.syncthreads()
             return found
 
         return exchange
@@ -128,7 +130,16 @@ def number(x: Any) -> Any:
     return x[()] if isinstance(x, np.ndarray) else x
 
 
-WORDS = {"add": "add", "sub": "sub", "and": "and_", "or": "or_", "xor": "xor", "shl": "lshift", "shr": "rshift"}
+WORDS = {
+    "add": "add",
+    "sub": "sub",
+    "mul": "mul",
+    "and": "and_",
+    "or": "or_",
+    "xor": "xor",
+    "shl": "lshift",
+    "shr": "rshift",
+}
 
 
 def element_dtype(storage: str) -> np.dtype[Any]:

@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 import gpuopt
+from gpuopt import rules
 from gpuopt.errors import InputError, LayoutError, RuleSyntaxError
 from gpuopt.formats import formats
 from gpuopt.rules.primitives import bits, block_max, from_bits, where
@@ -225,3 +226,13 @@ def test_a_format_of_ones_own_has_to_go_with_its_blocks() -> None:
         @two.encode
         def _(x: Any) -> Any:
             return bits(x / block_max(x))
+
+
+def test_what_a_state_holds_is_checked_and_declared() -> None:
+    with pytest.raises(RuleSyntaxError, match=r"state 'v': holds = 'roots': expected one of numbers, squares, sizes"):
+        gpuopt.rule(state={"v": gpuopt.State("v", "v", holds="roots")})
+    for name in rules.NAMES:
+        for state in rules.get(name).states:
+            if state.walked and ("_sq" in state.key or "square" in state.key):
+                expected = "sizes" if state.key.startswith("max_") else "squares"
+                assert state.holds == expected or state.when == "not matrix", (name, state.key)

@@ -125,7 +125,7 @@ def test_whole_steps_in_the_simulator_agree_bit_for_bit() -> None:
         timeout=900,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.count("agrees") == len(RULES) + 4
+    assert result.stdout.count("agrees") == len(RULES) + 5
 
 
 def test_a_numpy_that_numba_cuda_cannot_bear_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

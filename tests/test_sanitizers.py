@@ -75,7 +75,9 @@ def test_rules_that_sum(sanitizer: str, dtype: str) -> None:
     assert_clean(run(sanitizer, f"sums-{dtype}"))
 
 
-@pytest.mark.parametrize(("sanitizer", "dtype"), [("address", "bfloat16"), ("address", "float32"), ("thread", "bfloat16")])
+@pytest.mark.parametrize(
+    ("sanitizer", "dtype"), [("address", "bfloat16"), ("address", "float32"), ("thread", "bfloat16")]
+)
 def test_walks_over_blocks(sanitizer: str, dtype: str) -> None:
     """Codes and numbers of blocks too, and the lanes that exchange numbers."""
     assert_clean(run(sanitizer, f"blocks-{dtype}"))

@@ -46,7 +46,7 @@ class Plan:
         self.table[:, t.NUMEL] = numels
         self.table[:, t.ROW] = rows
         self.table[:, t.TENSOR] = np.arange(len(numels)) if tensors is None else tensors
-        self.table[:, t.WIDTH] = widths or numels
+        self.table[:, t.WIDTH] = np.maximum(widths or numels, 1)
         self.table[:, t.SEED] = np.uint64(seed).astype(np.int64)
         self.table[:, t.ADDRESS : t.ADDRESS + addresses.shape[1]] = addresses
         self.total = int(self.table[:, t.NUMEL].sum())
