@@ -172,7 +172,7 @@ class Format:
         with np.errstate(all="ignore"), reductions(blocks):
             found = self.encoder(x, **given, **flags)
         every = found if isinstance(found, tuple) else (found,)
-        made = [np.broadcast_to(each, x.shape) for each in every]
+        made = [each if np.shape(each) == x.shape else np.full(x.shape, each) for each in every]
         return [blocks.gathered(array, plane) for array, plane in zip(made, self.planes, strict=True)]
 
 
