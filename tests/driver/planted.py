@@ -274,7 +274,7 @@ def no_wait(call: str) -> Callable[[Patch], None]:
 BY = {"updates": everything, "decisions": everything, "lines": lines}  # instead of those of the sanitizers
 FAULTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     **{f"without {name}": (edit(name), BY[of]) for name, of in BARRIERS.items()},
-    **{name: (edit(name), BY[of]) for name, (_, _, of) in EDITS.items()},
+    **{name: (edit(name), BY[of]) for name, (_, _, of) in EDITS.items() if of in BY},  # of blocks: the sanitizers alone
     **{  # those of all tensors are one block's
         f"sums without {name}": (edit(name), summing) for name in BARRIERS if name.endswith((" chunk", " tensor"))
     },
