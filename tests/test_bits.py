@@ -21,8 +21,10 @@ from covering import chosen as chosen_of
 from gpuopt import rules
 from gpuopt.compiler.names import CODE
 from gpuopt.formats import OF_PARAMETERS
+from gpuopt.formats.language import Format
 from gpuopt.launch import table as t
 from gpuopt.rules.options import BESIDE
+from own_formats import OWN
 from shim.arena import Case, assert_same, launches_of, parameters_of
 from shim.backend import Backend, installed
 from shim.build import cuda_sources, name_in_c, prefetch
@@ -111,7 +113,7 @@ NARROW = [(4096, 1), (600, 7)]
 CODES = ("int8", "int4", "float8")
 
 
-def in_blocks(name: str, state_format: str, dtype: str, switches: tuple[str, ...] = (), **more: Any) -> Case:
+def in_blocks(name: str, state_format: str | Format, dtype: str, switches: tuple[str, ...] = (), **more: Any) -> Case:
     """A short list of matrices whose states are kept in codes."""
     made = with_options(name, dtype, switches, **{"state_format": state_format, "sizes": MATRICES, **more})
     roles = [r.name for r in (*made.program.roles, *made.program.blocked)]
@@ -130,6 +132,7 @@ BLOCK_CASES |= {
     )
     for kept in CODES
 }
+BLOCK_CASES |= {f"sgd-{of.name}-{d}-own": in_blocks("sgd", of, d, odd=0) for of in OWN for d in ("float32", "bfloat16")}
 BLOCK_CASES["adamw-int4-float32-narrow"] = in_blocks("adamw", "int4", "float32", sizes=NARROW)
 # Rules that sum: of a tensor of several chunks and of more tensors than blocks, in groups with step counts of their own.
 SUMMED = [*FEW, t.CHUNK, 2 * t.CHUNK + 333]
@@ -158,7 +161,7 @@ def ordinary() -> Iterator[str]:
     """
     yield from (k for k in CASES if k.startswith("options-") and not k.endswith("-all"))
     yield from (f"state16-{k}" for k in FORMAT_CASES if k.partition("-")[0] in OF_PARAMETERS)
-    yield from (f"blocks-{k}" for k in BLOCK_CASES if k.endswith(("-all", "-narrow")))
+    yield from (f"blocks-{k}" for k in BLOCK_CASES if k.endswith(("-all", "-narrow", "-own")))
     for name in rules.NAMES:
         for kept, dtype in chosen_of(name, CODES, ("float32", "bfloat16"))[: 6 if name == "adamw" else 1]:
             yield from [k for k in (f"blocks-{name}-{kept}-{dtype}",) if k in CASES]

@@ -19,6 +19,7 @@ from gpuopt.formats import OF_PARAMETERS
 from gpuopt.launch.table import CHUNK
 from gpuopt.optim.optimizer import Optimizer
 from launches import exact_on_device
+from own_formats import sixteenths
 from shim.arena import Arena, Case, assert_same, parameters_of
 from shim.variants import DECAYS, EVERYTHING, label, richest, variants
 from summing_rules import HYPER, RULES
@@ -120,6 +121,8 @@ BLOCKS = {
     f"{name}-{kept}-{dtype}-kept-blocks": on_device(in_blocks(name, kept, dtype, sizes=BROKEN, odd=0.02))
     for name, kept, dtype in (("adamw", "int4", "float32"), ("sgd", "float8", "bfloat16"), ("lamb", "int8", "float32"))
 }
+BLOCKS["sgd-own-float32-kept-blocks"] = on_device(in_blocks("sgd", sixteenths, "float32", sizes=BROKEN, odd=0))
+BLOCKS["sgd-own-bfloat16-kept-blocks"] = on_device(in_blocks("sgd", sixteenths, "bfloat16", sizes=BROKEN, odd=0))
 BLOCKS |= {
     f"adamw-{kept}-bfloat16-blocks-all": on_device(
         in_blocks(

@@ -14,7 +14,9 @@ import gpuopt
 from gpuopt import rules
 from gpuopt.errors import InputError, LayoutError, RuleSyntaxError
 from gpuopt.formats import formats
-from gpuopt.rules.primitives import bits, block_max, from_bits, where
+from gpuopt.formats.language import Format
+from gpuopt.rules.primitives import bits, block_max, from_bits
+from own_formats import OWN, linear
 
 Array = NDArray[Any]
 
@@ -136,20 +138,6 @@ def test_float64_and_complex_numbers_are_not_kept_in_codes() -> None:
 # ---------------------------------------------------------------------------------------------------- of one's own
 
 
-@gpuopt.format(planes={"n": "int8"}, per_block={"unit": "float32"}, block=64)
-def linear(n: Any, unit: Any) -> Any:
-    x = unit * (from_bits((n ^ 0x80) + 0x4B3FFF80) - 12582912.0)
-    return x
-
-
-@linear.encode
-def _(x: Any) -> Any:
-    largest = block_max(abs(x))
-    unit = largest * 0.007874015748031496
-    n = bits(x / where(unit > 0, unit, 1.0) + 12582912.0)
-    return n, unit
-
-
 @gpuopt.format(planes={"x": "float32"}, per_block={"unused": "uint8"}, block=32)
 def fourfold(x: Any, unused: Any) -> Any:
     y = x + 0.0
@@ -161,17 +149,38 @@ def _(x: Any) -> Any:
     return x, bits(block_max(x)) & 0
 
 
-def test_a_format_of_ones_own_goes_with_every_backend() -> None:
+@pytest.mark.parametrize("of", OWN, ids=[of.name for of in OWN])
+def test_a_format_of_ones_own_gives_the_same_bits(of: Format) -> None:
+    """With blocks and without, two codes a byte: what a step leaves is what the next one finds."""
     found = {}
     for backend in ("numpy", "numba"):
         p = model()
-        opt = gpuopt.SGD(p, lr=0.01, momentum=0.9, backend=backend, state_format=linear)
+        opt = gpuopt.SGD(p, lr=0.01, momentum=0.9, backend=backend, state_format=of)
         steps(opt, p, range(10))
         state = opt.state_dict()["state"][0]
         found[backend] = [x.tobytes() for x in (*p, *(state[key] for key in state if key != "step"))]
     assert found["numpy"] == found["numba"]
+    kept = [state[key] for key in state if key != "step"]
+    assert kept and all(array.any() for array in kept), "what was computed is stored"
+
+
+def test_the_planes_of_a_format_of_ones_own_are_found_by_name() -> None:
+    p = model()
+    opt = gpuopt.SGD(p, lr=0.01, momentum=0.9, state_format=linear)
+    steps(opt, p, range(1))
     assert opt.state_dict()["state"][0]["momentum_buffer_linear_unit"].shape == (24, 5)
     assert "__shfl_xor_sync" in gpuopt.kernel_source("sgd", momentum=0.9, state_format={"b": linear})
+
+
+@gpuopt.format(planes={"x": "float32"}, per_block={"unused": "uint8"}, block=32)
+def fourfold(x: Any, unused: Any) -> Any:
+    y = x + 0.0
+    return y, 4.0
+
+
+@fourfold.encode
+def _(x: Any) -> Any:
+    return x, bits(block_max(x)) & 0
 
 
 @pytest.mark.parametrize("backend", ["numpy", "numba"])

@@ -74,8 +74,10 @@ def corrected(coded: Coded, statements: Sequence[Assign]) -> list[Assign]:
 
 
 def encoding(coded: Coded, roles: Mapping[str, Role], place: int) -> list[Assign]:
-    """The planes of its value; of a format with blocks, of what it is at the end of the rule. place: among the coded values."""
-    given = {"x": Expr("name", (new(coded) if coded.format.block else coded.name,)), "random": Expr(RANDOM, (place,))}
+    """The planes of its value; of a format that encodes elements of a row together, of what it is at the end of the rule. place:
+    among the coded values.
+    """
+    given = {"x": Expr("name", (new(coded) if coded.format.in_rows else coded.name,)), "random": Expr(RANDOM, (place,))}
     return of_format(coded, coded.format.encoding, given, [roles[name].variable for name in coded.planes], ())
 
 
@@ -102,7 +104,7 @@ def ending(signature: Signature, roles: Mapping[str, Role]) -> Ending:
         if not coded.written:
             continue
         statements = encoding(coded, roles, place)
-        if not coded.format.block:
+        if not coded.format.in_rows:
             made.before.extend(statements)
             continue
         made.before.append(Assign(new(coded), Expr("name", (coded.name,)), statements[-1].line, statements[-1].file))

@@ -46,7 +46,7 @@ class Slicer:
         extremes of a block, and what these are made of.
         """
         signature = self.of.signature
-        later = {name for coded in signature.coded if coded.format.block for name in coded.planes}
+        later = {name for coded in signature.coded if coded.format.in_rows for name in coded.planes}
         written = {r.variable for r in signature.roles if r.written and r.name not in later}
         return written | self.of.outputs - {*self.of.roles, *self.of.blocked}
 

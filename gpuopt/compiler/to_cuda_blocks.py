@@ -15,7 +15,7 @@ from gpuopt.launch import table as t
 
 def coded(program: Program) -> set[str]:
     """The names of the arrays that get their codes behind the extremes of a block."""
-    return {name for each in program.signature.coded if each.format.block for name in each.planes}
+    return {name for each in program.signature.coded if each.format.in_rows for name in each.planes}
 
 
 def loads(program: Program, written: bool) -> list[str]:

@@ -107,7 +107,7 @@ def after(program: Program) -> list[str]:
 
 def encoder(program: Program) -> list[str]:
     """The codes of one element as a function of the device."""
-    if not program.extremes:
+    if not program.behind:
         return []
     kept = [safe(name) for name in program.kept]
     arguments = [*kept, *(f"extreme{k}" for k in range(len(program.extremes)))]
@@ -246,7 +246,7 @@ def joined(program: Program, k: int) -> list[str]:
 
 def encode(program: Program) -> list[str]:
     """The codes of all elements of a lane."""
-    if not program.extremes:
+    if not program.behind:
         return ["pass"]
     shared = [f"extreme{k}" for k in range(len(program.extremes))]
     lines = []

@@ -107,6 +107,11 @@ class Format:
         return self.planes[0].dtype == VISIBLE
 
     @property
+    def in_rows(self) -> bool:
+        """Whether elements of a row are encoded together: they have numbers of a block in common, or two of them a byte."""
+        return any(plane.per > 1 for plane in self.planes)
+
+    @property
     def corrects(self) -> bool:
         """Whether `decode` gives, behind a value, what the rule is to multiply it with wherever it is not the value's own next one
         that is computed.

@@ -20,6 +20,7 @@ from gpuopt import rules
 from gpuopt.compiler.names import CODE, OPTION
 from gpuopt.compiler.program import Program
 from gpuopt.formats.dtypes import numpy_dtype
+from gpuopt.formats.language import Format
 from gpuopt.launch.launcher import Launch
 from gpuopt.optim.coded import codes
 from gpuopt.optim.optimizer import Optimizer
@@ -133,7 +134,7 @@ class Case:
     param_dtype: str
     sizes: Sequence[int | tuple[int, ...]]
     grad_dtype: str | None = None
-    state_format: str = "float32"
+    state_format: str | Format = "float32"
     mask: bool = False
     bounds: bool = False  # any numbers at all, set behind the checks of an optimizer
     offsets: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -176,10 +177,10 @@ class Case:
         return made | self._in_codes()
 
     def _in_codes(self) -> dict[str, Arena]:
-        """The planes of states that are kept in blocks: codes of numbers, since no others can be there."""
+        """The planes of states that are kept in formats of their own: codes of numbers, since no others can be there."""
         signature, made = self.program.signature, {}
         of = {r.name: r for r in (*signature.roles, *signature.blocked)}
-        for k, coded in enumerate(c for c in signature.coded if c.format.block):
+        for k, coded in enumerate(c for c in signature.coded if not c.format.shows):
             for name in coded.planes:
                 role = of[name]
                 shapes = [s if role.per == 1 else (s[0], -(-math.prod(s[1:]) // role.per)) for s in self.shapes]
