@@ -56,6 +56,11 @@ def lines(backend: str = "cupy", dtype: str = "float32") -> None:
     check(SHORT[f"lined-{dtype}-sums"], backend)
 
 
+def blocks(backend: str = "cupy") -> None:
+    """States in blocks of rows, whole and broken."""
+    check(SHORT["adamw-int4-float32-kept-blocks"], backend)
+
+
 def of_several_dtypes() -> None:
     """Launches that wait for each other."""
     test_gpu_sums.test_launches_of_several_dtypes_wait_for_each_other("cupy")
@@ -271,10 +276,17 @@ def no_wait(call: str) -> Callable[[Patch], None]:
 
 
 # what is planted: (how, the scenario that must find it)
-BY = {"updates": everything, "decisions": everything, "lines": lines}  # instead of those of the sanitizers
+BY = {
+    "updates": everything,
+    "decisions": everything,
+    "lines": lines,
+    "blocks": blocks,
+}  # instead of those of the sanitizers
 FAULTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     **{f"without {name}": (edit(name), BY[of]) for name, of in BARRIERS.items()},
-    **{name: (edit(name), BY[of]) for name, (_, _, of) in EDITS.items() if of in BY},  # of blocks: the sanitizers alone
+    **{name: (edit(name), BY[of]) for name, (_, _, of) in EDITS.items() if name != "lane-too-far"},  # read for nothing
+    "without the barrier of a warp": (text("  meet();\n", ""), blocks),
+    "half of the lanes of a block": (text("mask < U::lanes(E)", "2 * mask < U::lanes(E)"), blocks),
     **{  # those of all tensors are one block's
         f"sums without {name}": (edit(name), summing) for name in BARRIERS if name.endswith((" chunk", " tensor"))
     },
