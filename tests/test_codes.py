@@ -172,6 +172,39 @@ def test_errors_are_within_their_bounds(name: str, spread: float) -> None:
         assert (np.abs(found - x) <= x * 2.0 ** np.ceil(np.log2(octaves * 1.01)) / 128).all()
 
 
+def test_signed8_takes_the_nearest_of_its_numbers() -> None:
+    """Of those at the scale of the block; the scale is such that the largest value is among them too."""
+    of, rng = formats()["signed8"], np.random.default_rng(1)
+    x = rng.standard_normal((64, 256)).astype(np.float32)
+    x[:, 0] = 4 * 2.0 ** rng.uniform(0, 1, 64)
+    x[:8, 0] = 8 * (1 - 2.0 ** -np.arange(6, 14, dtype=np.float32))  # just below a power of two
+    planes = encoded(of, x)
+    every = [decoded(of, [np.arange(256, dtype=np.uint8), top.reshape(1)], (1, 256))[0] for top in planes[1]]
+    least = np.stack([np.abs(row[:, None] - numbers).min(axis=1) for row, numbers in zip(x, every, strict=True)])
+    assert np.allclose(np.abs(decoded(of, planes, x.shape) - x), least, rtol=0, atol=1e-6)
+    largest = np.array([numbers.max() for numbers in every])
+    assert (x[:, 0] <= largest * (1 + 1 / 126)).all()
+
+
+@pytest.mark.parametrize("name", ["squares8", "squares4"])
+def test_the_correction_is_the_ratio_of_neighbours_to_the_power_of_two_fifths(name: str) -> None:
+    of, width = formats()[name], formats()[name].block
+    rng = np.random.default_rng(2)
+    for octaves in (0.5, 2, 4, 8, 16, 30):
+        x = 2.0 ** rng.uniform(-octaves, 0, (1, width))
+        x[0, :2] = 1, 2.0**-octaves
+        kappa = of.decoded(encoded(of, x), False, x.shape)[1].reshape(-1)  # type: ignore[arg-type]
+        if name == "squares8":
+            shift = int(encoded(of, x)[2][0])
+            ratio = 2.0**2.0 ** (shift - 23)
+        else:
+            ends = back(name, x)
+            ratio = 2.0 ** (
+                (ends.max().view(np.uint32).astype(int) - ends.min().view(np.uint32).astype(int)) / 15 / 2**23
+            )
+        assert np.allclose(kappa, ratio**0.4, rtol=4e-3) and np.ptp(kappa) == 0 and kappa[0] > 1
+
+
 @pytest.mark.parametrize("name", RANDOM)
 def test_rounding_is_right_on_average_and_to_a_neighbour(name: str) -> None:
     draws, x = 3000, samples(name, 2, 256, seed=5)

@@ -104,6 +104,34 @@ def test_states_go_from_format_to_format_through_values() -> None:
     steps(opt, p, range(40, 42))
 
 
+def test_codes_become_values_where_the_same_format_keeps_none() -> None:
+    """A checkpoint in int8 for parameters of float64, whose states int8 does not touch."""
+    p = model()
+    opt = gpuopt.AdamW(p, lr=1e-2, state_format="int8")
+    steps(opt, p, range(5))
+    wide = gpuopt.AdamW([x.astype(np.float64) for x in p], lr=1e-2, state_format="int8")
+    wide.load_state_dict(opt.state_dict())
+    plain = gpuopt.AdamW(p, lr=1e-2)
+    plain.load_state_dict(opt.state_dict())
+    found, expected = (o.state_dict()["state"][0] for o in (wide, plain))
+    assert sorted(found) == ["exp_avg", "exp_avg_sq", "step"]
+    assert all(np.array_equal(found[key], expected[key]) for key in expected)
+
+
+def test_what_is_observed_between_steps_is_kept_in_codes() -> None:
+    p = model()
+    opt = gpuopt.SophiaG(p, lr=1e-3, state_format={"exp_avg": "int8", "hessian": "int8"})
+    opt.update_hessian([np.full_like(x, 0.5) for x in p])
+    state = opt.state_dict()["state"][0]
+    assert state["hessian_squares8_code"].any() or state["hessian_squares8_low"].any()
+    exact = gpuopt.SophiaG(p, lr=1e-3)
+    exact.load_state_dict(opt.state_dict())
+    other = gpuopt.SophiaG(p, lr=1e-3)
+    other.update_hessian([np.full_like(x, 0.5) for x in p])
+    found, expected = (o.state_dict()["state"][0]["hessian"] for o in (exact, other))
+    assert np.allclose(found, expected, rtol=0.01)
+
+
 def test_a_state_that_begins_as_another_number_begins_so_in_codes() -> None:
     p = model()
     opt = gpuopt.Adagrad(p, lr=0.0, initial_accumulator_value=0.3, state_format="int8")
@@ -185,16 +213,17 @@ def _(x: Any) -> Any:
 
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
 def test_a_correction_is_of_the_uses_of_a_state_and_not_of_its_next_value(backend: str) -> None:
-    """v four times as large where it is used, and not in its own average: half of the step."""
+    """v four times as large where it is used, and not in its own average: half of every step."""
     moved, kept = [], []
     for each in ("float32", {"v": fourfold}):
         p = [np.zeros((64, 64), np.float32)]
         opt = gpuopt.Adam(p, lr=1.0, eps=0.0, backend=backend, state_format=each)
-        opt.step([np.full((64, 64), 0.5, np.float32)])
+        for _ in range(2):
+            opt.step([np.full((64, 64), 0.5, np.float32)])
         moved.append(p[0][0, 0])
         state = opt.state_dict()["state"][0]
         kept.append(state.get("exp_avg_sq", state.get("exp_avg_sq_fourfold_x"))[0, 0])
-    assert moved[0] == pytest.approx(-1.0, rel=1e-5) and moved[1] == pytest.approx(-0.5, rel=1e-5)
+    assert moved[0] == pytest.approx(-2.0, rel=1e-5) and moved[1] == pytest.approx(-1.0, rel=1e-5)
     assert kept[0] == kept[1]
 
 
