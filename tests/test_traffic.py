@@ -121,6 +121,17 @@ def test_a_look_at_all_gradients_reads_them_once_more(name: str) -> None:
 
 def test_formats_count() -> None:
     assert program("adamw", param_dtype="bfloat16", state_format="bfloat16").traffic() == 14
+    split = {"param_dtype": "bfloat16", "param_format": "split8"}
+    codes = {
+        "int8": 2 * (2 + 3 / 256),
+        "int4": 2 * (1 + 7 / 128),
+    }  # codes and numbers of blocks of both states, read and written
+    for kept, states in codes.items():
+        assert program("adamw", state_format=kept, **split).traffic() == 2 + 2 * (2 + 1) + states
+        assert (
+            program("lamb", state_format=kept, max_grad_norm=None, **split).traffic()
+            == 2 * (2 + 3 + states / 2) + 3 + states / 2
+        )
     assert program("lamb", param_dtype="bfloat16", max_grad_norm=None).traffic() == 2 * 12 + 10
     assert program("sgd", mask=True).traffic() == 13
     assert program("sgd", mask=True, bounds=True).traffic() == 21

@@ -129,9 +129,8 @@ def ranges(plan: Plan, words: NDArray[np.int64], size: int, threads: int) -> NDA
     if plan.total <= SERIAL or threads == 1:
         return np.array([0, len(words)], np.int64)
     left = plan.table[words >> 32, t.NUMEL] - (words & 0xFFFFFFFF) * size
-    cost = np.cumsum(
-        np.clip(left, 0, size) + TILE_COST
-    )  # 0: of the last tiles of a tensor whose rows fill no whole groups
+    # 0: of the last tiles of a tensor whose rows fill no whole groups
+    cost = np.cumsum(np.clip(left, 0, size) + TILE_COST)
     count = min(len(words), threads * RANGES_PER_THREAD)
     inner = np.searchsorted(cost, cost[-1] * np.arange(1, count) / count)
     return np.unique(np.concatenate([[0], inner, [len(words)]])).astype(np.int64)

@@ -50,9 +50,8 @@ def namespace(compute: str) -> dict[str, Any]:
 def walk_address(program: Program) -> int:
     """The compiled walk of a program."""
     roles, blocked = program.roles, program.blocked
-    scopes = (
-        len(roles) + len(blocked) + 4
-    )  # of memory that is apart: one for each role, random bits, and three in a walk over blocks
+    # Of memory that is apart: one for each role, one for random bits, and three in a walk over blocks.
+    scopes = len(roles) + len(blocked) + 4
 
     def names() -> dict[str, Any]:
         from numba.extending import intrinsic

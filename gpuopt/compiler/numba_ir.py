@@ -26,11 +26,8 @@ _IR = {
     "int32": ir.IntType(32),
 }
 LINE = 64  # bytes of a cache line
-WHOLE = {
-    "int64": (types.int64, 8),
-    "uint32": (types.uint32, 4),
-    "int32": (types.int32, 4),
-}  # what is no storage of a tensor: its type and bytes
+# What is no storage of a tensor: its type and bytes.
+WHOLE = {"int64": (types.int64, 8), "uint32": (types.uint32, 4), "int32": (types.int32, 4)}
 NUMBA_TYPES = {"float64": types.float64, "float32": types.float32}
 
 

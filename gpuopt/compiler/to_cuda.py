@@ -82,7 +82,7 @@ def update_struct(program: Program) -> str:
     """The rule as a functor for multi_tensor.cuh, or for blocks.cuh."""
     late = blocks.coded(program)
     random = [f"    const unsigned random_{k} = words[{d.stream}] >> {d.shift};" for k, d in program.draws.items()]
-    references = [loaded(k, r, "C&") for k, r in enumerate(program.roles)] + blocks.loads(program, False) + random
+    references = [loaded(k, r, "C&") for k, r in enumerate(program.roles)] + blocks.loads(program) + random
     codes = [(k, r) for k, r in enumerate(program.roles) if r.code and r.written and r.name not in late]
     stores = [f"    x[{k}] = bits_float({safe(r.variable)});" for k, r in codes]
     read = " || ".join(f"r == {k}" for k in program.update.reads) or "false"

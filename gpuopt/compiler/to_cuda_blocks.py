@@ -18,10 +18,10 @@ def coded(program: Program) -> set[str]:
     return {name for each in program.signature.coded if each.format.in_rows for name in each.planes}
 
 
-def loads(program: Program, written: bool) -> list[str]:
-    """The variables of the arrays of one number for several elements: what they are, or, if so said, what they become."""
+def loads(program: Program) -> list[str]:
+    """The variables of the arrays of one number for several elements."""
     first = len(program.roles) + len(program.update.vectors)
-    return [loaded(first + k, r, "C") for k, r in enumerate(program.blocked) if r.written or not written]
+    return [loaded(first + k, r, "C") for k, r in enumerate(program.blocked)]
 
 
 def endings(program: Program) -> list[str]:

@@ -192,13 +192,12 @@ class BetweenSteps:
             if missing:
                 p.states = p.states | missing
                 self._engine.forget()
-            values = self._values(p)
-            self._ask(name, p, values[target], grad)
+            kept = self._values(p)[target]
+            self._ask(name, p, kept, grad)
             if target not in p.states:  # in codes
                 place = self._engine.settings.seed, p.number, p.counter.step
-                kind, made = arrays.kind_of(p.array, p.label), arrays.on_host(values[target])
-                for plane, codes in coded.encoded(self.rule, target, made, place).items():
-                    kind.assign(p.states[plane], codes)
+                for plane, codes in coded.encoded(self.rule, target, arrays.on_host(kept), place).items():
+                    arrays.kind_of(p.array, p.label).assign(p.states[plane], codes)
 
     def _values(self, p: Parameter) -> dict[str, Any]:
         """The states of a parameter, those that are kept in codes as new arrays."""

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuopt.formats import formats, philox
-from gpuopt.formats.language import Format
+from gpuopt.formats.language import VISIBLE, Format
 from gpuopt.optim.keeping import planes
 from gpuopt.rules.declared import State
 from gpuopt.rules.language import Rule
@@ -38,15 +38,15 @@ def values(of: Format, given: list[NDArray[Any]], shape: tuple[int, ...]) -> NDA
     return found
 
 
-def codes(of: Format, array: NDArray[Any], place: tuple[int, int, int]) -> list[NDArray[Any]]:
-    """The planes of values, each flat. place: seed, number of the tensor, step count, on which random bits depend."""
+def codes(of: Format, array: NDArray[Any], place: tuple[int, int, int], half: bool = False) -> list[NDArray[Any]]:
+    """The planes of values, each flat, what shows of a parameter as uint16. place: seed, number of the tensor, step count, on which
+    random bits depend; half: of a float16 parameter.
+    """
     flat = np.ascontiguousarray(array, np.float32).reshape(-1)
     random = philox.words(*place, BETWEEN, 0, flat.size) if of.random else None
-    made = of.encoded(flat, False, random, matrix(array.shape))
-    return [
-        np.asarray(found).astype(plane.stored if plane.whole else np.float32)
-        for plane, found in zip(of.planes, made, strict=True)
-    ]
+    made = of.encoded(flat, half, random, matrix(array.shape) if of.in_rows else None)
+    kinds = ["uint16" if plane.dtype == VISIBLE else plane.stored if plane.whole else "float32" for plane in of.planes]
+    return [np.asarray(found).astype(kind) for kind, found in zip(kinds, made, strict=True)]
 
 
 def encoded(rule: Rule, name: str, array: NDArray[Any], place: tuple[int, int, int]) -> dict[str, NDArray[Any]]:

@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 
 from gpuopt import arrays
 from gpuopt.errors import InputError, entry
-from gpuopt.formats import philox
 from gpuopt.formats.dtypes import CODED, SAME, STORAGES, numpy_dtype
 from gpuopt.formats.language import VISIBLE, Format
-from gpuopt.optim.coded import BETWEEN
+from gpuopt.optim.coded import codes
 from gpuopt.optim.keeping import planes
 from gpuopt.rules.language import Rule
 
@@ -73,15 +72,11 @@ def encoded(rule: Rule, full: NDArray[Any], dtype: str, place: tuple[int, int, i
     names of the rule. place: seed, number of the tensor, step count, on which random bits depend.
     """
     kept: Format = rule.kept  # type: ignore[attr-defined]
-    flat = np.ascontiguousarray(full, np.float32).reshape(-1)
-    random = philox.words(*place, BETWEEN, 0, flat.size) if kept.random else None
     made = {}
     names = iter(state.name for state in planes(kept))
-    codes_of_all = kept.encoded(flat, dtype == "float16", random)
-    for plane, codes in zip(kept.planes, codes_of_all, strict=True):
+    for plane, found in zip(kept.planes, codes(kept, full, place, dtype == "float16"), strict=True):
         if plane.dtype == VISIBLE:
-            name, found = "p", codes.astype(np.uint16).view(numpy_dtype(dtype)).astype(np.float32)
+            made["p"] = found.view(numpy_dtype(dtype)).astype(np.float32).reshape(full.shape)
         else:
-            name, found = next(names), codes.astype(plane.dtype) if plane.whole else codes
-        made[name] = found.reshape(full.shape)
+            made[next(names)] = found.reshape(full.shape)
     return made

@@ -62,11 +62,15 @@ class BetweenSteps:
         if not keeps(self.rule, NAMES.get(p.dtype, "")):
             p.copy_(values)
             return
-        number = next(n for _, q, _, n in labelled(self.param_groups) if q is p)
-        place = self._given.seed, number, int(self.state[p].get("step", 0))
+        place = self._place(p)
         keys = {s.name: s.key for s in self.rule.states}
         for plane, made in encoded(self.rule, values.float().cpu().numpy(), NAMES[p.dtype], place).items():
             (p if plane == "p" else self.state[p][keys[plane]]).copy_(torch.from_numpy(made))
+
+    def _place(self, p: torch.Tensor) -> tuple[int, int, int]:
+        """Seed, number and step count of a parameter, on which its random bits between two steps depend."""
+        number = next(n for _, q, _, n in labelled(self.param_groups) if q is p)
+        return self._given.seed, number, int(self.state[p].get("step", 0))
 
     def _full(self, p: torch.Tensor) -> torch.Tensor:
         """A parameter in full precision, as a new tensor."""
@@ -125,16 +129,13 @@ class BetweenSteps:
         if missing:
             self._make_states(missing)
         by_name = {s.name: s.key for s in self.rule.states}
-        target = by_name[self.rule.between[name].arrays[1]]
+        target = self.rule.between[name].arrays[1]
         for (group, p), g in zip(members, given, strict=True):
             if g is not None:
-                values = self._values(p)
-                kept = values[self.rule.between[name].arrays[1]]
+                kept = self._values(p)[target]
                 kept.copy_(self._asked_of(name, group, p, kept, g))
-                if kept is not self.state[p].get(target):  # in codes
-                    number = next(n for _, q, _, n in labelled(self.param_groups) if q is p)
-                    place = self._given.seed, number, int(self.state[p].get("step", 0))
-                    made = coded.encoded(self.rule, self.rule.between[name].arrays[1], kept.cpu().numpy(), place)
+                if kept is not self.state[p].get(by_name[target]):  # in codes
+                    made = coded.encoded(self.rule, target, kept.cpu().numpy(), self._place(p))
                     for plane, codes in made.items():
                         self.state[p][by_name[plane]].copy_(torch.from_numpy(codes))
 
