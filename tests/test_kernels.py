@@ -91,6 +91,14 @@ def test_twins_on_a_cpu_take_the_same_arguments_but_a_range_of_the_pieces(name: 
     assert ("lo" in here) and here.index("hi") == here.index("lo") + 1
 
 
+def test_twins_of_the_walk_over_blocks_take_the_same_arguments() -> None:
+    """On a GPU a warp takes a tile, so that CUDA C is told no unit, which every launch has."""
+    there = arguments_in_python("blocks.py", "walk")
+    assert [a for a in there if a != "unit"] == arguments_in_cuda("blocks", "walk_blocks")
+    assert there == arguments_in_python("multi_tensor.py", "walk")
+    assert arguments_in_python("blocks_cpu.py", "walk") == arguments_in_python("multi_tensor_cpu.py", "walk")
+
+
 def test_every_kernel_is_in_the_table_of_twins_or_the_reading_order() -> None:
     text = (ROOT / "kernels" / "README.md").read_text()
     assert [

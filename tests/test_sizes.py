@@ -16,6 +16,7 @@ from gpuopt import cli, rules
 from gpuopt.errors import InputError
 from gpuopt.formats.dtypes import numpy_dtype
 from gpuopt.sizes import COMBINATIONS, PEERS
+from repository import ROOT
 
 SHAPES = [(8, 16), (3, 5, 7), (11,), (64, 80), (9, 8, 70)]
 
@@ -52,6 +53,19 @@ def test_a_model_of_torch_is_counted_without_its_memory() -> None:
     p.grad = torch.ones_like(p)
     opt.step()
     assert opt.nbytes == (1 + 4) * 100
+
+
+def test_the_bytes_that_the_readme_tells_are_those_of_adamw() -> None:
+    rows = re.findall(
+        r"^\| `(\w+)`[^|]* \|[^|]*\|[^|]*\| ([\d.]+) \| ([\d.]+), ([\d.]+) \|$",
+        (ROOT / "README.md").read_text(),
+        re.MULTILINE,
+    )
+    assert [row[0] for row in rows] == ["float32", "bfloat16", "float8", "int8", "int4"]
+    for kept, *told in rows:
+        (row,) = gpuopt.memory(8e9, dtype="bfloat16", param_format="split8", state_format=kept).rows
+        found = row.states, row.total - row.gradient, row.total
+        assert all(abs(a - float(b)) < 0.006 for a, b in zip(found, told, strict=True)), (kept, found)
 
 
 def test_rows_and_columns_count_where_shapes_are_known() -> None:
