@@ -71,7 +71,7 @@ class DeviceBackend:
         with self.runtime.on_device(self.index):
             stream = self.runtime.stream(self.index)
             if not self.runtime.capturing(stream):
-                self._made(launches, request, stream)
+                self._made([part for launch in launches for part in launch.parts], request, stream)
                 self.staging.fill()
 
     def _step(self, launches: Sequence[Launch], request: StepRequest, counters: Sequence[StepCounter]) -> None:
@@ -82,6 +82,7 @@ class DeviceBackend:
             return
         if self.graphs and any(life.over for life, _ in self.graphs):
             self.release()
+        launches = [part for launch in launches for part in launch.parts]
         device_launches, decision = self._made(launches, request, stream)
         if decision is not None:
             self._decide(launches, device_launches, decision, request, counters, stream, self.staging.upload)
@@ -95,19 +96,17 @@ class DeviceBackend:
             for counter in counters:
                 counter.step -= 1
             raise
-        if launches and launches[0].private["passes"].passes:
-            self._sum(launches, device_launches, [(d.rows, d.wide) for d in device_launches], 0, stream)
-        for launch, device_launch, by_value in zip(launches, device_launches, given, strict=True):
-            self._update(launch, device_launch, by_value, device_launch.rows, 0, stream)
+        rows_there = [(d.rows, d.wide) for d in device_launches]
+        passes = launches[0].private["passes"] if launches else ()
+        self._stages(launches, device_launches, given, rows_there, 0, stream, passes)
 
     def _made(
         self, launches: Sequence[Launch], request: StepRequest, stream: Any
     ) -> tuple[list[DeviceLaunch], DeviceDecision | None]:
         """What the step needs on the device, made at its first one."""
         device_launches = [self._device_launch(launch, stream) for launch in launches]
-        private = launches[0].private if launches else {}
-        if "passes" not in private:
-            private["passes"] = self._step_passes(device_launches, stream, self.staging.upload)
+        if launches and "passes" not in launches[0].private:
+            launches[0].private["passes"] = self._step_passes(launches, device_launches, stream, self.staging.upload)
         return device_launches, self._decision(launches, request, stream) if request.on_device or request.sums else None
 
     def _capture(self, launches: Sequence[Launch], request: StepRequest, stream: Any) -> None:
@@ -116,6 +115,7 @@ class DeviceBackend:
                 "the current stream is captured into a CUDA graph, whose replays would repeat the rate and the step count of "
                 "this step for ever: make the optimizer with capturable=True"
             )
+        launches = [part for launch in launches for part in launch.parts]
         device_launches: list[DeviceLaunch] = [
             launch.private["device_launch"] for launch in launches if "device_launch" in launch.private
         ]
@@ -126,7 +126,7 @@ class DeviceBackend:
         if request.sums:
             decision.measure(launches, stream, owned.upload)
         mine = [r.captured(launch, stream, owned.upload) for r, launch in zip(device_launches, launches, strict=True)]
-        passes = self._step_passes(mine, stream, owned.upload)
+        passes = self._step_passes(launches, mine, stream, owned.upload)
         read = [request, *map(needed, launches)]
         self.graphs.append((Life(self.runtime.handle(stream)), (owned.kept, mine, decision, passes, read)))
         self._decide(launches, mine, decision, request, (), stream, owned.upload, passes)
@@ -141,7 +141,7 @@ class DeviceBackend:
         counters: Sequence[StepCounter],
         stream: Any,
         upload: Upload,
-        passes: StepPasses | None = None,
+        passes: Sequence[StepPasses] = (),
     ) -> None:
         """The step with rows that are computed on the device. passes: those of a captured step."""
         arguments = decision.arguments(launches, request)
@@ -154,32 +154,49 @@ class DeviceBackend:
                 counter.step += 1
         if request.sums:
             assert decision.gradients is not None
-            decision.gradients.run([(d.address(d.table), 0, 0, 0) for d in device_launches], stream)
+            first = [d for launch, d in zip(launches, device_launches, strict=True) if launch.stage == 0]
+            decision.gradients.run([(d.address(d.table), 0, 0, 0) for d in first], stream)
         for kernel, given in zip(decision.prepares, arguments, strict=True):
             self.runtime.launch(kernel, 1, given, stream)
         decision.there = after
-        self._sum(
-            launches,
-            device_launches,
-            list(zip(decision.rows, decision.wides, strict=True)),
-            decision.skip,
-            stream,
-            passes,
-        )
-        for launch, device_launch, rows in zip(launches, device_launches, decision.rows, strict=True):
-            self._update(launch, device_launch, None, rows, decision.skip, stream)
+        passes = passes or (launches[0].private["passes"] if launches else ())
+        rows = list(zip(decision.rows, decision.wides, strict=True))
+        self._stages(launches, device_launches, [None] * len(launches), rows, decision.skip, stream, passes)
 
-    def _step_passes(self, device_launches: Sequence[DeviceLaunch], stream: Any, upload: Upload) -> StepPasses:
-        return StepPasses(self, [d.passes for d in device_launches if d.passes is not None], stream, upload)
+    def _step_passes(
+        self, launches: Sequence[Launch], device_launches: Sequence[DeviceLaunch], stream: Any, upload: Upload
+    ) -> list[StepPasses]:
+        """Those of every stage."""
+        made = []
+        for stage in range(1 + max((launch.stage for launch in launches), default=0)):
+            both = zip(launches, device_launches, strict=True)
+            there = [d.passes for launch, d in both if launch.stage == stage and d.passes is not None]
+            made.append(StepPasses(self, there, stream, upload))
+        return made
+
+    def _stages(
+        self, launches: Sequence[Launch], device_launches: Sequence[DeviceLaunch], by_value: Sequence[Any],
+        rows: Sequence[tuple[Any, Any]], skip: int, stream: Any, passes: Sequence[StepPasses],
+    ) -> None:  # fmt: skip
+        """The passes, updates and products of matrices of every stage. by_value: the rows of each launch, or None where they are in
+        device memory; rows: of each those there and the wide ones; passes: of every stage.
+        """
+        for stage, own in enumerate(passes):
+            here = [k for k, launch in enumerate(launches) if launch.stage == stage]
+            if own.passes:
+                self._sum([device_launches[k] for k in here], [rows[k] for k in here], skip, stream, own)
+            for k in here:
+                self._update(launches[k], device_launches[k], by_value[k], rows[k][0], skip, stream)
+            for products in (products for k in here for products in launches[k].products):
+                products.run(self.runtime.handle(stream))
 
     def _sum(
         self,
-        launches: Sequence[Launch],
         device_launches: Sequence[DeviceLaunch],
         rows: Sequence[tuple[Any, Any]],
         skip: int,
         stream: Any,
-        passes: StepPasses | None = None,
+        passes: StepPasses,
     ) -> None:
         """The passes before the updates. rows: of each launch the rows of scalars and the wide ones, in device memory."""
         address = self.runtime.address
@@ -189,7 +206,7 @@ class DeviceBackend:
             if d.passes is not None
         ]
         if given:
-            (passes or launches[0].private["passes"]).run(given, stream)
+            passes.run(given, stream)
 
     # ------------------------------------------------------------------------------------------- what lives there
 

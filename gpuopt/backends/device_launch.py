@@ -227,7 +227,8 @@ class DeviceDecision(DeviceBuffers):
     def measure(self, launches: Sequence[Launch], stream: Any, upload: Upload) -> None:
         """Allocate what the sums of gradients need, once."""
         if self.gradients is None:
-            passes = [gradient_passes(self.backend, launch.plan, stream, upload) for launch in launches]
+            first = [launch for launch in launches if launch.stage == 0]
+            passes = [gradient_passes(self.backend, launch.plan, stream, upload) for launch in first]
             self.gradients = StepPasses(self.backend, passes, stream, upload)
 
     def inputs(self, launches: Sequence[Launch]) -> tuple[NDArray[np.float64], bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -110,16 +111,33 @@ class HostBackend:
         multiplier, skip = self.decide(launches, request)
         if skip:
             return False
-        for launch, rows in zip(launches, advance(counters, launches, multiplier, self.rehearse), strict=True):
-            launch.private["rows"] = rows
-        running = [self.passes(launch, multiplier) for launch in launches if not launch.plan.program.local]
+        parts = [self.parts(launch) for launch in launches]
+        every = [part for each in parts for part in each]
+        for part, rows in zip(every, advance(counters, every, multiplier, self.rehearse), strict=True):
+            part.private["rows"] = rows
+        for stage in zip_longest(*parts):
+            self.stage([part for part in stage if part is not None], multiplier)
+        return True
+
+    def parts(self, launch: Launch) -> Sequence[Launch]:
+        """What is run of a launch, one after another."""
+        return launch.parts
+
+    def stage(self, launches: Sequence[Launch], multiplier: float) -> None:
+        """The passes of these launches, their updates, and the products of matrices behind them."""
+        running = [self.passes(launch, multiplier) for launch in launches if self.sums(launch)]
         while running:
             waiting = [(each, found) for each in running if (found := next(each, None)) is not None]
             over_all([found for _, found in waiting])
             running = [each for each, _ in waiting]
         for launch in launches:
             self.update(launch, multiplier)
-        return True
+            for products in launch.products:
+                products.run()
+
+    def sums(self, launch: Launch) -> bool:
+        """Whether there are passes before the update."""
+        return not launch.plan.program.local
 
     def decide(self, launches: Sequence[Launch], request: StepRequest) -> tuple[float, bool]:
         """The factor every gradient is multiplied by, and whether to skip; the twin of kernels/prepare.cuh."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpuopt import linalg
 from gpuopt.backends.host import HostBackend
 from gpuopt.compiler.lower import correction, gradient_sums
 from gpuopt.compiler.names import OPTION
@@ -48,10 +49,10 @@ class Backend(HostBackend):
             count, step = int(record[t.NUMEL]), launch.counters[int(record[t.ROW])].step
             flats = memories(program, record)
             width, whole = int(record[t.WIDTH]), max(1, count)
-            size = whole if not program.local else max(1, BLOCK // width) * width if program.in_blocks else BLOCK
+            size = whole if program.whole else max(1, BLOCK // width) * width if program.in_blocks else BLOCK
             for begin in range(0, count, size):
                 block = part(program, flats, width, begin, min(size, count - begin))
-                known = None if program.local else launch.private["sums"][index]
+                known = launch.private["sums"][index] if program.whole else None
                 x = run(program, block, scalars[int(record[t.ROW])], known, width)
                 bits = random_bits(program, record, step, begin, min(size, count - begin))
                 store(program, block, x, bits, width)
@@ -81,6 +82,13 @@ class Backend(HostBackend):
             yield totals, [0]
             for found, (value,) in zip(every, totals, strict=True):
                 found.known.append(value)
+
+    def parts(self, launch: Launch) -> Sequence[Launch]:
+        """The launch itself: products of matrices are made where the rule asks for them."""
+        return (launch,)
+
+    def sums(self, launch: Launch) -> bool:
+        return launch.plan.program.whole
 
     def scalars(self, launch: Launch, multiplier: float) -> list[tuple[dict[str, float], dict[str, float]]]:
         """Hyperparameters and what `prepare` derives from them, for each counter."""
@@ -212,7 +220,8 @@ class Sums:
     """
 
     def __init__(self, program: Program, record: NDArray[np.int64]) -> None:
-        self.program, self.asked, self.called = program, 0, 0
+        self.program, self.asked, self.called, self.multiplied = program, 0, 0, 0
+        self.products: list[NDArray[Any]] = []  # those that are made, in the order in which the rule asks for them
         rows, columns = record[-len(t.MATRIX) :][:2].tolist() if program.lined else (1, 1)
         self.sizes = {"numel": int(record[t.NUMEL]), "rows": rows, "columns": columns}
         self.shape = (-1, rows, columns) if program.lined else (-1,)
@@ -224,7 +233,7 @@ class Sums:
 
     def begin(self) -> dict[str, Any]:
         """The rule is run from its beginning."""
-        self.asked = self.called = 0
+        self.asked = self.called = self.multiplied = 0
         return self.cells | self.vectors
 
     def reduce(self, kind: str, x: Any) -> Any:
@@ -244,6 +253,20 @@ class Sums:
             raise Unknown(total)
         return Number(self.known[self.asked - 1])
 
+    def product(self, kind: str, x: Any, *words: Any) -> Any:
+        """A product of matrices, made once in a step."""
+        self.multiplied += 1
+        if self.multiplied > len(self.products):
+            operand = np.empty(self.shape_of_all(), self.program.compute)
+            operand[...] = x
+            self.products.append(linalg.RUNS[kind](operand, *words))
+        return self.products[self.multiplied - 1]
+
+    def shape_of_all(self) -> tuple[int, int, int]:
+        """Matrices, rows and columns of the tensor."""
+        rows, columns = self.sizes["rows"], self.sizes["columns"]
+        return self.sizes["numel"] // (rows * columns), rows, columns
+
 
 class Nothing:
     """The reductions of no tensor: numbers that no arithmetic refuses."""
@@ -258,6 +281,9 @@ class Nothing:
 
     def reduce(self, kind: str, x: Any) -> Any:
         return x if kind in ("row_sum", "column_sum") else Number(1.0)
+
+    def product(self, kind: str, x: Any, *words: Any) -> Any:
+        return x
 
 
 def of_tensor(terms: NDArray[Any], kind: str, pack: int) -> float:

@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, NoReturn
 
 from gpuopt.compiler.kinds import LINE_SUMS, OF_A_TENSOR, ONE, VECTORS, ZERO, Kind, mapped
@@ -33,17 +33,19 @@ class MatrixSum(NamedTuple):
 class Cutter:
     """Takes the statements of a rule one by one, and knows of every expression what it depends on."""
 
-    def __init__(self, signature: Signature, outputs: Iterable[str] = ()) -> None:
-        """outputs: variables that are wanted of each element at the end, besides those of roles, whatever they are."""
+    def __init__(self, signature: Signature, outputs: Iterable[str] = (), arrays: Sequence[str] = ()) -> None:
+        """outputs: variables that are wanted of each element at the end, besides those of roles, whatever they are; arrays: that
+        have a value of each element from the beginning, besides those of roles.
+        """
         self.signature, self.flags = signature, dict(signature.flags)
         self.roles, self.blocked = [r.variable for r in signature.roles], [r.variable for r in signature.blocked]
         self.outputs = {*self.roles, *self.blocked, *outputs}
         self.cells = {r.name: r for r in signature.cells}
-        self.kinds = dict.fromkeys([*self.roles, *self.blocked], Kind.ELEMENT) | {
+        self.kinds = dict.fromkeys([*self.roles, *self.blocked, *arrays], Kind.ELEMENT) | {
             r.name: Kind.TENSOR for r in signature.cells
         }
         self.kinds |= {r.name: Kind[r.shape.upper()] for r in signature.vectors}
-        there = [*self.roles, *self.blocked, *(r.name for r in signature.vectors)]
+        there = [*self.roles, *self.blocked, *arrays, *(r.name for r in signature.vectors)]
         self.levels = dict.fromkeys(there, 0)  # of elements, and of tensor statements: the cuts before they are known
         self.hyper: dict[str, Expr] = {}  # variables of that kind, as formulas of hyperparameters
         self.of_tensor = {r.name: Expr("cell", (r.name,)) for r in signature.cells}
@@ -54,7 +56,7 @@ class Cutter:
         self.calls: list[Kind] = []  # of the argument of every sum, in the order in which Python makes them
         self.code: list[Assign | Add] = []  # element statements and sums, in order
         self.sums: list[tuple[int, Add]] = []  # the cut of each sum
-        self.versions = dict.fromkeys([*self.roles, *self.blocked], 0)
+        self.versions = dict.fromkeys([*self.roles, *self.blocked, *arrays], 0)
         self.same: dict[object, int] = {}
         self.row: dict[Expr, int] = {}
         self.wides: dict[Expr, int] = {}

@@ -16,7 +16,18 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 from gpuopt.compiler.inline import check_names, unfolded
 from gpuopt.compiler.origin import origin, plain_function
 from gpuopt.compiler.resolve import MISSING, Names
-from gpuopt.compiler.tree import COMPARISONS, RULE_CALLS, SCALAR_CALLS, SUMS, Assign, Expr, FunctionTree, If, Statement
+from gpuopt.compiler.tree import (
+    COMPARISONS,
+    PRODUCTS,
+    RULE_CALLS,
+    SCALAR_CALLS,
+    SUMS,
+    Assign,
+    Expr,
+    FunctionTree,
+    If,
+    Statement,
+)
 from gpuopt.errors import RuleSyntaxError
 from gpuopt.rules.primitives import NON_LOCAL, PRIMITIVES, WHOLE
 
@@ -26,7 +37,7 @@ _COMPARE = {ast.Lt: "lt", ast.LtE: "le", ast.Gt: "gt", ast.GtE: "ge", ast.Eq: "e
 EXACT = 2**53  # float64 holds every whole number up to it
 _RULE_HELP = (
     "a rule may use + - * /, unary minus, comparisons, sqrt abs sign minimum maximum where, the sums over a tensor "
-    f"({' '.join(SUMS)}), functions of your own (`x = mine(g)`), and `if flag:`"
+    f"({' '.join(SUMS)}), products of matrices ({' '.join(PRODUCTS)}), functions of your own (`x = mine(g)`), and `if flag:`"
 )
 
 
@@ -277,11 +288,25 @@ class Parser:
             self.refuse_call(node, found)
         if node.keywords:
             self.refuse(node, f"; `{name}` takes its arguments by position")
+        if name in PRODUCTS:
+            return self.product(name, node)
         count = (SCALAR_CALLS if self.scalar else RULE_CALLS)[name]
         if len(node.args) != count:
             self.fail(node, f"`{name}` takes {count} argument(s), not {len(node.args)}")
         first = self.condition if name == "where" else self.number
         return Expr(name, (first(node.args[0]), *(self.number(a) for a in node.args[1:])))
+
+    def product(self, name: str, node: ast.Call) -> Expr:
+        """A product of matrices, `orthogonalize(u, ns_coefficients, ns_steps)`: values, and behind them flags by their names."""
+        values, words = PRODUCTS[name]
+        if len(node.args) != values + words:
+            self.fail(node, f"`{name}` takes {values + words} argument(s), not {len(node.args)}")
+        named = [a.id if isinstance(a, ast.Name) and a.id in self.flags else "" for a in node.args[values:]]
+        for argument, found in zip(node.args[values:], named, strict=True):
+            if not found:
+                text = f"a compile-time flag, such as `*, {argument.id if isinstance(argument, ast.Name) else 'x'}: Literal[...]`"
+                self.fail(argument, f"`{name}` takes {text}, behind its values")
+        return Expr(name, (*map(self.number, node.args[:values]), *named))
 
     def extreme(self, node: ast.Call, comparison: str) -> Expr:
         """Python's own min or max: the first of those that no other is smaller or larger than."""
@@ -298,7 +323,7 @@ class Parser:
         quoted = ast.unparse(node.func)
         if self.part(node) is not None:
             self.fail(node, f"`{quoted}(...)`, a function of your own, stands alone: `x = {quoted}(...)`, then use x")
-        if name not in RULE_CALLS:
+        if name not in RULE_CALLS and name not in PRODUCTS:
             self.fail(node, f"`{quoted}(...)` is not part of the rule language: {_RULE_HELP}")
         what = "nothing that is known" if found is MISSING else described(found)
         if isinstance(node.func, ast.Name) and name in self.names.locals:

@@ -14,9 +14,12 @@ from typing import NamedTuple
 from gpuopt.compiler.cuts import Cutter
 from gpuopt.compiler.extremes import Extreme, needed, taken_out
 from gpuopt.compiler.names import CODE, OPTION
-from gpuopt.compiler.parts import Coded, Layout, Pass, Role, Signature
+from gpuopt.compiler.parts import Coded, Layout, Pass, Product, Role, Signature
 from gpuopt.compiler.passes import Slicer
 from gpuopt.compiler.program import COUNT_BITS, Program, drawn
+from gpuopt.compiler.stages import decoded, staged
+from gpuopt.compiler.stages import signature_of as stage_signature
+from gpuopt.compiler.stages import taken_out as taken_out_products
 from gpuopt.compiler.tree import Add, Assign, Expr, FunctionTree, straight_line
 from gpuopt.compiler.whole import RANDOM, Typed
 from gpuopt.errors import RuleSyntaxError
@@ -101,7 +104,7 @@ def ending(signature: Signature, roles: Mapping[str, Role]) -> Ending:
     """The codes of all coded values."""
     made = Ending([], [], [], [])
     for place, coded in enumerate(signature.coded):
-        if not coded.written:
+        if not (coded.written and coded.here):
             continue
         statements = encoding(coded, roles, place)
         if not coded.format.in_rows:
@@ -126,29 +129,59 @@ def gradient_sums(storage: str, compute: str) -> tuple[Layout, Pass]:
 
 @cache
 def program_for(signature: Signature) -> Program:
-    """The program of a rule with its options. Raises RuleSyntaxError naming file and line."""
+    """The program of a rule with its options: where it has products of matrices, what NumPy runs, and `stages_of` has the rest.
+
+    Raises RuleSyntaxError naming file and line.
+    """
+    body, own, products = body_of(signature)
+    found = lowered(signature, decodings(signature) + body, [each.result for each in products])
+    changed = own if any(coded.format.corrects for coded in signature.coded) else ()
+    return replace(found, corrected=changed, products=products)
+
+
+@cache
+def stages_of(signature: Signature) -> tuple[Program, ...]:
+    """The programs that follow each other in a step, each with the products of matrices behind it; of most rules one."""
+    body, _, products = body_of(signature)
+    if not products:
+        return (program_for(signature),)
+    every = (*signature.roles, *signature.cells, *signature.vectors)
+    written = {r.name for r in every if r.written} | {c.name for c in signature.coded if c.written}
+    written -= {plane for c in signature.coded for plane in c.planes if plane != c.name}
+    found = staged(body, products, written)
+    made = []
+    for k, stage in enumerate(found):
+        own_signature = stage_signature(signature, stage, [each for before in found[:k] for each in before.products])
+        made.append(lowered(own_signature, decodings(own_signature) + stage.body))
+    return tuple(replace(each, products=stage.products) for each, stage in zip(made, found, strict=True))
+
+
+def body_of(signature: Signature) -> tuple[list[Assign], tuple[Assign, ...], tuple[Product, ...]]:
+    """The statements of a rule with its options, between values and new values: with products taken out, the rule's own as it is,
+    and the products.
+    """
     flags = dict(signature.flags)
-    tree = signature.definition.tree
-    roles, cells = {r.variable for r in signature.roles}, {r.name for r in signature.cells}
-    of_name = {r.name: r for r in (*signature.roles, *signature.blocked)}
-    statements = [s for coded in signature.coded for s in decoding(coded, of_name)]
-    statements += renamed(before.tree, flags)
-    body = straight_line(tree.body, flags)
+    own = straight_line(signature.definition.tree.body, flags)
     for coded in signature.coded:
-        body = corrected(coded, body) if coded.format.corrects else body
-    statements += body
-    statements += renamed(after.tree, flags)
+        own = corrected(coded, own) if coded.format.corrects else own
+    body = [*renamed(before.tree, flags), *own, *renamed(after.tree, flags)]
+    made, products = taken_out_products(body, signature)
+    return made, tuple(own), products
+
+
+def decodings(signature: Signature) -> list[Assign]:
+    """What makes values of the planes that are there."""
+    of_name = {r.name: r for r in (*signature.roles, *signature.blocked)}
+    return [s for coded in decoded(signature) for s in decoding(coded, of_name)]
+
+
+def lowered(signature: Signature, statements: list[Assign], results: Sequence[str] = ()) -> Program:
+    """The program of these statements, and of the codes that they end with. results: of products, known from the beginning."""
+    of_name = {r.name: r for r in (*signature.roles, *signature.blocked)}
     end = ending(signature, of_name)
-    statements += end.before
-    cutter = Cutter(signature, [*end.kept, *(e.variable for e in end.extremes)])
-    known = (
-        roles
-        | {r.variable for r in signature.blocked}
-        | cells
-        | {r.name for r in signature.vectors}
-        | set(tree.scalars)
-        | {OPTION + n for n in (*before.tree.scalars, *after.tree.scalars)}
-    )
+    statements = statements + end.before
+    cutter = Cutter(signature, [*end.kept, *(e.variable for e in end.extremes)], results)
+    known = names_of(signature) | set(results)
     for statement in statements:
         unknown = statement.expr.names() - known
         if unknown:
@@ -161,5 +194,15 @@ def program_for(signature: Signature) -> Program:
     calls = tuple(kind.name.lower() for kind in cutter.calls)
     counts = tuple(Expr("count", (shift,)) for shift in COUNT_BITS) if drawn(signature.coded) else ()
     later = tuple(end.extremes), tuple(end.behind), tuple(end.kept)
-    changed = tuple(body) if any(coded.format.corrects for coded in signature.coded) else ()
-    return Program(signature.rule.name, signature, passes, (*row, *counts), wide, calls, *later, changed)
+    return Program(signature.rule.name, signature, passes, (*row, *counts), wide, calls, *later)
+
+
+def names_of(signature: Signature) -> set[str]:
+    """What has a value before the first statement."""
+    every = (*signature.cells, *signature.vectors)
+    arrays = {r.variable for r in (*signature.roles, *signature.blocked)} | {r.name for r in every}
+    return (
+        arrays
+        | set(signature.definition.tree.scalars)
+        | {OPTION + n for n in (*before.tree.scalars, *after.tree.scalars)}
+    )

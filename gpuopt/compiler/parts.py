@@ -52,7 +52,7 @@ class Role:
 @dataclass(frozen=True)
 class Coded:
     """A value that is kept in a format: its name in the rule, and the names of the roles that are its planes. half: of a float16
-    parameter.
+    parameter. here: whether this program writes its codes, where a rule is several of them, see `stages`.
     """
 
     name: str
@@ -60,6 +60,17 @@ class Coded:
     planes: tuple[str, ...]
     half: bool
     written: bool
+    here: bool = True
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product of matrices: which, the variables of its operand and its result, and the values of the flags that it takes."""
+
+    kind: str
+    operand: str
+    result: str
+    words: tuple[object, ...]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from functools import cached_property
 
 from gpuopt.compiler.extremes import Extreme
 from gpuopt.compiler.kinds import LINE_SUMS, Kind
-from gpuopt.compiler.parts import Coded, Draw, Layout, Pass, PerMatrix, PerTensor, Role, Signature, Slot, Step
+from gpuopt.compiler.parts import Coded, Draw, Layout, Pass, PerMatrix, PerTensor, Product, Role, Signature, Slot, Step
 from gpuopt.compiler.tree import Assign, Expr
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.launch import table as t
@@ -29,7 +29,8 @@ class Program:
 
     Where states are kept in blocks, the update is followed, once the `extremes` of a block are known, by `behind`, which makes its
     codes of the variables `kept` from before. corrected: the body of the rule itself, where it is not what the author wrote: some
-    formats correct the uses of a state.
+    formats correct the uses of a state. products: of matrices, behind it where it is a stage, see `lower.stages_of`; all of
+    them of a program that NumPy runs as a whole.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Program:
     behind: tuple[Assign, ...] = ()
     kept: tuple[str, ...] = ()
     corrected: tuple[Assign, ...] = ()
+    products: tuple[Product, ...] = ()
 
     @cached_property
     def draws(self) -> dict[int, Draw]:
@@ -72,6 +74,11 @@ class Program:
         return not self.cuts and not self.update.values and not self.update.lined
 
     @property
+    def whole(self) -> bool:
+        """Whether NumPy has to run the rule on all of a tensor at once."""
+        return bool(self.products) or not self.local
+
+    @property
     def roles(self) -> tuple[Role, ...]:
         return self.signature.roles
 
@@ -100,7 +107,7 @@ class Program:
         """Whether the table says how many rows and columns there are: something is computed of them."""
         exprs = [e for each in self.passes for e in (*each.values, *(s.expr for s in each.derived))]
         counted = any(part.op in ("rows", "columns") for e in exprs for part in e.parts())
-        return counted or any(each.lined or each.along for each in self.passes)
+        return counted or bool(self.products) or any(each.lined or each.along for each in self.passes)
 
     @cached_property
     def slots(self) -> tuple[Slot, ...]:
@@ -204,6 +211,7 @@ def drawn(coded: tuple[Coded, ...]) -> dict[int, Draw]:
             continue
         if used + needed > WORD:
             stream, used = stream + 1, 0
-        made[k] = Draw(stream, used)
+        if value.here:
+            made[k] = Draw(stream, used)
         used += needed
     return made

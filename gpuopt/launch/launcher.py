@@ -19,6 +19,7 @@ from gpuopt.compiler.host import prepared_values, row_function, row_inputs
 from gpuopt.compiler.names import OPTION
 from gpuopt.errors import DtypeError
 from gpuopt.launch.plan import Plan
+from gpuopt.launch.products import Products
 
 if TYPE_CHECKING:
     from gpuopt.rules.definition import Definition
@@ -89,9 +90,25 @@ class Launch:
         default_factory=dict
     )  # and with all launches of an engine on one device, later ones too
 
+    # Of a rule with products of matrices: what backends that compile run in its place, one after another, and of each of these the
+    # products behind it.
+    stages: Sequence[Launch] = ()
+    products: Sequence[Products] = ()
+    stage: int = 0
+
     wide: NDArray[np.float64] = field(
         default_factory=lambda: np.empty((0, 0))
     )  # of the step that is made: [counters, wides]
+
+    @property
+    def parts(self) -> Sequence[Launch]:
+        """The stages, or what there is without any."""
+        return self.stages or (self,)
+
+    def move(self, role: int, addresses: NDArray[np.int64]) -> None:
+        """New addresses of one role, parameter or gradient, one for each tensor."""
+        for each in (self, *self.stages):
+            each.plan.move(role, addresses)
 
     @cached_property
     def inputs(self) -> tuple[str, ...]:

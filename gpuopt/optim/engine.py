@@ -199,7 +199,7 @@ class Engine:
         self._memory.check_addresses(self.parameters, addresses)
         for _, launches, _ in self._launches:
             for launch in launches:
-                launch.plan.move(1, addresses[launch.private["indices"]])
+                launch.move(1, addresses[launch.private["indices"]])
 
     def run(self) -> None:
         """Run the launches as they stand."""
@@ -303,8 +303,8 @@ class Engine:
             launches = [
                 make_launch(signature, parameters, self.settings.seed) for signature, parameters in by_signature.items()
             ]
-            for launch in launches:
-                launch.shared = self._shared.setdefault((device, name), {})
+            for part in (part for launch in launches for part in (launch, *launch.stages)):
+                part.shared = self._shared.setdefault((device, name), {})
             joint.give_owners(launches)
             mine = {id(p.counter) for parameters in by_signature.values() for p in parameters}
             self._launches.append((backends.get(name, device), launches, [c for c in running if id(c) in mine]))
@@ -350,7 +350,7 @@ class Engine:
         for _, launches, _ in self._launches:
             for launch in launches:
                 known: list[Parameter] = launch.private["parameters"]
-                launch.plan.move(1, np.array([p.grad_view.address for p in known if p.grad_view], np.int64))
+                launch.move(1, np.array([p.grad_view.address for p in known if p.grad_view], np.int64))
         self._hand_over()
 
     def _hand_over(self) -> None:

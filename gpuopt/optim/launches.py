@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from gpuopt import arrays
-from gpuopt.compiler.lower import program_for
+from gpuopt import arrays, linalg
+from gpuopt.compiler.lower import program_for, stages_of
 from gpuopt.compiler.parts import Coded, Role, Signature
+from gpuopt.compiler.program import Program
 from gpuopt.errors import LayoutError
 from gpuopt.formats import formats
 from gpuopt.formats.dtypes import CODED as HALF_CODES
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.formats.language import PACKED
-from gpuopt.launch.launcher import Launch
+from gpuopt.launch.launcher import Launch, StepCounter
 from gpuopt.launch.plan import Plan
+from gpuopt.launch.products import Products
 from gpuopt.optim import beside
 from gpuopt.optim.keeping import CODED, NARROW
 from gpuopt.optim.parameters import Parameter
@@ -97,26 +101,66 @@ def make_launch(signature: Signature, parameters: Sequence[Parameter], seed: int
     every = {id(p.counter): p.counter for p in parameters}  # an empty tensor's count advances with the launch
     parameters = [p for p in parameters if p.view.numel]
     program = program_for(signature)
-    counters = list(every)
     of = []
     for p in parameters:
         of.append({"p": p.array, "g": p.grad, "@given": p.given, **beside.by_role(p), **p.states})
-    names = [r.name for r in (*signature.roles, *signature.cells, *signature.vectors, *signature.blocked)]
-    views = [[arrays.describe(o[n], n).address for n in names] for o in of]
-    addresses = np.array(views, np.int64).reshape(len(parameters), len(names))
-    rows = [counters.index(id(p.counter)) for p in parameters]
-    shapes = [signature.rule.matrix(p.view.shape) for p in parameters]
     needs = "keeps states in blocks of rows" if program.in_blocks else "sums along rows and columns"
+    needs = "multiplies matrices" if program.products else needs
     if program.lined or program.in_blocks:
         for p in parameters:
             check_rows(p, needs)
+    batches = operands(program, parameters, of)
+    each = (parameters, list(every.values()), of, seed)
+    made = launch_of(program, *each)
+    made.private = {"parameters": parameters, "indices": np.array([p.index for p in parameters], np.intp)}
+    if program.products:
+        made.stages = [launch_of(stage, *each) for stage in stages_of(signature)]
+        for k, stage in enumerate(made.stages):
+            stage.stage, stage.products = k, [Products(product, batches) for product in stage.plan.program.products]
+    return made
+
+
+def launch_of(
+    program: Program,
+    parameters: Sequence[Parameter],
+    counters: Sequence[StepCounter],
+    of: list[dict[str, Any]],
+    seed: int,
+) -> Launch:
+    """The launch of one program. of: the arrays of each tensor by their roles."""
+    signature, places = program.signature, {id(counter): k for k, counter in enumerate(counters)}
+    names = [r.name for r in (*signature.roles, *signature.cells, *signature.vectors, *signature.blocked)]
+    views = [[arrays.describe(o[n], n).address for n in names] for o in of]
+    addresses = np.array(views, np.int64).reshape(len(parameters), len(names))
+    rows = [places[id(p.counter)] for p in parameters]
+    shapes = [signature.rule.matrix(p.view.shape) for p in parameters]
     numels = [p.view.numel for p in parameters]
     widths = [p.view.numel // p.view.shape[0] if program.in_blocks else p.view.numel for p in parameters]
     plan = Plan(program, numels, rows, addresses, [p.number for p in parameters], seed, shapes, widths)
-    return Launch(
-        plan,
-        list(every.values()),
-        of,
-        dict(signature.flags),
-        {"parameters": parameters, "indices": np.array([p.index for p in parameters], np.intp)},
-    )
+    return Launch(plan, counters, of, dict(signature.flags))
+
+
+def operands(program: Program, parameters: Sequence[Parameter], of: Sequence[dict[str, Any]]) -> list[Any]:
+    """Memory for what is multiplied, and its results: equal matrices one behind the other, one array for each shape. Every tensor
+    is told of its part.
+    """
+    found: dict[tuple[int, int], list[int]] = {}
+    for k, p in enumerate(parameters if program.products else ()):
+        found.setdefault(program.signature.rule.matrix(p.view.shape), []).append(k)
+    batches = []
+    for shape, members in found.items():
+        like, counts = parameters[members[0]], [parameters[k].view.numel // math.prod(shape) for k in members]
+        whole = sum(counts), *shape
+        if like.view.device == "cpu":  # NumPy multiplies them, whoever they are of
+            batch = np.zeros(whole, program.compute)
+        else:
+            batch = linalg.multipliable(
+                arrays.kind_of(like.array, like.label).zeros(like.array, program.compute, whole)
+            )
+        batches.append(batch)
+        first = 0
+        for k, count in zip(members, counts, strict=True):
+            for product in program.products:
+                of[k] |= dict.fromkeys((product.operand, product.result), batch[first : first + count])
+            first += count
+    return batches

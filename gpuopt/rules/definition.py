@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from gpuopt.compiler.origin import place
-from gpuopt.compiler.tree import If, Statement
+from gpuopt.compiler.tree import PRODUCTS, operations
 from gpuopt.errors import RuleSyntaxError
 from gpuopt.rules.declared import PARAMETER
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gpuopt.rules.declared import State
 
 Parameter = inspect.Parameter
-ALONG = ("row_sum", "column_sum", "rows", "columns")
+ALONG = ("row_sum", "column_sum", "rows", "columns", *PRODUCTS)
 MATRIX = "matrix"  # the flag that a tensor's shape decides
 _BETA = re.compile("beta[0-9]+", re.ASCII)
 
@@ -140,14 +140,12 @@ class Definition:
     @cached_property
     def along(self) -> bool:
         """Whether it looks at rows and columns, which a tensor of one axis has not."""
+        return not operations(self.tree.body).isdisjoint(ALONG)
 
-        def within(body: tuple[Statement, ...]) -> bool:
-            return any(
-                within(s.body) or within(s.orelse) if isinstance(s, If) else any(p.op in ALONG for p in s.expr.parts())
-                for s in body
-            )
-
-        return within(self.tree.body)
+    @cached_property
+    def multiplies(self) -> bool:
+        """Whether it asks for products of matrices."""
+        return not operations(self.tree.body).isdisjoint(PRODUCTS)
 
     def _tuples(self, given: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
         """What an optimizer takes several hyperparameters together as -> their names; `betas` of itself."""

@@ -182,13 +182,17 @@ class reductions:
         _context.reductions = self.outer
 
 
-def _reduced(kind: str, x: Any) -> Any:
-    found = getattr(_context, "reductions", None)
+def _found(kind: str) -> Reductions:
+    found: Reductions | None = getattr(_context, "reductions", None)
     if found is None:
         raise InputError(
             f"{kind} has a value only where an optimizer runs the rule: there is no tensor to look at here"
         )
-    return found.reduce(kind, x)
+    return found
+
+
+def _reduced(kind: str, x: Any) -> Any:
+    return _found(kind).reduce(kind, x)
 
 
 def tensor_sum(x: Any) -> Any:
@@ -237,7 +241,28 @@ def epsilon(x: Any) -> Any:
     return _reduced("epsilon", x) if found is None else found
 
 
+def orthogonalize(x: Any, coefficients: Any, steps: Any) -> Any:
+    """The matrix (the last two axes) with its singular values brought near 1: by products of matrices alone, `steps` of them by the
+    coefficients of this name, see `gpuopt.linalg`. Both are compile-time flags. Needs a tensor of two or more axes.
+    """
+    multiply = getattr(_found("orthogonalize"), "product", None)
+    if multiply is None:
+        raise InputError("orthogonalize: matrices are not multiplied here, where derivatives of a step are asked for")
+    return multiply("orthogonalize", x, coefficients, steps)
+
+
 NON_LOCAL: dict[str, Callable[..., Any]] = {
     function.__name__: function
-    for function in (tensor_sum, tensor_max, global_sum, row_sum, column_sum, numel, rows, columns, epsilon)
+    for function in (
+        orthogonalize,
+        tensor_sum,
+        tensor_max,
+        global_sum,
+        row_sum,
+        column_sum,
+        numel,
+        rows,
+        columns,
+        epsilon,
+    )
 }

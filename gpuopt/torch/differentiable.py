@@ -57,6 +57,8 @@ def check(rule: Rule, settings: Settings, group: Mapping[str, Any]) -> None:
         "param_format": settings.param_format if settings.param_format != "native" else None,
         "capturable": settings.capturable or group.get("capturable"),
     }
+    if rule.definition().multiplies:
+        raise InputError(f"differentiable=True cannot go with {rule.title}, which multiplies matrices without derivatives")
     for name, value in found.items():
         if value:
             raise InputError(f"differentiable=True cannot go with {name} = {value!r}: {REMEDY[name]}")
