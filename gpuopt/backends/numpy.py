@@ -336,7 +336,8 @@ def value_of(expr: Expr, known: Mapping[str, Any]) -> Any:
         return known[str(expr.args[0])]
     if expr.op == "const":
         return expr.args[0]
-    return OPERATIONS[expr.op](*(value_of(child, known) for child in expr.children()))
+    given = [value_of(child, known) for child in expr.children()]
+    return OPERATIONS[expr.op](*given, *(known[flag] for flag in expr.args if isinstance(flag, str)))
 
 
 _OPERATORS = ("add", "sub", "mul", "neg", "lt", "le", "gt", "ge", "eq", "ne")

@@ -1,6 +1,7 @@
 """Adam, as in torch.optim.Adam."""
 
 from gpuopt.rules.language import State, maximum, rule, sqrt, where
+from gpuopt.rules.parts import adam_moments, debiased
 
 
 @rule(
@@ -25,8 +26,7 @@ def adam(
         p = p * (1 - lr * weight_decay)
     else:
         g = where(weight_decay != 0, g + weight_decay * p, g)
-    m = m + (g - m) * (1 - beta1)
-    v = beta2 * v + (1 - beta2) * g * g
+    m, v = adam_moments(m, v, g, beta1, beta2)
     d = v
     if amsgrad:
         w = maximum(w, v)
@@ -37,4 +37,5 @@ def adam(
 
 @adam.prepare
 def _(step, *, lr, beta1, beta2):
-    return dict(step_size=lr / (1 - beta1**step), inv_sqrt_bias2=1 / sqrt(1 - beta2**step))
+    step_size, inv_sqrt_bias2 = debiased(step, lr, beta1, beta2)
+    return dict(step_size=step_size, inv_sqrt_bias2=inv_sqrt_bias2)

@@ -1,6 +1,7 @@
 """AdamW, as in torch.optim.AdamW."""
 
 from gpuopt.rules.language import State, maximum, rule, sqrt
+from gpuopt.rules.parts import adam_moments, debiased
 
 
 @rule(
@@ -21,8 +22,7 @@ def adamw(
     p <- p - lr / (1 - beta1^t) m / (sqrt(v) / sqrt(1 - beta2^t) + eps).
     """
     p = p * (1 - lr * weight_decay)
-    m = m + (g - m) * (1 - beta1)
-    v = beta2 * v + (1 - beta2) * g * g
+    m, v = adam_moments(m, v, g, beta1, beta2)
     d = v
     if amsgrad:
         w = maximum(w, v)
@@ -33,4 +33,5 @@ def adamw(
 
 @adamw.prepare
 def _(step, *, lr, beta1, beta2):
-    return dict(step_size=lr / (1 - beta1**step), inv_sqrt_bias2=1 / sqrt(1 - beta2**step))
+    step_size, inv_sqrt_bias2 = debiased(step, lr, beta1, beta2)
+    return dict(step_size=step_size, inv_sqrt_bias2=inv_sqrt_bias2)

@@ -71,6 +71,9 @@ __all__ = [
 ]
 
 
+CONVOLUTIONS = "convolutions"
+
+
 class Rule:
     """An update rule: the function, its states, and the host-side `prepare`. Made by `@rule`, callable on arrays."""
 
@@ -81,7 +84,7 @@ class Rule:
         title: str | None,
         ranges: Mapping[str, str],
         tuples: Mapping[str, tuple[str, ...]] = {},
-        flatten: bool = False,
+        flatten: bool | str = False,
     ) -> None:
         self.function, self.ranges, self._tuples, self.flatten = function, dict(ranges), dict(tuples), flatten
         self.states = states
@@ -227,23 +230,25 @@ class Rule:
 
     def flags(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
         """The compile-time constants for these hyperparameters; a flag `has_x` is true where the hyperparameter x is not 0 (nor
-        None). Whether there is a decay does not depend on who carries it out.
+        None). Whether there is a decay does not depend on who carries it out. `matrix` is false for tensors of any shape where a
+        group says so.
         """
         known = self.hyperparameters
         found = {n: n[4:] for n in self.tree.flags if n not in known and n != MATRIX}
         given = {n: hyper[x] if x in hyper else self.value(hyper, x) for n, x in found.items()}
-        given |= {MATRIX: True}
+        given |= {MATRIX: hyper.get(MATRIX, True)}
         return {n: bool(given[n]) if n in given else plain_flag(hyper[n]) for n in self.tree.flags}
 
     def shaped(
         self, flags: Mapping[str, Any], shape: tuple[int, ...], pairs: bool = False, dtype: str = "float32"
     ) -> dict[str, Any]:
         """The flags for a tensor of this shape: `matrix` says whether it has rows and columns. pairs: of complex numbers."""
-        return {**flags, **({MATRIX: len(shape) > 1 and not pairs} if MATRIX in flags else {})}
+        return {**flags, **({MATRIX: flags[MATRIX] and len(shape) > 1 and not pairs} if MATRIX in flags else {})}
 
     def axis(self, shape: tuple[int, ...]) -> int:
         """The first axis of a tensor that counts its columns: the last one, or all behind the first, flattened."""
-        return min(1, len(shape)) if self.flatten else max(0, len(shape) - 1)
+        whole = len(shape) > 3 if self.flatten == CONVOLUTIONS else self.flatten
+        return min(1, len(shape)) if whole else max(0, len(shape) - 1)
 
     def matrix(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """Rows and columns of each matrix of a tensor of this shape; of a vector, one row."""
@@ -296,7 +301,7 @@ def rule(
     title: str | None = None,
     ranges: Mapping[str, str] = {},
     tuples: Mapping[str, tuple[str, ...]] = {},
-    flatten: bool = False,
+    flatten: bool | str = False,
 ) -> Callable[[Callable[..., Any]], Rule]: ...
 @entry
 def rule(
@@ -307,7 +312,7 @@ def rule(
     title: str | None = None,
     ranges: Mapping[str, str] = {},
     tuples: Mapping[str, tuple[str, ...]] = {},
-    flatten: bool = False,
+    flatten: bool | str = False,
 ) -> Rule | Callable[[Callable[..., Any]], Rule]:
     """Make an update rule out of a function `f(p, g, *states, *, scalars, flags)` that returns `p, *states`.
 
@@ -316,7 +321,8 @@ def rule(
     ranges: what hyperparameters may be, such as {"alpha": "[0, 1]"}; lr, eps, betas and the like have theirs.
     tuples: what an optimizer takes several hyperparameters together as, such as {"nus": ("nu1", "nu2")}; beta1, beta2 ... are
     `betas` of themselves. flatten: the rows of a tensor of three or more axes are counted by the first axis, as the channels of a
-    convolution, and its columns by all others; by default it is a batch of matrices of the last two axes.
+    convolution, and its columns by all others; by default it is a batch of matrices of the last two axes; "convolutions" flattens
+    those of four axes or more, and three are a batch, of experts say.
     A rule without states needs no parentheses: `@rule`.
     Raises RuleSyntaxError (a SyntaxError) naming file and line for anything outside the language.
 
@@ -329,8 +335,8 @@ def rule(
 
     if title is not None and (not isinstance(title, str) or not title):
         refuse(f"title = {title!r}: expected a name")
-    if not isinstance(flatten, bool):
-        refuse(f"flatten = {flatten!r}: expected True or False")
+    if not isinstance(flatten, bool) and flatten != CONVOLUTIONS:
+        refuse(f"flatten = {flatten!r}: expected True, False or {CONVOLUTIONS!r}")
     states, ranges, tuples = checked_states(state), checked_ranges(ranges), checked_tuples(tuples)
     if function is not None:
         return Rule(function, states, title, ranges, tuples, flatten)

@@ -1,32 +1,40 @@
-"""Muon, as torch.optim.Muon has it for matrices."""
+"""Muon for matrices, as in torch.optim.Muon, and AdamW for all else."""
 
-from typing import Literal
+from gpuopt.rules.language import State, orthogonalize, rule
+from gpuopt.rules.parts import Coefficients, Scaling, Steps, adamw_step, debiased, matrix_scale, momentum_of
 
-from gpuopt.rules.language import State, columns, maximum, orthogonalize, rows, rule, sqrt
 
-
-@rule(state={"b": State("b", "momentum_buffer")})
+@rule(
+    state=(
+        State("b", "momentum_buffer", when="matrix"),
+        State("m", "exp_avg", when="not matrix"),
+        State("v", "exp_avg_sq", when="not matrix", holds="squares"),
+    ),
+    flatten="convolutions",
+    tuples={"adamw_betas": ("adamw_beta1", "adamw_beta2")},
+    ranges={"adamw_betas": "[0, 1)"},
+)
 def muon(
-    p, g, b, *, lr=1e-3, weight_decay=0.1, momentum=0.95, nesterov: bool = True,
-    ns_coefficients: Literal["keller", "polar_express", "cubic5", "cans", "aol", "deepseek"] = "keller",
-    ns_steps: Literal[None, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12] = None,
-    adjust_lr_fn: Literal[None, "original", "match_rms_adamw", "rms_to_rms"] = None,
+    p, g, b, m, v, *, lr=1e-3, weight_decay=0.1, momentum=0.95, nesterov: bool = True, ns_coefficients: Coefficients = "keller",
+    ns_steps: Steps = None, adjust_lr_fn: Scaling = None, adamw_beta1=0.9, adamw_beta2=0.95, adamw_eps=1e-8, matrix: bool,
+    step_size, inverse,
 ):  # fmt: skip
-    """Muon, Jordan et al. 2024: the momentum of a matrix with all singular values brought near 1.
+    """Muon, Jordan et al. 2024: the momentum of a matrix with its singular values brought near 1, O(.).
 
-    b <- b + (1 - momentum) (g - b);  u = g + momentum (b - g) (nesterov) or b;  p <- (1 - lr weight_decay) p - lr s O(u).
+    b <- b + (1 - momentum)(g - b);  u = g + momentum (b - g) (nesterov) or b;  p <- (1 - lr weight_decay) p - lr s O(u), with s by
+    adjust_lr_fn, see `parts.matrix_scale`. ns_coefficients and ns_steps are those of O, see `gpuopt.linalg`.
+    Vectors, and tensors of a group with matrix = False, are stepped by AdamW.
     """
-    b = b + (g - b) * (1 - momentum)
-    if nesterov:
-        u = g + (b - g) * momentum
+    if matrix:
+        u, b = momentum_of(g, b, momentum, nesterov=nesterov)
+        s = matrix_scale(p, adjust_lr_fn=adjust_lr_fn)
+        p = p * (1 - lr * weight_decay) - lr * s * orthogonalize(u, ns_coefficients, ns_steps)
     else:
-        u = b
-    o = orthogonalize(u, ns_coefficients, ns_steps)
-    if adjust_lr_fn == "match_rms_adamw":
-        s = 0.2 * sqrt(maximum(rows(p), columns(p)))
-    elif adjust_lr_fn == "rms_to_rms":
-        s = sqrt(rows(p) / columns(p))
-    else:
-        s = sqrt(maximum(1, rows(p) / columns(p)))
-    p = p * (1 - lr * weight_decay) - lr * s * o
-    return p, b
+        p, m, v = adamw_step(p, g, m, v, lr, weight_decay, adamw_beta1, adamw_beta2, adamw_eps, step_size, inverse)
+    return p, b, m, v
+
+
+@muon.prepare
+def _(step, *, lr, adamw_beta1, adamw_beta2):
+    step_size, inverse = debiased(step, lr, adamw_beta1, adamw_beta2)
+    return dict(step_size=step_size, inverse=inverse)

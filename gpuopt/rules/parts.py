@@ -5,9 +5,14 @@ Called by rules and by their `prepare`; each is the only place of its arithmetic
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
-from gpuopt.rules.language import column_sum, maximum, rows, sqrt, where
+from gpuopt.rules.language import column_sum, columns, maximum, rows, sqrt, where
+
+# Of rules that orthogonalize: coefficients and steps of the iteration (`gpuopt.linalg`), and what the rate is multiplied with.
+Coefficients: TypeAlias = Literal["keller", "polar_express", "cubic5", "cans", "aol", "deepseek"]
+Steps: TypeAlias = Literal[None, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
+Scaling: TypeAlias = Literal[None, "original", "match_rms_adamw", "rms_to_rms", "none"]
 
 
 def heavy_ball(g: Any, b: Any, momentum: Any, gain: Any, *, nesterov: bool) -> Any:
@@ -68,3 +73,60 @@ def evaluated(p: Any, z: Any, kept: Any) -> Any:
 def resumed(p: Any, z: Any, kept: Any) -> Any:
     """The point that is trained, of the average."""
     return p + (z - p) * (1 - kept)
+
+
+def adam_moments(m: Any, v: Any, g: Any, beta1: Any, beta2: Any) -> Any:
+    """Both averages of Kingma & Ba 2015."""
+    m = m + (g - m) * (1 - beta1)
+    v = beta2 * v + (1 - beta2) * g * g
+    return m, v
+
+
+def adamw_step(
+    p: Any,
+    g: Any,
+    m: Any,
+    v: Any,
+    lr: Any,
+    weight_decay: Any,
+    beta1: Any,
+    beta2: Any,
+    eps: Any,
+    step_size: Any,
+    inverse: Any,
+) -> Any:
+    """A step of Loshchilov & Hutter 2019; step_size, inverse: see `debiased`."""
+    p = p * (1 - lr * weight_decay)
+    m, v = adam_moments(m, v, g, beta1, beta2)
+    p = p - step_size * m / (sqrt(v) * inverse + eps)
+    return p, m, v
+
+
+def debiased(step: Any, lr: Any, beta1: Any, beta2: Any) -> Any:
+    """The rate over the bias of the first average, and one over the root of that of the second."""
+    return lr / (1 - beta1**step), 1 / sqrt(1 - beta2**step)
+
+
+def momentum_of(g: Any, b: Any, momentum: Any, *, nesterov: bool) -> Any:
+    """The direction of a step with an average of gradients, and the average: as Jordan et al. 2024 have it."""
+    b = b + (g - b) * (1 - momentum)
+    u = b
+    if nesterov:
+        u = g + (b - g) * momentum
+    return u, b
+
+
+def matrix_scale(p: Any, *, adjust_lr_fn: Scaling) -> Any:
+    """What the rate of an orthogonal update is multiplied with: "original" (or None) sqrt(max(1, rows / columns)), Jordan et al.
+    2024; "match_rms_adamw" 0.2 sqrt(max(rows, columns)), Liu et al. 2025; "rms_to_rms" sqrt(rows / columns), Bernstein & Newhouse
+    2024; "none" 1.
+    """
+    if adjust_lr_fn == "match_rms_adamw":
+        s = 0.2 * sqrt(maximum(rows(p), columns(p)))
+    elif adjust_lr_fn == "rms_to_rms":
+        s = sqrt(rows(p) / columns(p))
+    elif adjust_lr_fn == "none":
+        s = 1
+    else:
+        s = sqrt(maximum(1, rows(p) / columns(p)))
+    return s

@@ -58,7 +58,9 @@ def check(rule: Rule, settings: Settings, group: Mapping[str, Any]) -> None:
         "capturable": settings.capturable or group.get("capturable"),
     }
     if rule.definition().multiplies:
-        raise InputError(f"differentiable=True cannot go with {rule.title}, which multiplies matrices without derivatives")
+        raise InputError(
+            f"differentiable=True cannot go with {rule.title}, which multiplies matrices without derivatives"
+        )
     for name, value in found.items():
         if value:
             raise InputError(f"differentiable=True cannot go with {name} = {value!r}: {REMEDY[name]}")
