@@ -16,7 +16,7 @@ from gpuopt.compiler.names import GIVEN, OPTION
 from gpuopt.errors import DtypeError, InputError, KindError
 from gpuopt.messages import abbreviated, suggestion
 from gpuopt.optim import decay
-from gpuopt.rules.definition import Definition
+from gpuopt.rules.definition import MATRIX, Definition
 from gpuopt.rules.language import Rule, plain_flag
 
 # name -> the allowed range; one that is not here takes any finite number
@@ -49,7 +49,8 @@ CHOICES: dict[str, tuple[object, ...]] = {decay.MODE: (None, *decay.MODES)}
 def defaults_of(rule: Rule) -> dict[str, Any]:
     """Name -> default (inspect.Parameter.empty where required): the rule's own, then the options of every group."""
     own = own_defaults(rule)
-    return own | {k: v for k, v in GROUP_OPTIONS.items() if k not in own}
+    of_matrices = {MATRIX: True} if rule.definition().multiplies and MATRIX in rule.tree.flags else {}
+    return own | {k: v for k, v in (GROUP_OPTIONS | of_matrices).items() if k not in own}
 
 
 def own_defaults(rule: Rule) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 from gpuopt.errors import InputError, entries
 from gpuopt.formats.language import Format
 from gpuopt.native.objects import same
-from gpuopt.optim import beside, between, state_dict, trees
+from gpuopt.optim import beside, between, routes, state_dict, trees
 from gpuopt.optim.decay import peak_of
 from gpuopt.optim.engine import Engine
 from gpuopt.optim.full_precision import bytes_of
@@ -45,6 +45,9 @@ class Optimizer(between.BetweenSteps):
     parameters between them that were not. Pruned weights (mask) are 0 all the same. NaN stays NaN.
     weight_decay_mask: mirrors params with True or False, or a function of path and array, such as `lambda path, a: a.ndim > 1`;
     where it is false, parameters are in a group of their own, without decay. path: keys and indices in params, a tuple.
+    matrices: of an optimizer of matrices (Muon and its kin), mirrors params with True or False, or a function of path and array;
+    where it is false, a tensor is stepped as vectors are, such as embeddings and output layers. rest: hyperparameters of all that
+    is so stepped, such as {"lr": 3e-4}; with either of both they are in a group of their own. See `routing`.
     capturable: step counts live on the GPU, so that a step can be captured into a CUDA graph.
     hyper: the rule's hyperparameters and `maximize`, `l1` (proximal soft threshold), `clip_value` (gradient bound); `lr` and
     `betas` may be one-element float32 or float64 arrays on the GPU, which every step, or replay of one, reads there.
@@ -67,6 +70,8 @@ class Optimizer(between.BetweenSteps):
         mask: Any = None,
         bounds: Any = None,
         weight_decay_mask: Any = None,
+        matrices: Any = None,
+        rest: Mapping[str, Any] | None = None,
         capturable: bool = False,
         seed: int = 0,
         **hyper: Any,
@@ -78,6 +83,8 @@ class Optimizer(between.BetweenSteps):
             state_format, param_format, max_grad_norm, grad_scale, None, skip_nonfinite, capturable, seed
         )
         self.settings.check(rule)
+        routes.check(rule, matrices, rest)
+        self._rest = rest
         self.rule = rule = keeping(rule, param_format, self.settings.codes(rule))
         self.defaults = defaults_of(rule) | hyper
         given = {k: v for k, v in self.defaults.items() if v is not inspect.Parameter.empty}
@@ -92,7 +99,7 @@ class Optimizer(between.BetweenSteps):
         )
         self._grouped = trees.is_group_list(params)
         groups = params if self._grouped else [{"params": params}]
-        of_tensors = {"mask": mask, "bounds": bounds, "weight_decay_mask": weight_decay_mask}
+        of_tensors = {"mask": mask, "bounds": bounds, "weight_decay_mask": weight_decay_mask, "matrices": matrices}
         of_groups = [self._of_each(name, value, groups) for name, value in of_tensors.items()]
         for group, *own in zip(groups, *of_groups, strict=True):
             self.add_param_group(group, **dict(zip(of_tensors, own, strict=True)))
@@ -129,12 +136,14 @@ class Optimizer(between.BetweenSteps):
     # ------------------------------------------------------------------------------------------- groups
 
     def add_param_group(
-        self, group: Mapping[str, Any], *, mask: Any = None, bounds: Any = None, weight_decay_mask: Any = None
-    ) -> None:
+        self, group: Mapping[str, Any], *, mask: Any = None, bounds: Any = None, weight_decay_mask: Any = None,
+        matrices: Any = None,
+    ) -> None:  # fmt: skip
         """Add tensors with hyperparameters of their own; `group["params"]` is an array or a nested list or dict.
 
-        With a weight_decay_mask that is false somewhere, it becomes two groups, the second without decay. Raises InputError or
-        DtypeError and changes nothing if the group cannot be used.
+        With a weight_decay_mask that is false somewhere, it becomes two groups, the second without decay; with `matrices`, or
+        `rest` of the optimizer, those that are no matrices are behind them. Raises InputError or DtypeError and changes nothing if
+        the group cannot be used.
         """
         index = len(self.param_groups)
         name = f"param_groups[{index}]"
@@ -150,11 +159,12 @@ class Optimizer(between.BetweenSteps):
             [None] * len(leaves) if value is None else list(trees.mirror(structure, value, name, "params"))
             for name, value in (("mask", mask), ("bounds", bounds))
         )
-        decayed = list(trees.choices(structure, weight_decay_mask, "weight_decay_mask"))
-        kinds = [kind for kind in (True, False) if kind in decayed]  # of groups, one or both
+        routes.check(self.rule, matrices, None)
+        of_each = self._kinds(structure, leaves, weight_decay_mask, matrices)
+        kinds = sorted(set(of_each), reverse=True)  # of groups
         counters = {kind: self._engine.counter(index + k, 0) for k, kind in enumerate(kinds)}
         parameters = []
-        for (label, array), tensor_mask, limit, kind in zip(leaves, masks, limits, decayed, strict=True):
+        for (label, array), tensor_mask, limit, kind in zip(leaves, masks, limits, of_each, strict=True):
             if getattr(array, "requires_grad", False):
                 raise InputError(
                     f"{label}: a {type(array).__name__} of torch that requires grad: expected one without, such as "
@@ -166,14 +176,31 @@ class Optimizer(between.BetweenSteps):
             p.beside = beside.checked(self.rule, p, tensor_mask, limit)
             parameters.append(p)
         self._engine.add(parameters)
-        for kind in kinds or [True]:
-            members = [s.array for s, decays in zip(parameters, decayed, strict=True) if decays is kind]
+        for kind in kinds or [(True, True)]:
+            members = [s.array for s, own in zip(parameters, of_each, strict=True) if own == kind]
             mode = {MODE: True} if between.averages(self.rule) else {}
-            self.param_groups.append({**mode, **made, "params": members} | ({} if kind else {"weight_decay": 0.0}))
+            matrix, decays = kind
+            own = {**mode, **routes.group_of(made, self._rest, matrix), "params": members}
+            self.param_groups.append(own | ({} if decays else {"weight_decay": 0.0}))
             self._kept.append(tuple(members))
         self._structures.append(structure)
         flat = isinstance(structure, (list, tuple))
         self._flat = flat and not any(isinstance(leaf, (list, tuple, Mapping)) for leaf in structure)
+
+    def _kinds(self, structure: Any, leaves: Any, decay: Any, matrices: Any) -> list[tuple[bool, bool]]:
+        """Of each array, whether it is a matrix (if that divides the group at all), and whether it decays."""
+        decayed = trees.choices(structure, decay, "weight_decay_mask")
+        if matrices is None and self._rest is None:
+            return [(True, decays) for decays in decayed]
+        chosen = trees.choices(structure, matrices, "matrices")
+        shapes = [parameter_view(array, label) for label, array in leaves]
+        found = [chose and len(view.shape) > 1 + view.pairs for chose, view in zip(chosen, shapes, strict=True)]
+        return list(zip(found, decayed, strict=True))
+
+    def routing(self) -> routes.Routing:
+        """Which tensors are stepped as matrices and which as vectors, with rate and decay: prints as a table."""
+        every = [(p.label, p.view.shape, p.view.pairs, self.param_groups[p.group]) for p in self._engine.parameters]
+        return routes.routing(self.rule, every)
 
     # ------------------------------------------------------------------------------------------- step
 
@@ -225,7 +252,7 @@ class Optimizer(between.BetweenSteps):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: arrays, groups and states; launches are planned anew."""
-        kept = ("rule", "settings", "defaults", "param_groups", "_structures", "_kept", "_grouped", "_flat")
+        kept = ("rule", "settings", "defaults", "param_groups", "_structures", "_kept", "_grouped", "_flat", "_rest")
         parameters = self._engine.parameters
         tensors = [(s.label, s.array, s.group, s.beside) for s in parameters]
         extra = {"asked": self._engine.asked, "tensors": tensors, "saved": self.state_dict(), "skipped": self.skipped}

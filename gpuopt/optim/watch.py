@@ -14,6 +14,7 @@ from typing import Any
 
 from gpuopt.errors import InputError
 from gpuopt.optim import hyper
+from gpuopt.rules.definition import MATRIX
 from gpuopt.rules.language import Rule
 
 PLAIN = {int, float, bool, str, NoneType}
@@ -53,7 +54,7 @@ class Groups:
                     continue
                 if name in group:
                     hyper.check_value(name, value, self.rule, self.definition, self._known[name], label)
-                elif name in self.rule.hyperparameters or name not in hyper.GROUP_OPTIONS:
+                elif name in self.rule.hyperparameters or name not in (*hyper.GROUP_OPTIONS, MATRIX):
                     raise InputError(f"{label}: {name} is missing, which {self.rule.title} needs at every step")
             hyper.check_together(group, self.rule, label)
             self._values[index : index + 1] = [values]

@@ -39,6 +39,8 @@ OPTIONS: dict[str, Any] = {
     "skip_nonfinite": False,
     "mask": None,
     "bounds": None,
+    "matrices": None,
+    "rest": None,
     "seed": 0,
 }
 
@@ -54,8 +56,11 @@ __all__ = [
 
 
 def _twin(rule: Rule) -> Any:
-    """Torch's class of the same optimizer: of gpuopt's own rules only, whatever the title of another may be. None without one."""
-    return getattr(torch.optim, rule.title, None) if rules.titled(rule.title) is rule else None
+    """Torch's class of the same optimizer: of gpuopt's own rules only, whatever the title of another may be. None without one, and
+    of matrices, which torch multiplies in bfloat16 and steps nothing else.
+    """
+    own = rules.titled(rule.title) is rule and not rule.definition().multiplies
+    return getattr(torch.optim, rule.title, None) if own else None
 
 
 def _torch_defaults(theirs: Any, required: Iterable[str]) -> dict[str, Any]:

@@ -19,9 +19,10 @@ from gpuopt.optim.decay import peak_of
 from gpuopt.optim.engine import Engine
 from gpuopt.optim.hyper import MODE, check_group, defaults_of, members
 from gpuopt.optim.keeping import check_narrow, keeping
+from gpuopt.optim.routes import Routing, routing
 from gpuopt.optim.settings import Settings
 from gpuopt.rules.language import Rule
-from gpuopt.torch import differentiable, joint, loading
+from gpuopt.torch import differentiable, joint, loading, routes
 from gpuopt.torch.between import BetweenSteps
 from gpuopt.torch.change_tracker import ChangeTracker
 from gpuopt.torch.parameters import (
@@ -59,6 +60,7 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
     def __init__(self, params: Any, defaults: dict[str, Any], options: dict[str, Any], backend: str | None) -> None:
         asked = dict(options)
         mask, bounds = asked.pop("mask", None), asked.pop("bounds", None)
+        params = routes.grouped(self.rule, params, asked.pop("matrices", None), asked.pop("rest", None))
         self._given, self._asked = Settings(**asked), backend
         together = {k: members(defaults[k], defaults[k]) for k in self.rule.definition().tuples if k in defaults}
         defaults = {**defaults, **together}  # tuples, as in torch
@@ -187,6 +189,13 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
             parameters.append(parameter)
         engine.add(parameters)
         return engine
+
+    def routing(self) -> Routing:
+        """Which parameters are stepped as matrices and which as vectors, with rate and decay: prints as a table."""
+        every = labelled(self.param_groups)
+        return routing(
+            self.rule, [(label, tuple(p.shape), p.is_complex(), self.param_groups[k]) for label, p, k, _ in every]
+        )
 
     # ------------------------------------------------------------------------------------------- step
 
