@@ -32,9 +32,16 @@ Texts = dict[str, Callable[[], str]]
 
 
 def parts(made: Program, backend: str) -> Texts:
-    """The texts of a program on a backend, by the names of its parts, in the order in which a step runs them."""
+    """The texts of a program on a backend, by the names of its parts, in the order in which a step runs them. Where there are
+    products of matrices between them, those before have the number of their stage.
+    """
     if backend == "numpy":
         return {"update": lambda: made.signature.definition.tree.source}
+    if made.stages:
+        each = [parts(stage, backend) for stage in made.stages]
+        first = {"sums": each[0].pop("sums")} if "sums" in each[0] else {}  # of the gradients, once
+        numbered = {f"{name}_stage_{k}": text for k, of in enumerate(each[:-1], 1) for name, text in of.items()}
+        return first | {n: text for n, text in numbered.items() if not n.startswith(("all_tensors", "sums"))} | each[-1]
     if backend == "numba":
         return {**_passes(made, to_numba_sums), "update": lambda: walks.on_cpu(made)}
     by_numba = backend == "numba-cuda"

@@ -16,8 +16,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pytest
+os.environ.setdefault(
+    "OPENBLAS_NUM_THREADS", "1"
+)  # small matrices, and a worker for every core: threads would only wait
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
 
 NEEDED = {"gpu": 1, "multigpu": 2}
 

@@ -129,31 +129,27 @@ def gradient_sums(storage: str, compute: str) -> tuple[Layout, Pass]:
 
 @cache
 def program_for(signature: Signature) -> Program:
-    """The program of a rule with its options: where it has products of matrices, what NumPy runs, and `stages_of` has the rest.
+    """The program of a rule with its options; of one with products of matrices what NumPy runs, and its stages.
 
     Raises RuleSyntaxError naming file and line.
     """
     body, own, products = body_of(signature)
     found = lowered(signature, decodings(signature) + body, [each.result for each in products])
     changed = own if any(coded.format.corrects for coded in signature.coded) else ()
-    return replace(found, corrected=changed, products=products)
+    stages = stages_of(signature, body, products) if products else ()
+    return replace(found, corrected=changed, products=products, stages=stages)
 
 
-@cache
-def stages_of(signature: Signature) -> tuple[Program, ...]:
-    """The programs that follow each other in a step, each with the products of matrices behind it; of most rules one."""
-    body, _, products = body_of(signature)
-    if not products:
-        return (program_for(signature),)
+def stages_of(signature: Signature, body: list[Assign], products: tuple[Product, ...]) -> tuple[Program, ...]:
+    """The programs that follow each other in a step, each with the products of matrices behind it."""
     every = (*signature.roles, *signature.cells, *signature.vectors)
     written = {r.name for r in every if r.written} | {c.name for c in signature.coded if c.written}
     written -= {plane for c in signature.coded for plane in c.planes if plane != c.name}
-    found = staged(body, products, written)
-    made = []
+    found, made = staged(body, products, written), []
     for k, stage in enumerate(found):
-        own_signature = stage_signature(signature, stage, [each for before in found[:k] for each in before.products])
-        made.append(lowered(own_signature, decodings(own_signature) + stage.body))
-    return tuple(replace(each, products=stage.products) for each, stage in zip(made, found, strict=True))
+        own = stage_signature(signature, stage, [each for before in found[:k] for each in before.products])
+        made.append(replace(lowered(own, decodings(own) + stage.body), products=stage.products))
+    return tuple(made)
 
 
 def body_of(signature: Signature) -> tuple[list[Assign], tuple[Assign, ...], tuple[Product, ...]]:

@@ -29,8 +29,8 @@ class Program:
 
     Where states are kept in blocks, the update is followed, once the `extremes` of a block are known, by `behind`, which makes its
     codes of the variables `kept` from before. corrected: the body of the rule itself, where it is not what the author wrote: some
-    formats correct the uses of a state. products: of matrices, behind it where it is a stage, see `lower.stages_of`; all of
-    them of a program that NumPy runs as a whole.
+    formats correct the uses of a state. products: of matrices, behind it where it is a stage; of a program that has stages,
+    which NumPy runs as a whole, all of them.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Program:
     kept: tuple[str, ...] = ()
     corrected: tuple[Assign, ...] = ()
     products: tuple[Product, ...] = ()
+    stages: tuple[Program, ...] = ()
 
     @cached_property
     def draws(self) -> dict[int, Draw]:
@@ -72,6 +73,11 @@ class Program:
     def local(self) -> bool:
         """Whether every element is updated from itself and the row alone."""
         return not self.cuts and not self.update.values and not self.update.lined
+
+    @property
+    def parts(self) -> tuple[Program, ...]:
+        """What runs one after another: the stages, or itself."""
+        return self.stages or (self,)
 
     @property
     def whole(self) -> bool:
@@ -146,8 +152,11 @@ class Program:
 
     def traffic(self, *before: Pass) -> float:
         """Bytes that a step moves for each element: what every pass reads, and what the update writes. before: passes besides, such
-        as `lower.gradient_sums`. What there is one of a tensor, row or column is not in it: see `traffic_along`.
+        as `lower.gradient_sums`. What there is one of a tensor, row or column is not in it, see `traffic_along`, nor what products
+        of matrices move between stages; operands are written and results read.
         """
+        if self.stages:
+            return sum(stage.traffic(*(before if stage is self.stages[0] else ())) for stage in self.stages)
         roles, blocked = ([STORAGES[r.storage].itemsize / r.per for r in of] for of in (self.roles, self.blocked))
         moved = sum(roles[k] for each in (*before, *self.passes) for k in each.reads)
         moved += sum(blocked[k] for each in self.passes for k in each.blocked)

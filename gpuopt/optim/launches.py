@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gpuopt import arrays, linalg
-from gpuopt.compiler.lower import program_for, stages_of
+from gpuopt.compiler.lower import program_for
 from gpuopt.compiler.parts import Coded, Role, Signature
 from gpuopt.compiler.program import Program
 from gpuopt.errors import LayoutError
@@ -114,7 +114,7 @@ def make_launch(signature: Signature, parameters: Sequence[Parameter], seed: int
     made = launch_of(program, *each)
     made.private = {"parameters": parameters, "indices": np.array([p.index for p in parameters], np.intp)}
     if program.products:
-        made.stages = [launch_of(stage, *each) for stage in stages_of(signature)]
+        made.stages = [launch_of(stage, *each) for stage in program.stages]
         for k, stage in enumerate(made.stages):
             stage.stage, stage.products = k, [Products(product, batches) for product in stage.plan.program.products]
     return made

@@ -16,20 +16,21 @@ from gpuopt.rules.parts import Coefficients, Scaling, Steps, adamw_step, debiase
     ranges={"adamw_betas": "[0, 1)"},
 )
 def muon2(
-    p, g, b, q, m, v, *, lr=0.1, weight_decay=0.0125, momentum=0.95, beta2=0.95, nesterov: bool = True,
+    p, g, b, q, m, v, *, lr=0.1, weight_decay=0.0125, momentum=0.95, second_momentum=0.95, nesterov: bool = True,
     ns_coefficients: Coefficients = "keller", ns_steps: Steps = None, adjust_lr_fn: Scaling = None, eps=1e-10,
     adamw_beta1=0.9, adamw_beta2=0.95, adamw_eps=1e-8, matrix: bool,
     step_size, inverse,
 ):  # fmt: skip
     """Muon^2, arXiv April 2026: Muon on a momentum that is divided by the root of the average of squares, as Adam's.
 
-    u, b as of Muon;  q <- beta2 q + (1 - beta2) g^2;  p <- (1 - lr weight_decay) p - lr s O(u / (sqrt(q) + eps)), with s as Muon's.
+    u, b as of Muon;  q <- second_momentum q + (1 - second_momentum) g^2;
+    p <- (1 - lr weight_decay) p - lr s O(u / (sqrt(q) + eps)), with s as Muon's.
     Preprint 2604.09967.
     Vectors, and tensors of a group with matrix = False, are stepped by AdamW.
     """
     if matrix:
         u, b = momentum_of(g, b, momentum, nesterov=nesterov)
-        q = beta2 * q + (1 - beta2) * g * g
+        q = second_momentum * q + (1 - second_momentum) * g * g
         o = orthogonalize(u / (sqrt(q) + eps), ns_coefficients, ns_steps)
         s = matrix_scale(p, adjust_lr_fn=adjust_lr_fn)
         p = p * (1 - lr * weight_decay) - lr * s * o

@@ -17,14 +17,14 @@ from gpuopt.rules.parts import Coefficients, Scaling, Steps, adamw_step, debiase
     ranges={"adamw_betas": "[0, 1)"},
 )
 def normuon(
-    p, g, b, r, m, v, *, lr=0.02, weight_decay=0.1, momentum=0.95, beta2=0.95, nesterov: bool = True,
+    p, g, b, r, m, v, *, lr=0.02, weight_decay=0.1, momentum=0.95, second_momentum=0.95, nesterov: bool = True,
     ns_coefficients: Coefficients = "keller", ns_steps: Steps = None, adjust_lr_fn: Scaling = None, eps=1e-10,
     adamw_beta1=0.9, adamw_beta2=0.95, adamw_eps=1e-8, matrix: bool,
     step_size, inverse,
 ):  # fmt: skip
     """NorMuon, Li et al. 2025: Muon whose rows all move as much as they usually do, by an average of their squares.
 
-    u, b as of Muon;  o = O(u);  r <- r + (1 - beta2)(mean of o^2 along the row - r);  w = o / (sqrt(r) + eps);
+    u, b as of Muon;  o = O(u);  r <- r + (1 - second_momentum)(mean of o^2 along the row - r);  w = o / (sqrt(r) + eps);
     w <- w |o| / (|w| + eps), Frobenius norms of the matrix;  p <- (1 - lr weight_decay) p - lr s w, with s as Muon's.
     Vectors, and tensors of a group with matrix = False, are stepped by AdamW.
     """
@@ -32,7 +32,7 @@ def normuon(
         u, b = momentum_of(g, b, momentum, nesterov=nesterov)
         o = orthogonalize(u, ns_coefficients, ns_steps)
         q = row_sum(o * o)
-        r = r + (q / columns(p) - r) * (1 - beta2)
+        r = r + (q / columns(p) - r) * (1 - second_momentum)
         d = sqrt(r) + eps
         k = sqrt(column_sum(q)) / (sqrt(column_sum(q / (d * d))) + eps)
         s = matrix_scale(p, adjust_lr_fn=adjust_lr_fn)

@@ -1,0 +1,176 @@
+"""Formulas of rules that multiply matrices, as those of `formulas`: from the papers and the authors' code and not from the rules;
+the iteration is written for one matrix at a time, as they have it. Used by `cases`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from formulas import Array, Betas, States, average
+
+KELLER = [(3.4445, -4.7750, 2.0315)] * 5
+POLAR_EXPRESS = [
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+]
+CUBIC = [
+    (3.3656576, -3.3420992, 0.0),
+    (2.5744352, -1.4957376, 0.0),
+    (2.5368962, -1.4312570, 0.0),
+    (2.4418906, -1.2764040, 0.0),
+]
+CUBIC += [(2.2230472, -0.9630650, 0.0)]
+TABLES = {"keller": KELLER, "polar_express": POLAR_EXPRESS, "cubic5": CUBIC}
+
+
+def newton_schulz(x: Array, table: str = "keller", steps: int | None = None) -> Array:
+    """Jordan et al. 2024 on one matrix, in torch's order: transposed where it is tall, divided by its norm."""
+    rows = TABLES[table][:steps] if table != "keller" else [KELLER[0]] * (steps or 5)
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    x = x / (max(float(np.sqrt((x * x).sum())), 1e-7) * (1.02 if table == "polar_express" else 1.0))
+    for a, b, c in rows:
+        y = x @ x.T
+        x = a * x + (b * y + c * (y @ y)) @ x
+    return x.T if tall else x
+
+
+def matrices(p: Array) -> tuple[int, int, int]:
+    """The shape of a tensor as matrices: convolutions flattened, three axes a batch."""
+    return (
+        (1, p.shape[0], p[0].size)
+        if p.ndim > 3
+        else (p.size // (p.shape[-2] * p.shape[-1]) if p.size else 0, *p.shape[-2:])
+    )
+
+
+def orthogonal(x: Array, table: str = "keller", steps: int | None = None) -> Array:
+    """The iteration on every matrix of a tensor."""
+    made = [newton_schulz(each, table, steps) for each in x.reshape(matrices(x))]
+    return np.reshape(made, x.shape)
+
+
+def direction(g: Array, b: Array, momentum: float, nesterov: bool) -> Array:
+    """The momentum of Jordan et al. 2024, and the direction of the step."""
+    b[...] = momentum * b + (1 - momentum) * g
+    return momentum * b + (1 - momentum) * g if nesterov else b
+
+
+def scale(p: Array, how: str | None) -> float:
+    """What the rate is multiplied with, as torch's `_adjust_lr`."""
+    rows, columns = matrices(p)[1:]
+    known = {"match_rms_adamw": 0.2 * max(rows, columns) ** 0.5, "rms_to_rms": (rows / columns) ** 0.5, "none": 1.0}
+    return known.get(str(how), max(1.0, rows / columns) ** 0.5)
+
+
+def adamw(t: int, p: Array, g: Array, s: States, lr: float, decay: float, betas: Betas, eps: float) -> None:
+    """Loshchilov & Hutter 2019, of vectors."""
+    p *= 1 - lr * decay
+    m, v = average(s["exp_avg"], betas[0], g), average(s["exp_avg_sq"], betas[1], g, g)
+    p -= lr * (m / (1 - betas[0] ** t)) / (np.sqrt(v / (1 - betas[1] ** t)) + eps)
+
+
+def of_matrices(update: Callable[..., Array], decay: float, rate: float) -> Callable[..., None]:
+    """A formula of these: update(g, momentum buffer, states, p, **options) is what the rate is multiplied with."""
+
+    def formula(
+        t: int, p: Array, g: Array, s: States, *, lr: float = rate, weight_decay: float = decay, momentum: float = 0.95,
+        nesterov: bool = True, adamw_betas: Betas = (0.9, 0.95), adamw_eps: float = 1e-8, matrix: bool = True, **own: object,
+    ) -> None:  # fmt: skip
+        if p.ndim < 2 or not matrix:
+            adamw(t, p, g, s, lr, weight_decay, adamw_betas, adamw_eps)
+        elif p.size:
+            u = direction(g, s["momentum_buffer"], momentum, nesterov)
+            found = update(g, u, s, p, momentum, **own)
+            p *= 1 - lr * weight_decay
+            p -= lr * found
+
+    return formula
+
+
+def iterate(u: Array, ns_coefficients: str = "keller", ns_steps: int | None = None) -> Array:
+    return orthogonal(u, ns_coefficients, ns_steps)
+
+
+def muon(
+    g: Array, u: Array, s: States, p: Array, momentum: float, adjust_lr_fn: str | None = None, **ns: object
+) -> Array:
+    """Jordan et al. 2024."""
+    return scale(p, adjust_lr_fn) * iterate(u, **ns)
+
+
+def normuon(
+    g: Array, u: Array, s: States, p: Array, momentum: float, second_momentum: float = 0.95, eps: float = 1e-10,
+    adjust_lr_fn: str | None = None, **ns: object,
+) -> Array:  # fmt: skip
+    """Li et al. 2025, the authors' code."""
+    o = iterate(u, **ns).reshape(matrices(p))
+    r = s["second_momentum_buffer"].reshape(*o.shape[:2], 1)
+    r *= second_momentum
+    r += (1 - second_momentum) * (o * o).mean(-1, keepdims=True)
+    made = o / (np.sqrt(r) + eps)
+    size, new = (np.sqrt((x * x).sum((1, 2), keepdims=True)) for x in (o, made))
+    return scale(p, adjust_lr_fn) * (made * (size / (new + eps))).reshape(p.shape)
+
+
+def adamuon(g: Array, u: Array, s: States, p: Array, momentum: float, eps: float = 1e-8, **ns: object) -> Array:
+    """Si et al. 2025, the authors' code."""
+    o = iterate(np.sign(u), **ns)
+    v = average(s["orthogonal_sq"], momentum, o, o)
+    made = (o / (np.sqrt(v) + eps)).reshape(matrices(p))
+    size = np.sqrt((made * made).sum((1, 2), keepdims=True))
+    scaled = 0.2 * np.sqrt(made[0].size) * made / np.where(size > 0, size, np.inf)
+    return scaled.reshape(p.shape)
+
+
+def muon2(
+    g: Array, u: Array, s: States, p: Array, momentum: float, second_momentum: float = 0.95, eps: float = 1e-10,
+    adjust_lr_fn: str | None = None, **ns: object,
+) -> Array:  # fmt: skip
+    """Preprint 2604.09967."""
+    v = average(s["grad_sq"], second_momentum, g, g)
+    return scale(p, adjust_lr_fn) * iterate(u / (np.sqrt(v) + eps), **ns)
+
+
+def namo(
+    g: Array, u: Array, s: States, p: Array, momentum: float, second_momentum: float = 0.95, eps: float = 1e-8,
+    adjust_lr_fn: str | None = None, **ns: object,
+) -> Array:  # fmt: skip
+    """Preprint 2602.17080."""
+    s["grad_norm_sq"][...] = q = second_momentum * s["grad_norm_sq"] + (1 - second_momentum) * (g * g).sum()
+    return scale(p, adjust_lr_fn) * np.sqrt((u * u).sum()) / (np.sqrt(q) + eps) * iterate(u, **ns)
+
+
+def scion(
+    t: int, p: Array, g: Array, s: States, *, lr: float = 2**-12, momentum: float = 0.1, scale: float = 50.0,
+    unconstrained: bool = False, matrix: bool = True, **ns: object,
+) -> None:  # fmt: skip
+    """Pethick et al. 2025: spectral norm for matrices, the largest element for all else."""
+    b = s["momentum_buffer"]
+    b[...] = g if t == 1 else (1 - momentum) * b + momentum * g
+    if not p.size:
+        return
+    if p.ndim < 2 or not matrix:
+        step = np.sign(b)
+    else:
+        rows, columns = matrices(p)[1:]
+        step = np.sqrt(rows / columns) * iterate(b, **ns)
+    if not unconstrained:
+        p *= 1 - lr
+    p -= lr * scale * step
+
+
+VECTORS = ("exp_avg flat", "exp_avg_sq flat")
+OF_MATRICES: dict[str, tuple[Callable[..., None], Sequence[str]]] = {
+    "Muon": (of_matrices(muon, 0.1, 1e-3), ("momentum_buffer matrix", *VECTORS)),
+    "NorMuon": (of_matrices(normuon, 0.1, 0.02), ("momentum_buffer matrix", "second_momentum_buffer row", *VECTORS)),
+    "AdaMuon": (of_matrices(adamuon, 0.01, 0.02), ("momentum_buffer matrix", "orthogonal_sq matrix", *VECTORS)),
+    "Muon2": (of_matrices(muon2, 0.0125, 0.1), ("momentum_buffer matrix", "grad_sq matrix", *VECTORS)),
+    "NAMO": (of_matrices(namo, 0.01, 0.02), ("momentum_buffer matrix", "grad_norm_sq ()", *VECTORS)),
+    "Scion": (scion, ("momentum_buffer",)),
+}
