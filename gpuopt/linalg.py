@@ -167,16 +167,14 @@ def orthogonalize(x: Any, coefficients: str = "keller", steps: int | None = None
     rows, columns = x.shape[1:]
     if 0 in x.shape:
         return x
-    table, short, long = found.steps(steps), min(rows, columns), max(rows, columns)
-    multiply = matmul(x)
-    scaled(x, found)
-    work = narrowed(x)
-    on_host = isinstance(x, np.ndarray)
-    if found.rows:
-        balance(work, multiply)
-    iterate = by_rows if plan(table, long / short, on_host).gram else by_matrix
-    made = iterate(work, table, multiply)
-    x[...] = made
+    table, ratio = found.steps(steps), max(rows, columns) / min(rows, columns)
+    by = by_rows if plan(table, ratio, isinstance(x, np.ndarray)).gram else by_matrix
+    with np.errstate(all="ignore"):
+        scaled(x, found)
+        work, multiply = narrowed(x), matmul(x)
+        if found.rows:
+            balance(work, multiply)
+        x[...] = by(work, table, multiply)
     return x
 
 

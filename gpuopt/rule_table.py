@@ -61,7 +61,7 @@ def states(rule: Rule) -> str:
 
 def passes(rule: Rule) -> str:
     """How often a step goes through the tensors: with the defaults, and at most."""
-    return span(rule, lambda made: sum(len(part.passes) for part in made.parts))
+    return span(rule, lambda made: made.walks)
 
 
 def traffic(rule: Rule) -> str:

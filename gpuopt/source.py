@@ -77,7 +77,9 @@ OF_ARRAYS = (
     "mask",
     "bounds",
     "weight_decay_mask",
-)  # of the first two, a kernel knows that there are; of the third, nothing
+    "matrices",
+    "rest",
+)  # of the first two, a kernel knows that there are; of the others, nothing
 
 
 def program(

@@ -20,8 +20,8 @@ os.environ.setdefault(
     "OPENBLAS_NUM_THREADS", "1"
 )  # small matrices, and a worker for every core: threads would only wait
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
+import numpy as np
+import pytest
 
 NEEDED = {"gpu": 1, "multigpu": 2}
 

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,38 +36,49 @@ pytestmark = pytest.mark.once
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100", "sm_120")
 REGISTERS = {4: 64, 3: 80, 2: 128}  # a thread's, at so many blocks a multiprocessor
 
+
+def last(name: str, **options: Any) -> Program:
+    """The program of a rule, or the last of its stages where it multiplies matrices."""
+    return program(name, **options).parts[-1]
+
+
 EVERYWHERE = {
-    f"{name}-{dtype}-{arch}": (program(name, param_dtype=dtype, **richest(name)), arch)
+    f"{name}-{dtype}-{arch}": (last(name, param_dtype=dtype, **richest(name)), arch)
     for name, dtype, arch in product(rules.NAMES, PARAMETER_DTYPES, ARCHITECTURES)
 }
 VARIED = {
-    f"{label}-float32": program(name, **hyper) for label, (name, hyper) in zip(VARIANT_LABELS, VARIANTS, strict=True)
+    f"{label}-float32": last(name, **hyper) for label, (name, hyper) in zip(VARIANT_LABELS, VARIANTS, strict=True)
 }
 for name in rules.NAMES:
-    VARIED[f"{name}-mixed"] = program(name, param_dtype="float32", grad_dtype="bfloat16", **richest(name))
+    VARIED[f"{name}-mixed"] = last(name, param_dtype="float32", grad_dtype="bfloat16", **richest(name))
     for dtype in ("float32", "bfloat16", "float64"):
         hyper = richest(name) | EVERYTHING
-        VARIED[f"{name}-all-{dtype}"] = program(name, param_dtype=dtype, mask=True, grad_scale=2.0, **hyper)
+        VARIED[f"{name}-all-{dtype}"] = last(name, param_dtype=dtype, mask=True, grad_scale=2.0, **hyper)
     for dtype in ("float32", "bfloat16") if rules.get(name).states else ():
         for label, hyper in (("", lively(name)), ("-all", richest(name) | EVERYTHING)):
-            made = program(name, param_dtype=dtype, state_format="bfloat16", mask=bool(label), **hyper)
+            made = last(name, param_dtype=dtype, state_format="bfloat16", mask=bool(label), **hyper)
             VARIED[f"{name}-state16-{dtype}{label}"] = made
 for dtype in PARAMETER_DTYPES:
-    VARIED[f"adamw-mask-{dtype}"] = program("adamw", param_dtype=dtype, mask=True)
-    VARIED[f"adamw-bounds-{dtype}"] = program("adamw", param_dtype=dtype, mask=True, bounds=True)
+    VARIED[f"adamw-mask-{dtype}"] = last("adamw", param_dtype=dtype, mask=True)
+    VARIED[f"adamw-bounds-{dtype}"] = last("adamw", param_dtype=dtype, mask=True, bounds=True)
 for kept in OF_PARAMETERS:
     for name, state_format in (("adamw", "float32"), ("adamw", "bfloat16"), ("lion", "bfloat16"), ("sgd", "float32")):
         for dtype in ("bfloat16", "float16"):
             kinds = {"param_dtype": dtype, "param_format": kept, "state_format": state_format}
-            VARIED[f"{name}-{kept}-{state_format}-{dtype}"] = program(name, **kinds, **lively(name))
+            VARIED[f"{name}-{kept}-{state_format}-{dtype}"] = last(name, **kinds, **lively(name))
 DECAYING = {"mask": True, "weight_decay_mode": "cautious", **EVERYTHING}
+VARIED |= {f"adamw-cautious-{d}": last("adamw", param_dtype=d, **DECAYING) for d in ("float32", "bfloat16", "float64")}
+# What stands before a product of matrices.
 VARIED |= {
-    f"adamw-cautious-{d}": program("adamw", param_dtype=d, **DECAYING) for d in ("float32", "bfloat16", "float64")
+    f"{name}-before-{dtype}": made.parts[0]
+    for name, dtype in product(rules.NAMES, ("float32", "bfloat16"))
+    if (made := program(name, param_dtype=dtype, **richest(name))).stages
 }
 ORDINARY = {f"{name}-{d}-{a}" for name in rules.NAMES for d, a in chosen(name, PARAMETER_DTYPES, ARCHITECTURES)}
 ORDINARY |= {f"{label}-float32-sm_90" for label in VARIANT_LABELS}
 ORDINARY |= {f"adamw-{beside}-{d}-sm_90" for beside in ("mask", "bounds") for d in PARAMETER_DTYPES}
 ORDINARY |= {f"{k}-sm_90" for k in VARIED if k.split("-")[1] in OF_PARAMETERS}
+ORDINARY |= {f"{k}-sm_90" for k in VARIED if "-before-" in k}
 for name in rules.NAMES:  # besides: one set of options, and one kind of rounded states
     for begin in ((f"{name}-all-", f"{name}-mixed"), f"{name}-state16-"):
         ORDINARY |= {f"{label}-sm_90" for label in one(name, [k for k in VARIED if k.startswith(begin)])}
@@ -189,7 +201,7 @@ def test_sums_over_all_tensors(arch: str) -> None:
 
 @pytest.mark.parametrize("name", rules.NAMES)
 def test_prepare_computes_in_float64(name: str) -> None:
-    made = program(name, **{"max_grad_norm": 1.0, **richest(name)})
+    made = last(name, **{"max_grad_norm": 1.0, **richest(name)})
     found = machine(to_cuda.prepare_source(made, row_inputs(made)), "sm_90")
     assert found.count("DMUL") and found.count("DADD") and not found.count(r"BAR\.")  # no lane waits for another
 
@@ -226,7 +238,7 @@ def test_products_and_sums_are_not_fused(dtype: str, letter: str, arch: str) -> 
 @pytest.mark.parametrize("dtype", PARAMETER_DTYPES)
 @pytest.mark.parametrize("name", ["gd", "sgd", "dgd", "lion"])
 def test_rules_without_division_have_no_fma(name: str, dtype: str) -> None:
-    found = machine(to_cuda.update_source(program(name, param_dtype=dtype, **richest(name))), "sm_90")
+    found = machine(to_cuda.update_source(last(name, param_dtype=dtype, **richest(name))), "sm_90")
     assert not found.found("[FD]FMA")
 
 

@@ -80,6 +80,11 @@ class Program:
         return self.stages or (self,)
 
     @property
+    def walks(self) -> int:
+        """How often a step goes through the tensors."""
+        return sum(len(part.passes) for part in self.parts)
+
+    @property
     def whole(self) -> bool:
         """Whether NumPy has to run the rule on all of a tensor at once."""
         return bool(self.products) or not self.local
