@@ -108,12 +108,25 @@ def library(x: Any) -> str:
     return type(x).__module__.partition(".")[0]
 
 
+class Handle(NamedTuple):
+    """A CUDA stream as libraries pass it to each other."""
+
+    address: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.address
+
+
 def on_stream(x: Any, handle: int) -> AbstractContextManager[Any]:
     """A context in which its library enqueues its work on a CUDA stream; nothing on the host."""
     if isinstance(x, np.ndarray):
         return nullcontext()
     if library(x) == "cupy":
-        stream: AbstractContextManager[Any] = import_module("cupy").cuda.ExternalStream(handle, x.device.id)
+        cuda = import_module("cupy").cuda
+        if cuda.get_current_stream().ptr == handle:
+            return nullcontext()
+        made = getattr(cuda.Stream, "from_external", None)  # of CuPy 14
+        stream: AbstractContextManager[Any] = made(Handle(handle)) if made else cuda.ExternalStream(handle)
         return stream
     cuda = import_module("torch").cuda
     found: AbstractContextManager[Any] = cuda.stream(cuda.ExternalStream(handle, x.device))
@@ -240,7 +253,7 @@ def polynomial(gram: Any, row: Row, multiply: Callable[..., Any], out: Any) -> A
 
 
 def by_matrix(x: Any, table: Sequence[Row], multiply: Callable[..., Any]) -> Any:
-    """The iteration on the matrices themselves: x <- (a + b x x' + c (x x')^2) x, on the short side."""
+    """The iteration on the matrices themselves: x <- (a + b x x' + c (x x')^2) x, on the short side. Writes into x too."""
     tall = x.shape[1] > x.shape[2]
     gram = out = other = None
     for row in table:

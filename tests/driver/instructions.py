@@ -246,8 +246,9 @@ class Instruction:
             for k, register in enumerate(target):
                 if register != "_":
                     self.write(launch, register, np.ascontiguousarray(parts[:, k]), threads)
-        else:
+        elif source not in self.kernel.registers or source in launch.registers:
             self.write(launch, target, self.read(launch, source, dtype(self.types[0]), threads), threads)
+        # Else a branch that no thread took would have written it, and neither is the copy: whoever computes with it is caught.
 
     def _packed(self, launch: Launch, source: list[str], threads: Threads) -> Array:
         """Several registers as one number, the first of them lowest."""
