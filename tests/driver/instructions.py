@@ -30,6 +30,7 @@ COMMON = {"rn", "uni", *SPACES, "lo", "hi", "wide", "to", "sync", "volatile", "r
 SPECIFIC = {"ld": {"v2", "v4"}, "st": {"v2", "v4"}, "setp": {*COMPARE, *JOIN}, "cvt": {*ROUNDINGS}}
 SPECIFIC |= {"min": {"NaN"}, "max": {"NaN"}, "shfl": {*MODES}, "bar": {"warp"}}
 NUMBER = re.compile(r"(?P<float>0[fF](?P<single>[0-9a-fA-F]{8})|0[dD](?P<double>[0-9a-fA-F]{16}))|(?P<whole>-?\w+?)U?$")
+COMPUTES = ("mov", "cvt", "fma", "mad")
 UNWRITTEN_HALF = 0xA5A5A5A5A5A5A5A5
 
 
@@ -71,7 +72,20 @@ class Instruction:
         if found is None and not self.control:
             raise NotImplementedError(f"PTX: {self.text}")
         function: Callable[[Launch, Threads], None] = found or self._control
-        return function
+        computes = self.op in BINARY or self.op in UNARY or self.op in COMPUTES
+        return self._ahead(function) if computes and isinstance(self.operands[0], str) else function
+
+    def _ahead(self, function: Callable[[Launch, Threads], None]) -> Callable[[Launch, Threads], None]:
+        """The same, which does nothing where a register has never been written: compilers compute what no thread will use, of what
+        a branch that none took would have written. The result is unwritten then too, and who stores or chooses it is caught.
+        """
+        read = [name for name in self.operands[1:] if isinstance(name, str) and name in self.kernel.registers]
+
+        def do(launch: Launch, threads: Threads) -> None:
+            if all(name in launch.registers for name in read):
+                function(launch, threads)
+
+        return do
 
     def together(self, launch: Launch, threads: Threads) -> None:
         TOGETHER[self.op](self, launch, threads)
@@ -226,8 +240,12 @@ class Instruction:
 
     def do_selp(self, launch: Launch, threads: Threads) -> None:
         kind = dtype(self.types[0])
-        a, b = (self.read(launch, x, kind, threads) for x in self.operands[1:3])
         chosen = self.read(launch, self.operands[3], BOOL, threads)
+        wanted = [bool(np.any(chosen)), not np.all(chosen)]  # one that no thread takes need not have been written
+        a, b = (
+            self.read(launch, x, kind, threads) if of_any else kind.type(0)
+            for x, of_any in zip(self.operands[1:3], wanted, strict=True)
+        )
         self.write(launch, self.operands[0], np.where(chosen, a, b), threads)
 
     def do_slct(self, launch: Launch, threads: Threads) -> None:
@@ -246,9 +264,8 @@ class Instruction:
             for k, register in enumerate(target):
                 if register != "_":
                     self.write(launch, register, np.ascontiguousarray(parts[:, k]), threads)
-        elif source not in self.kernel.registers or source in launch.registers:
+        else:
             self.write(launch, target, self.read(launch, source, dtype(self.types[0]), threads), threads)
-        # Else a branch that no thread took would have written it, and neither is the copy: whoever computes with it is caught.
 
     def _packed(self, launch: Launch, source: list[str], threads: Threads) -> Array:
         """Several registers as one number, the first of them lowest."""
