@@ -133,6 +133,10 @@ def on_stream(x: Any, handle: int) -> AbstractContextManager[Any]:
     return found
 
 
+PANELS, LEAST = 4, 256  # of a symmetric product, for matrices of so many rows
+CACHED = 8 << 20  # bytes of matrices that are multiplied together on the host
+
+
 class Work(NamedTuple):
     """Products of a batch, `cost` in those of two square matrices of the short side."""
 
@@ -140,23 +144,58 @@ class Work(NamedTuple):
     cost: float
 
 
-def matmul(x: Any) -> Callable[..., Any]:
-    """`matmul(a, b, out=...)` of the library that x belongs to."""
-    if isinstance(x, np.ndarray):
-        return np.matmul
-    found: Callable[..., Any] = import_module(library(x)).matmul
-    return found
+class Library:
+    """Products of batches by the package that arrays are of, `out` an array for the result or None."""
+
+    of_square = of_symmetric = 1.0  # what these cost, where other products of as many rows and columns cost 1
+
+    def __init__(self, x: Any) -> None:
+        self.product: Callable[..., Any] = import_module(library(x)).matmul
+
+    def square(self, x: Any, out: Any = None, tall: bool = False) -> Any:
+        """x x', or x' x of a tall matrix."""
+        flipped = x.swapaxes(1, 2)
+        return self.product(flipped, x, out=out) if tall else self.product(x, flipped, out=out)
+
+    def symmetric(self, a: Any, b: Any, out: Any = None) -> Any:
+        """a b, of symmetric matrices whose product is symmetric."""
+        return self.product(a, b, out=out)
 
 
-def plan(rows: Sequence[Row], ratio: float, symmetric: bool) -> Work:
+class Host(Library):
+    """NumPy's BLAS, which makes one half of x x' only; of other symmetric products the panels on and above the diagonal."""
+
+    def __init__(self, x: Any) -> None:
+        self.product = np.matmul
+        self.panels = PANELS if min(x.shape[1:]) >= LEAST else 1
+        self.of_square, self.of_symmetric = 0.5, (1 + 1 / self.panels) / 2
+
+    def symmetric(self, a: Any, b: Any, out: Any = None) -> Any:
+        if self.panels == 1:
+            return self.product(a, b, out=out)
+        out, size = np.empty_like(a) if out is None else out, -(-a.shape[1] // self.panels)
+        for begin in range(0, a.shape[1], size):
+            end = begin + size
+            self.product(a[:, begin:end], b[:, :, begin:], out=out[:, begin:end, begin:])
+            out[:, end:, begin:end] = out[:, begin:end, end:].swapaxes(1, 2)
+        return out
+
+
+def library_of(x: Any) -> Library:
+    """What multiplies the matrices of a batch."""
+    return Host(x) if isinstance(x, np.ndarray) else Library(x)
+
+
+def plan(rows: Sequence[Row], ratio: float, by: Library) -> Work:
     """Whether the iteration goes by the products of rows, which are square, or by the matrix, whichever multiplies less.
 
-    ratio: of the long side to the short one, 1 or more; symmetric: whether x x' costs half a product, as NumPy's does.
+    ratio: of the long side to the short one, 1 or more.
     """
-    own, quintic, count = (0.5 if symmetric else 1.0), len(rows[0]) == 3, len(rows)
-    direct = count * (ratio * own + quintic * own + ratio)
+    quintic, count = len(rows[0]) == 3, len(rows)
+    direct = count * (ratio * by.of_square + quintic * by.of_square + ratio)
     pieces = pieces_of(count, quintic)
-    gram = sum(ratio * own + ratio + n * quintic * own + (n - 1) * 3 for n in pieces)
+    each = by.of_square + 2 * by.of_symmetric
+    gram = sum(ratio * by.of_square + ratio + n * quintic * by.of_square + (n - 1) * each for n in pieces)
     return Work(gram < direct, min(gram, direct))
 
 
@@ -181,14 +220,23 @@ def orthogonalize(x: Any, coefficients: str = "keller", steps: int | None = None
     if 0 in x.shape:
         return x
     table, ratio = found.steps(steps), max(rows, columns) / min(rows, columns)
-    by = by_rows if plan(table, ratio, isinstance(x, np.ndarray)).gram else by_matrix
     with np.errstate(all="ignore"):
         scaled(x, found)
-        work, multiply = narrowed(x), matmul(x)
-        if found.rows:
-            balance(work, multiply)
-        x[...] = by(work, table, multiply)
+        for part in portions(x):
+            work = narrowed(part)
+            by = library_of(work)
+            if found.rows:
+                balance(work, by)
+            part[...] = (by_rows if plan(table, ratio, by).gram else by_matrix)(work, table, by)
     return x
+
+
+def portions(x: Any) -> list[Any]:
+    """The batch on a GPU, where it fills the device; on the host so many matrices that they stay in its caches."""
+    if not isinstance(x, np.ndarray):
+        return [x]
+    count = max(1, CACHED // max(1, x[0].nbytes))
+    return [x[k : k + count] for k in range(0, len(x), count)]
 
 
 def narrowed(x: Any) -> Any:
@@ -224,68 +272,58 @@ def norm(row: Any) -> float:
     return float(np.linalg.norm(row.astype(np.float64) / largest)) * largest
 
 
-def balance(x: Any, multiply: Callable[..., Any]) -> None:
+def balance(x: Any, by: Library) -> None:
     """Divide every row (column of a tall matrix) by the root of the sum of |x x'| along it: no singular value is above 1 then."""
     tall = x.shape[1] > x.shape[2]
-    side = x.swapaxes(1, 2) if tall else x
-    shares = abs(multiply(side, side.swapaxes(1, 2))).sum(-1)
+    shares = abs(by.square(x, tall=tall)).sum(-1)
     shares = (shares + (shares == 0)) ** 0.5
     x /= shares[:, None, :] if tall else shares[:, :, None]
 
 
-def shift(square: Any, by: float) -> None:
-    """Add a number to the diagonal of every matrix."""
-    square.reshape(len(square), -1)[:, :: square.shape[1] + 1] += by
-
-
-def polynomial(gram: Any, row: Row, multiply: Callable[..., Any], out: Any) -> Any:
+def polynomial(gram: Any, row: Row, by: Library, out: Any) -> Any:
     """a + b gram + c gram^2, of symmetric matrices, in `out`."""
     a, b, *c = row
     if c:
-        multiply(gram, gram.swapaxes(1, 2), out=out)
+        by.square(gram, out)
         out *= c[0]
         out += gram * b
     else:
         out[...] = gram
         out *= b
-    shift(out, a)
+    out.reshape(len(out), -1)[:, :: out.shape[1] + 1] += a  # the diagonal
     return out
 
 
-def by_matrix(x: Any, table: Sequence[Row], multiply: Callable[..., Any]) -> Any:
+def by_matrix(x: Any, table: Sequence[Row], by: Library) -> Any:
     """The iteration on the matrices themselves: x <- (a + b x x' + c (x x')^2) x, on the short side. Writes into x too."""
     tall = x.shape[1] > x.shape[2]
-    gram = out = other = None
+    gram = factor = other = None
     for row in table:
-        flipped = x.swapaxes(1, 2)
-        gram = multiply(flipped, x, out=gram) if tall else multiply(x, flipped, out=gram)
-        out = gram * 0 if out is None else out
-        factor = polynomial(gram, row, multiply, out)
-        made = multiply(x, factor, out=other) if tall else multiply(factor, x, out=other)
+        gram = by.square(x, gram, tall)
+        factor = polynomial(gram, row, by, gram * 0 if factor is None else factor)
+        made = by.product(x, factor, out=other) if tall else by.product(factor, x, out=other)
         x, other = made, x
     return x
 
 
-def by_rows(x: Any, table: Sequence[Row], multiply: Callable[..., Any]) -> Any:
+def by_rows(x: Any, table: Sequence[Row], by: Library) -> Any:
     """The iteration on the products of rows: with y = x x' every step multiplies by a polynomial of y, all of which commute, so
-    that x is multiplied once, by their product.
+    that x is multiplied once, by their product, and y becomes the polynomial's square times y.
     """
     tall = x.shape[1] > x.shape[2]
     begin = 0
     for count in pieces_of(len(table), len(table[0]) == 3):
-        flipped = x.swapaxes(1, 2)
-        gram = multiply(flipped, x) if tall else multiply(x, flipped)
-        product, factor, spare = None, gram * 0, gram * 0
+        gram = by.square(x, tall=tall)
+        product, factor, spare, fresh = None, gram * 0, gram * 0, gram * 0
         for k, row in enumerate(table[begin : begin + count]):
-            polynomial(gram, row, multiply, factor)
+            polynomial(gram, row, by, factor)
             if product is None:
                 product = factor * 1
             else:
-                product, spare = multiply(factor, product, out=spare), product
+                product, spare = by.symmetric(factor, product, out=spare), product
             if k < count - 1:
-                multiply(factor, gram, out=spare)
-                multiply(spare, factor, out=gram)
-        x = multiply(x, product) if tall else multiply(product, x)
+                gram, fresh = by.symmetric(by.square(factor, spare), gram, out=fresh), gram
+        x = by.product(x, product) if tall else by.product(product, x)
         begin += count
     return x
 

@@ -37,10 +37,13 @@ def test_singular_values_come_into_the_range_of_the_coefficients(name: str, shap
     x = with_values(*shape, np.geomspace(0.01, 1, 24))
     table = linalg.COEFFICIENTS[name].steps(None)
     for by in (linalg.by_matrix, linalg.by_rows):
-        found = np.linalg.svd(by(x[None].copy(), table, np.matmul)[0], compute_uv=False)
+        found = np.linalg.svd(by(x[None].copy(), table, linalg.library_of(x[None]))[0], compute_uv=False)
         assert RANGES[name][0] < found.min() and found.max() < RANGES[name][1], by
     directions = np.linalg.svd(x)
-    assert np.abs(directions[0][:, 0] @ by(x[None].copy(), table, np.matmul)[0] @ directions[2][0]) > RANGES[name][0]
+    assert (
+        np.abs(directions[0][:, 0] @ by(x[None].copy(), table, linalg.library_of(x[None]))[0] @ directions[2][0])
+        > RANGES[name][0]
+    )
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -61,7 +64,7 @@ def test_wide_and_tall_are_transposes_of_each_other() -> None:
 def test_rows_scaled_one_by_one_leave_no_value_above_one_and_come_near_it() -> None:
     """AOL: other singular vectors, so only the values are looked at."""
     x = with_values(16, 40, np.geomspace(0.05, 1, 16))[None]
-    linalg.balance(x, np.matmul)
+    linalg.balance(x, linalg.library_of(x))
     assert np.linalg.svd(x[0], compute_uv=False).max() <= 1 + 1e-12
     found = np.linalg.svd(
         linalg.orthogonalize(with_values(16, 40, np.geomspace(0.05, 1, 16))[None], "aol")[0], compute_uv=False
@@ -104,8 +107,8 @@ def test_torch_gives_what_numpy_gives_and_half_precision_is_near() -> None:
     exact = x / np.linalg.norm(x, axis=(1, 2), keepdims=True)
     half = torch.from_numpy(exact).half()
     for by in (linalg.by_matrix, linalg.by_rows):
-        found = by(half.clone(), table, torch.matmul).double().numpy()
-        assert difference(found, by(exact.copy(), table, np.matmul)) < 0.02, (
+        found = by(half.clone(), table, linalg.library_of(half)).double().numpy()
+        assert difference(found, by(exact.copy(), table, linalg.library_of(exact))) < 0.02, (
             "float16 has 11 bits, and five steps magnify"
         )
 
@@ -115,23 +118,31 @@ def test_an_unknown_name_is_refused_in_words() -> None:
         linalg.orthogonalize(np.ones((1, 2, 2)), "newton")
 
 
+@pytest.mark.parametrize("panels", [1, 4])
 @pytest.mark.parametrize(
     ("name", "ratio", "gram"), [("keller", 1, False), ("keller", 4, True), ("cubic5", 1, False), ("cubic5", 4, True)]
 )
-def test_products_of_rows_are_taken_where_they_multiply_less(name: str, ratio: int, gram: bool) -> None:
-    """What is planned is what is done, counted in products of two square matrices."""
+def test_products_of_rows_are_taken_where_they_multiply_less(
+    name: str, ratio: int, gram: bool, panels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is planned is what is done, counted in products of two square matrices, whether or not by panels."""
+    monkeypatch.setattr(linalg, "LEAST", 1 if panels > 1 else 256)
     table, counted = linalg.COEFFICIENTS[name].steps(None), []
+    x = with_values(8, 8 * ratio, np.linspace(0.1, 1, 8))[None]
+    by, plain = linalg.library_of(x), linalg.Library(x)
 
     def counting(a: Any, b: Any, out: Any = None) -> Any:
         half = np.shares_memory(a, b) and a.shape[1] == b.shape[2]
         counted.append(a.shape[1] * a.shape[2] * b.shape[2] / 8**3 / (2 if half else 1))
         return np.matmul(a, b, out=out)
 
-    x = with_values(8, 8 * ratio, np.linspace(0.1, 1, 8))[None]
-    found = {
-        by: (counted.clear(), by(x.copy(), table, counting), sum(counted))[-1]
-        for by in (linalg.by_matrix, linalg.by_rows)
-    }
-    work = linalg.plan(table, ratio, symmetric=True)
+    by.product = counting
+    found = {}
+    for way in (linalg.by_matrix, linalg.by_rows):
+        counted.clear()
+        made = way(x.copy(), table, by)
+        found[way] = sum(counted)
+        assert difference(made, linalg.by_matrix(x.copy(), table, plain)) < 1e-12
+    work = linalg.plan(table, ratio, by)
     assert work.gram is gram and work.cost == min(found.values())
     assert (found[linalg.by_rows] < found[linalg.by_matrix]) is gram
