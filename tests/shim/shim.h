@@ -46,10 +46,13 @@ inline void __tsan_release(void*) {}
 // anything for it. Nor must such a function call a template of the standard library, which would not be exempt.
 #define SHIM_UNSEEN __attribute__((noinline, no_sanitize("thread"))) inline
 
-// What takes a turn: a thread of a block, or the launch itself, which goes through the threads.
+// What takes a turn: a thread of a block, or the launch itself, which goes through the threads. at: where it begins, or with a
+// sanitizer where it goes on; else it goes on from `jump`, once it is under way.
 struct shim_turn {
   ucontext_t at;
   void* fiber;
+  void* jump[5];
+  bool under_way;
 };
 
 // The threads of one block, taking turns.
@@ -64,10 +67,20 @@ struct shim_turns {
 };
 static shim_turns* shim_block = nullptr;
 
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
 SHIM_UNSEEN void shim_switch(shim_turn& from, shim_turn& to) {
   __tsan_switch_to_fiber(to.fiber, __tsan_switch_to_fiber_no_sync);
   swapcontext(&from.at, &to.at);
 }
+#else
+// Without a sanitizer that has to know: swapcontext asks the kernel for the mask of signals, nearly all the time of a launch.
+SHIM_UNSEEN void shim_switch(shim_turn& from, shim_turn& to) {
+  from.under_way = true;
+  if (__builtin_setjmp(from.jump)) return;
+  if (to.under_way) __builtin_longjmp(to.jump, 1);
+  setcontext(&to.at);
+}
+#endif
 
 // Ends the turn of the current thread. All others end theirs before it has the next.
 SHIM_UNSEEN void shim_end_turn(bool waits) {
@@ -111,6 +124,7 @@ SHIM_UNSEEN void shim_make(shim_turn& made, char* stack, void*& fiber) {
   makecontext(&made.at, shim_thread, 0);
   if (!fiber) fiber = __tsan_create_fiber(0);
   made.fiber = fiber;
+  made.under_way = false;
 }
 
 SHIM_UNSEEN char* shim_stacks() {
