@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import gpuopt
-from covering import REPRESENTATIVES, each
+from covering import REPRESENTATIVES, Axis, each
 from gpuopt import rules
 from gpuopt.formats.dtypes import PARAMETER_DTYPES, numpy_dtype
 from gpuopt.optim.between import averages
@@ -17,6 +17,7 @@ from launches import FULL, OPTIONS, exact_on_device
 
 pytestmark = pytest.mark.gpu
 WITH: dict[str, dict[str, Any]] = {"plain": {}, "options": {**OPTIONS, "skip_nonfinite": True}}
+WAYS = ("adamw", "lamb", "prodigy", "adafactor")
 SHAPES = ((), (1,), (7, 5), (257,), (0,), (4099,), (3, 1, 129), (40000,))
 
 
@@ -70,7 +71,15 @@ def assert_same(left: tuple[Any, Any], right: tuple[Any, Any]) -> None:
             assert key == "step" or state[key].tobytes() == to_host(two[index][key]).tobytes(), key
 
 
-@pytest.mark.parametrize(("name", "dtype", "options"), each(rules.NAMES, PARAMETER_DTYPES, WITH, single=True))
+def of_ways(dtypes: Axis) -> list[Any]:
+    """Every rule, but outside of --long one for each way to make a step: without sums, with sums over a tensor, over all of them,
+    and over rows and columns. Arithmetic, flags and dtypes of every rule are compared in test_bits_gpu.py, on the same walks.
+    """
+    found = each(rules.NAMES, dtypes, WITH, single=True)
+    return [p if p.values[0] in WAYS else pytest.param(*p.values, marks=pytest.mark.long) for p in found]
+
+
+@pytest.mark.parametrize(("name", "dtype", "options"), of_ways(PARAMETER_DTYPES))
 def test_cupy_gives_the_bits_of_numpy(name: str, dtype: str, options: str) -> None:
     given = WITH[options]
     assert_same(trained(name, "numpy", dtype, lambda a: a, given), trained(name, "cupy", dtype, to_cupy, given))
@@ -90,9 +99,7 @@ def test_states_are_rounded_at_random_with_the_bits_of_numpy(name: str, backend:
     assert_same(trained(name, "numpy", dtype, lambda a: a, given), trained(name, backend, dtype, to_cupy, given))
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype", "options"), each(rules.NAMES, ("float64", "float32", "float16"), WITH, single=True)
-)
+@pytest.mark.parametrize(("name", "dtype", "options"), of_ways(("float64", "float32", "float16")))
 def test_numba_cuda_gives_the_bits_of_numpy(name: str, dtype: str, options: str) -> None:
     left = trained(name, "numpy", dtype, lambda a: a, WITH[options])
     assert_same(left, trained(name, "numba-cuda", dtype, to_numba, WITH[options]))
