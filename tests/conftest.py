@@ -55,6 +55,11 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         config.option.numprocesses, config.option.dist = len(os.sched_getaffinity(0)), "worksteal"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """One folder of compiled kernels for all workers and for the processes that tests start."""
+    importlib.import_module("shim.shared").folder()
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Never by what is installed: a torch that does not import must not be unseen."""
     if config.getoption("--without-torch") and collection_path.name.startswith("test_"):

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from repository import ROOT
+from shim.shared import kernels
 
 TESTS = Path(__file__).parent
 FILES = sorted(
@@ -37,14 +38,14 @@ class Job(NamedTuple):
     tests: int | None = None
 
 
-def interpret(job: Job, kernels: Path) -> Done:
-    """pytest on the stand-in, in a process of its own. kernels: the folder of compiled kernels, which all jobs share."""
+def interpret(job: Job) -> Done:
+    """pytest on the stand-in, in a process of its own. All of them share compiled kernels."""
     paths = os.pathsep.join([str(ROOT), str(TESTS), os.environ.get("PYTHONPATH", "")])
     given = {
         "PYTHONPATH": paths,
         "PTX_MULTIPROCESSORS": "1",
         "PYTEST_ADDOPTS": "",
-        "GPUOPT_CACHE_DIR": str(kernels),
+        "GPUOPT_CACHE_DIR": str(kernels()),
         **job.environment,
     }
     inner = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
@@ -81,19 +82,15 @@ JOBS = SHORT | LONG
 
 
 @pytest.fixture(scope="module")
-def started(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[[str], Future[Done]]]:
+def started(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Future[Done]]]:
     """The run of a job by its name. All that the chosen tests want are queued at once, but where xdist spreads the tests."""
     futures: dict[str, Future[Done]] = {}
-    base = tmp_path_factory.getbasetemp()
-    kernels = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "kernels"
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
 
         def start(name: str) -> Future[Done]:
             if name not in futures:
-                futures[name] = pool.submit(interpret, JOBS[name], kernels)
+                futures[name] = pool.submit(interpret, JOBS[name])
             return futures[name]
 
         if "PYTEST_XDIST_WORKER" not in os.environ:

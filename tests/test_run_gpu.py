@@ -19,6 +19,7 @@ from gpuopt import cli
 from gpuopt.bench import rows
 from gpuopt.compiler import nvrtc
 from repository import ROOT
+from shim.shared import kernels
 
 SCRIPT = ROOT / "benchmarks" / "run_gpu.sh"
 # In the place of Python: writes down what it is asked for; a GPU can be used, everything is installed, and {fails} fails.
@@ -153,6 +154,7 @@ def test_all_of_it_on_the_driver_without_a_gpu(tmp_path: Path) -> None:
         "PYTHONPATH": os.pathsep.join(map(str, folders)),
         "OUT": str(tmp_path / "out"),
         "PTX_MULTIPROCESSORS": "1",
+        "GPUOPT_CACHE_DIR": str(kernels()),
         "PYTEST_ADDOPTS": "-k waits_for_work",
         "BENCH_OPTIONS": "--quick --suite host --suite start --case 150 --only cupy,numba",
         "SANITIZE_OPTIONS": "--sizes 1 255 --only adamw",

@@ -17,6 +17,7 @@ import pytest
 from gpuopt.formats.dtypes import PARAMETER_DTYPES
 from shim import build
 from shim.scenarios import BARRIERS, EDITS
+from shim.shared import FOLDER, folder
 
 pytestmark = pytest.mark.once
 SCRIPT = Path(build.__file__).with_name("scenarios.py")
@@ -45,7 +46,7 @@ def run(sanitizer: str, scenario: str, edit: str = "") -> subprocess.CompletedPr
     found = subprocess.run(
         ["g++", f"-print-file-name={LIBRARIES[sanitizer]}"], capture_output=True, text=True, check=True
     )
-    environment = {**os.environ, **OPTIONS, "LD_PRELOAD": found.stdout.strip(), build.FOLDER: str(build.folder())}
+    environment = {**os.environ, **OPTIONS, "LD_PRELOAD": found.stdout.strip(), FOLDER: str(folder())}
     command = [*fixed_addresses(), sys.executable, str(SCRIPT), scenario, sanitizer, *([edit] if edit else [])]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
 

@@ -1,19 +1,17 @@
 """Compiles generated CUDA C with g++ and shim.h into a function that Python can launch.
 
-Called by shim.backend and by tests that compile a text of their own. Libraries are kept by content for as long as the
-process lives, and compiled in parallel where they are announced by `prefetch`. Knows nothing of optimizers.
+Called by shim.backend and by tests that compile a text of their own. Libraries are kept by content for as long as the run of
+pytest lives (see shim.shared), and compiled in parallel where they are announced by `prefetch`. Knows nothing of optimizers.
 """
 
 from __future__ import annotations
 
-import atexit
 import ctypes
 import hashlib
 import os
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
@@ -24,6 +22,7 @@ import numpy as np
 
 from gpuopt.compiler.program import Program
 from gpuopt.source import parts
+from shim.shared import folder, once
 
 HEADER = Path(__file__).parent / "shim.h"
 FLAGS = ("-std=c++20", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC", "-pthread", "-Wall", "-Wextra")
@@ -36,7 +35,6 @@ SANITIZERS = {
     "address": ("-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
     "thread": ("-g1", "-fsanitize=thread"),
 }
-FOLDER = "GPUOPT_SHIM_FOLDER"
 WITH_BARRIER = (
     "gpuopt_reduce",
     "gpuopt_reduce_along",
@@ -67,16 +65,6 @@ class Kernel:
 
 
 @cache
-def folder() -> Path:
-    """Where libraries lie for the life of this process, or of the one that handed it down in the environment."""
-    if inherited := os.environ.get(FOLDER):
-        return Path(inherited)
-    made = Path(tempfile.mkdtemp(prefix="gpuopt-shim-"))
-    atexit.register(shutil.rmtree, made, ignore_errors=True)
-    return made
-
-
-@cache
 def pool() -> ThreadPoolExecutor:
     """As many compilers at a time as there are cores."""
     return ThreadPoolExecutor(os.cpu_count())
@@ -93,22 +81,21 @@ def compile_with(flags: Iterable[str], *arguments: str | Path) -> None:
 def header(sanitize: str | None) -> Path:
     """shim.h, precompiled: half the time of a unit would go into the standard library's headers."""
     place = folder() / f"header-{sanitize}"
-    copy = place / HEADER.name
-    if place.exists():
-        return copy
-    place.mkdir()
-    shutil.copy(HEADER, place)
+    place.mkdir(exist_ok=True)
+    copy = once(place / HEADER.name, lambda made: shutil.copy(HEADER, made))
     flags = (*FLAGS, *SANITIZERS[sanitize])
-    compile_with(flags, "-w", "-x", "c++-header", copy, "-o", place / "shim.h.gch")
+    once(place / "shim.h.gch", lambda made: compile_with(flags, "-w", "-x", "c++-header", copy, "-o", made))
     return copy
 
 
 def _compile(source: str, kernel_name: str, sanitize: str | None, library: Path) -> Path:
-    text = library.with_suffix(".cu")
-    text.write_text(f"{source}\nSHIM_ENTRY({kernel_name})\n")
-    flags = (*FLAGS, *SANITIZERS[sanitize], "-shared", "-x", "c++", "-include")
-    compile_with(flags, header(sanitize), text, "-o", library)
-    return library
+    def compiled(made: Path) -> None:
+        text = library.with_suffix(".cu")
+        text.write_text(f"{source}\nSHIM_ENTRY({kernel_name})\n")
+        flags = (*FLAGS, *SANITIZERS[sanitize], "-shared", "-x", "c++", "-include")
+        compile_with(flags, header(sanitize), text, "-o", made)
+
+    return once(library, compiled)
 
 
 _libraries: dict[str, Future[Path]] = {}

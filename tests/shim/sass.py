@@ -1,10 +1,13 @@
 """What a GPU would run: cubins from NVRTC, disassembled, and what can be read off them. No GPU and no driver needed.
 
-Called by tests/test_cubins.py. Knows instruction names, not rules.
+Called by tests/test_cubins.py. Each kernel is compiled and read once in a run of pytest (see shim.shared). Knows instruction
+names, not rules.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -13,12 +16,13 @@ import tempfile
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import nvidia
 
 from gpuopt.compiler import nvrtc
+from shim.shared import folder, once
 
 INSTRUCTION = re.compile(
     r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*(?:\.[A-Za-z0-9_]+)*)", re.MULTILINE
@@ -32,8 +36,8 @@ DOUBLE = re.compile(r"^(D(ADD|MUL|FMA|SETP|MNMX)\b|(F2F|F2I|I2F|FRND|MUFU)\..*(F
 
 def tool(name: str) -> Path:
     """A program of the CUDA toolkit: from the wheels of the extra `test`, else from the PATH."""
-    for folder in nvidia.__path__:
-        for found in Path(folder).glob(f"*/bin/{name}"):
+    for place in nvidia.__path__:
+        for found in Path(place).glob(f"*/bin/{name}"):
             return found
     if found := shutil.which(name):
         return Path(found)
@@ -42,13 +46,17 @@ def tool(name: str) -> Path:
 
 @dataclass(frozen=True)
 class Machine:
-    """One kernel as machine code: how often each instruction stands in it, and what it takes."""
+    """One kernel as machine code: its instructions one behind the other, and what it takes."""
 
-    instructions: Counter[str]
+    order: tuple[str, ...]
     registers: int
     stack: int
     local: int
-    order: tuple[str, ...]
+
+    @cached_property
+    def instructions(self) -> Counter[str]:
+        """How often each stands there."""
+        return Counter(self.order)
 
     def run(self, pattern: str, between: str) -> int:
         """The most instructions of a pattern one behind the other, with none that matches `between` among them."""
@@ -79,9 +87,19 @@ def disassemble(cubin: bytes) -> Machine:
         text = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
     usage = USAGE.search(text)
     assert usage, text[:1000]
-    order = tuple(INSTRUCTION.findall(text))
-    registers, stack, local = map(int, usage.groups())
-    return Machine(Counter(order), registers, stack, local, order)
+    return Machine(tuple(INSTRUCTION.findall(text)), *map(int, usage.groups()))
+
+
+def read_once(source: str, arch: str) -> Machine:
+    """The machine code of a translation unit, as some process of this run of the tests made and read it."""
+    name = hashlib.sha256(f"{arch}\n{source}".encode()).hexdigest()
+
+    def make(place: Path) -> None:
+        found = disassemble(nvrtc.compile_cubin(source, arch))
+        place.write_text(json.dumps([found.order, found.registers, found.stack, found.local]))
+
+    order, *numbers = json.loads(once(folder() / f"{name}.sass", make).read_text())
+    return Machine(tuple(order), *numbers)
 
 
 @cache
@@ -96,7 +114,7 @@ _machines: dict[tuple[str, str], Future[Machine]] = {}
 def prefetch(source: str, arch: str) -> Future[Machine]:
     """Start compiling for an architecture such as "sm_90", unless that was done before."""
     if (source, arch) not in _machines:
-        _machines[source, arch] = pool().submit(lambda: disassemble(nvrtc.compile_cubin(source, arch)))
+        _machines[source, arch] = pool().submit(read_once, source, arch)
     return _machines[source, arch]
 
 
