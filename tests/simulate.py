@@ -17,9 +17,9 @@ from launches import HYPER, OnGpu, make, one_of_its_kind, same_bits, simulated, 
 from simulator_runtime import SimulatedBackend
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-# Every dtype plain and with options, over rules that differ in kind, of those that `make` can set up (`simulated`).
-# Each rule's kernels, all of them, run as PTX elsewhere.
-RULES = ("sgd", "lamb", "stableadamw", "lion", "adamw", "rprop", "lars", "ademamix")
+# Every dtype, plain and with options, a rule that sums in each half, of those that `make` can set up (`simulated`). Each rule's
+# kernels, in every format and option, run as PTX elsewhere: here it is shown that the simulator takes their text.
+RULES = ("sgd", "lamb", "adamw", "lars")
 SIZES = [1, 5, 0, 300, 1030]
 
 
@@ -52,7 +52,7 @@ def check(name: str, dtype: str, options: bool, state_format: str = "float32", p
 
 
 def check_blocks(name: str, state_format: str) -> None:
-    """Three steps of an optimizer whose states are in blocks of rows, whole ones and broken ones."""
+    """Two steps of an optimizer whose states are in blocks of rows, whole ones and broken ones."""
     simulator, get, found = SimulatedBackend(), backends.get, {}
     with (
         mock.patch.dict(backends.MODULES, {"simulated": "numpy"}),
@@ -61,9 +61,9 @@ def check_blocks(name: str, state_format: str) -> None:
     ):
         for backend in ("numpy", "simulated"):
             rng = np.random.default_rng(0)
-            params = [rng.standard_normal(shape).astype(np.float32) for shape in ((12, 345), (16, 256))]
+            params = [rng.standard_normal(shape).astype(np.float32) for shape in ((3, 345), (2, 256))]
             made = gpuopt.create(name, params, lr=1e-2, backend=backend, state_format=state_format)
-            for _ in range(3):
+            for _ in range(2):
                 made.step([rng.standard_normal(p.shape).astype(np.float32) for p in params])
             states = made.state_dict()["state"].values()
             found[backend] = [x.tobytes() for x in params]
@@ -77,10 +77,8 @@ if __name__ == "__main__":
     assert set(RULES) <= set(simulated(rules.NAMES)), "steps of others cannot be set up here"
     arrays.register(one_of_its_kind())
     for index, rule in enumerate(RULES):
-        check(rule, DTYPES[index % 4], options=index >= 4)
+        check(rule, DTYPES[index], options=index >= 2)
     check("adamw", "float32", True, "bfloat16")  # three states that are rounded at random
-    check("lion", "bfloat16", False, "bfloat16")
     check("sgd", "float16", False, "float32", "split8")
-    check("sgd", "bfloat16", False, "float32", "kahan")
     check_blocks("adamw", "int4")
     sys.exit(0)
