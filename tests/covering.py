@@ -9,6 +9,8 @@ options are fused and states stored is machinery that all share. So:
   of two axes is tried, by a few rules at least. `test_covering.py` holds that;
 - what is left out carries the mark `long`, and is run by `.ci/long`.
 
+Tests that compare the numbers of every rule with an oracle do so with NumPy, and with Numba for the representatives: `on_hosts`.
+
 Every rule is still compared bit for bit between NumPy, Numba, generated CUDA C and PTX of both GPU backends, the latter with other
 storage dtypes than the former, and every kernel of it compiled and measured. Read by the tests that take every rule; knows no rule
 but the representatives.
@@ -16,13 +18,14 @@ but the representatives.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import product
 from typing import Any
 
 import pytest
 
 from gpuopt import rules
+from samples import HOST_BACKENDS
 
 REPRESENTATIVES = ("adam", "adamw", "sgd")
 FEW = 2
@@ -78,3 +81,16 @@ def marked(cases: Mapping[str, Any], ordinary: Iterable[str]) -> list[Any]:
     known = set(ordinary)
     assert known <= set(cases), known - set(cases)
     return [pytest.param(c, id=label, marks=[] if label in known else pytest.mark.long) for label, c in cases.items()]
+
+
+def on_hosts(cases: Iterable[Any], title: Callable[[Any], str] = str) -> list[Any]:
+    """Parameters of a test that takes a case and a backend of the host: all with NumPy, and with Numba those of representatives, as
+    Numba has NumPy's bits in every rule, flag and option, of odd numbers too (test_bits.py). title: the optimizer of a case.
+    """
+    made = []
+    for case in cases:
+        usual = title(case).lower() in REPRESENTATIVES
+        for backend in HOST_BACKENDS:
+            left = backend != HOST_BACKENDS[0] and not usual
+            made.append(pytest.param(case, backend, id=f"{case}-{backend}", marks=pytest.mark.long if left else []))
+    return made

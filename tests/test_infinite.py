@@ -15,10 +15,11 @@ import pytest
 
 import gpuopt
 from cases import CASES, Case
+from covering import on_hosts
 from gpuopt import rules
 from gpuopt.optim.hyper import intervals, own_defaults, within
 from gpuopt.source import program
-from samples import HOST_BACKENDS, Array
+from samples import Array
 from shim.backend import installed
 from shim.variants import richest
 
@@ -94,15 +95,13 @@ def run(case: Case, dtype: str, backend: str, neighbours: dict[str, Any]) -> Non
                     check(saved[key], value, f"{key} after step {step + 1}")
 
 
-@pytest.mark.parametrize("backend", HOST_BACKENDS)
 @pytest.mark.parametrize("dtype", VALUES)
-@pytest.mark.parametrize("case", ROWS, ids=str)
+@pytest.mark.parametrize(("case", "backend"), on_hosts(ROWS, lambda case: case.optimizer))
 def test_as_torch(case: Case, dtype: str, backend: str) -> None:
     run(case, dtype, backend, {})
 
 
-@pytest.mark.parametrize("backend", HOST_BACKENDS)
-@pytest.mark.parametrize("title", sorted(LOCAL))
+@pytest.mark.parametrize(("title", "backend"), on_hosts(sorted(LOCAL)))
 def test_beside_a_group_whose_options_are_on(title: str, backend: str) -> None:
     """One launch, and the group without them is as if it were alone."""
     needed = {"lr": 0.1}
@@ -121,8 +120,7 @@ def test_beside_a_group_whose_options_are_on(title: str, backend: str) -> None:
     assert optimizer.launches == 1
 
 
-@pytest.mark.parametrize("backend", HOST_BACKENDS)
-@pytest.mark.parametrize("title", sorted(LOCAL))
+@pytest.mark.parametrize(("title", "backend"), on_hosts(sorted(LOCAL)))
 @pytest.mark.parametrize("options", [{"mask": True}, {"max_grad_norm": 1.0}, {"max_grad_norm": np.inf}, {"grad_scale": 2.0},
                                      {"clip_value": 1.0}, {"clip_value": np.inf}, {"l1": 0.1}, {"maximize": True},
                                      {"skip_nonfinite": True}, {"state_format": "bfloat16"}], ids=str)  # fmt: skip

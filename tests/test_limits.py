@@ -16,6 +16,7 @@ import pytest
 
 import gpuopt
 from cases import Array, Case
+from covering import REPRESENTATIVES
 from samples import HOST_BACKENDS, SHAPES, Scarce, bits, difference, gradients, parameters, refused
 
 BACKENDS = pytest.mark.parametrize("backend", HOST_BACKENDS)
@@ -136,8 +137,10 @@ def test_extreme_numbers_as_in_torch(case: Case, backend: str) -> None:
 
 @BACKENDS
 def test_lr_zero_moves_nothing(backend: str) -> None:
-    """Decoupled decay and the soft threshold are multiplied by lr, so a step with lr = 0 changes no bit of a parameter."""
-    for name in gpuopt.optimizers():
+    """Decoupled decay and the soft threshold are multiplied by lr, so a step with lr = 0 changes no bit of a parameter. Numba has
+    NumPy's bits (test_bits.py): some rules show that lr = 0 gets there.
+    """
+    for name in gpuopt.optimizers() if backend == "numpy" else REPRESENTATIVES:
         params = parameters(dtype=np.float32)
         options: dict[str, Any] = {"weight_decay": 0.1} if name in ("adamw", "lion") else {}
         options |= (
