@@ -61,10 +61,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Never by what is installed: a torch that does not import must not be unseen."""
-    if config.getoption("--without-torch") and collection_path.name.startswith("test_"):
-        return "torch" in collection_path.read_text() or None
-    return None
+    """Files that name torch, where that is asked for, and those of which -m leaves out every test, as to import them takes long.
+    Never by what is installed: a torch that does not import must not be unseen.
+    """
+    if not collection_path.name.startswith("test_"):
+        return None
+    text = collection_path.read_text()
+    marks = [mark for mark in ("once", "gpu", "slow") if re.search(rf"\bnot {mark}\b", config.option.markexpr)]
+    whole = any(f"\npytestmark = pytest.mark.{mark}\n" in text for mark in marks)
+    return whole or (config.getoption("--without-torch") and "torch" in text) or None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -15,6 +15,8 @@ from gpuopt import training
 from gpuopt.training.batches import noise_scale
 from training_problems import digits_mlp
 
+pytestmark = pytest.mark.once
+
 EXAMPLES, AXES = 4000, 8
 RNG = np.random.default_rng(0)
 CENTRES = RNG.normal(0.5, 2.0, (EXAMPLES, AXES))

@@ -12,6 +12,8 @@ import pytest
 
 from repository import ROOT
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Any:

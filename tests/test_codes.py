@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from gpuopt.formats import OF_STATES, formats, philox
 from gpuopt.formats.language import Format
 
+pytestmark = pytest.mark.once
+
 Array = NDArray[Any]
 POSITIVE = ("squares8", "sizes8", "squares4")
 RANDOM = [name for name in OF_STATES if formats()[name].random]

@@ -18,6 +18,8 @@ from gpuopt.formats.language import Format
 from gpuopt.rules.primitives import bits, block_max, from_bits
 from own_formats import OWN, linear
 
+pytestmark = pytest.mark.once
+
 Array = NDArray[Any]
 
 

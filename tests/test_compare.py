@@ -27,6 +27,8 @@ from repository import ROOT
 from test_import import HEAVY, python
 from training_problems import Problem, transformer, valley
 
+pytestmark = pytest.mark.once
+
 X, Y = load_diabetes(return_X_y=True)
 WINE = load_wine(return_X_y=True)
 

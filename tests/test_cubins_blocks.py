@@ -15,6 +15,8 @@ from gpuopt.source import program
 from shim.sass import DOUBLE, LOCAL, machine
 from test_cubins import REGISTERS
 
+pytestmark = pytest.mark.once
+
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100", "sm_120")
 SPLIT = {"param_dtype": "bfloat16", "param_format": "split8"}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -74,11 +74,13 @@ def test_default_run_classifies_and_is_quick_enough(tmp_path: Path) -> None:
         assert line in printed.getvalue()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("optimizer", sorted(digits.TUNED))
 def test_every_optimizer_classifies_with_its_tuned_rate(optimizer: str) -> None:
     assert digits.train(optimizer, np, None, np.dtype("float32")).accuracy >= 0.95
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("backend", ["numpy", "numba"])
 @pytest.mark.parametrize("dtype", arrays.DTYPES)
 def test_quick_run_for_every_dtype(backend: str, dtype: str, tmp_path: Path) -> None:

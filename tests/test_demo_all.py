@@ -12,6 +12,8 @@ import pytest
 from gpuopt import cli, demos, rules
 from gpuopt.demos import every, training
 
+pytestmark = pytest.mark.once
+
 NAMES = ("gd", "adamw", "came")
 
 

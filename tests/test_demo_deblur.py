@@ -14,6 +14,8 @@ import gpuopt
 from gpuopt import cli, demos
 from gpuopt.demos import deblur
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,8 @@ from gpuopt.formats.dtypes import numpy_dtype
 from gpuopt.rules.primitives import bits, from_bits
 from samples import HOST_BACKENDS
 
+pytestmark = pytest.mark.once
+
 Array = NDArray[Any]
 HALVES = {"float16": True, "bfloat16": False}
 EVERY = np.arange(1 << 16, dtype=np.uint32)

@@ -15,6 +15,8 @@ from gpuopt import training
 from gpuopt.training.problem import trained
 from training_problems import FIVE, STEPS, Problem, breast_cancer, diabetes, digits_mlp, valley
 
+pytestmark = pytest.mark.once
+
 GRID = np.geomspace(1e-4, 1, 12)
 
 

@@ -72,6 +72,7 @@ def test_options_keep_the_accesses(name: str) -> None:
     assert not re.findall(r"\bfma\.", text)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("name", "dtype"), each([n for n in SHAPES if rules.get(n).states], ["float32", "bfloat16"], single=True)
 )
@@ -91,6 +92,7 @@ def test_random_bits_keep_the_accesses(name: str, dtype: str) -> None:
     assert not re.findall(r"\bfma\.", text) and "local" not in re.findall(r"\.(local)\.", text)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", PREPARED)
 def test_prepare_compiles_without_contraction(name: str) -> None:
     from numba import types

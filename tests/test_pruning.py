@@ -14,6 +14,8 @@ from gpuopt.spaces import one_blas_thread
 from gpuopt.training import MagnitudePruning, cubic_sparsity
 from training_problems import digits_mlp, images
 
+pytestmark = pytest.mark.once
+
 BACKENDS = ("numpy", "numba")
 EPOCH = 23  # batches of 64 in the digits' 1437 training images
 

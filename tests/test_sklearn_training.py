@@ -17,6 +17,8 @@ from gpuopt.sklearn import LinearRegressor, LogisticClassifier, MLPClassifier, M
 from gpuopt.sklearn.batches import Augmentation, Batches, Data, automatic_size
 from gpuopt.sklearn.network import ACTIVATIONS, Network, initial
 
+pytestmark = pytest.mark.once
+
 Array = np.ndarray[Any, Any]
 
 
