@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from covering import FEW as FEW_DTYPES
-from covering import REPRESENTATIVES, some
 from gpuopt import rules
 from gpuopt.formats import OF_PARAMETERS
 from gpuopt.launch.table import CHUNK
@@ -28,6 +27,7 @@ from test_bits import CASES, DTYPES, FEW, SWITCHES, in_blocks, offsets, split, w
 pytestmark = pytest.mark.gpu
 BACKENDS = ("cupy", "numba-cuda")
 BROKEN = [(16, 256), (13, 320), (3, 1367), (9, 8, 64)]  # whole and broken blocks, whole and broken lanes
+WHOLE = "adamw"  # the rule that is tried in every way
 DECIDED = {"max_grad_norm": 1.0, "skip_nonfinite": True}  # rows by pointer, kernels that decide
 RATES = ({"lr": 0.01}, {"lr": 0.02}, {"lr": 0.03})
 
@@ -166,22 +166,27 @@ SUMMED_BY = {
 }
 
 
+def two_of(name: str) -> list[str]:
+    """Dtypes of a rule, others than the first that test_bits.py tries."""
+    begin = rules.NAMES.index(name) + FEW_DTYPES
+    return [[*DTYPES][k % len(DTYPES)] for k in (begin, begin + 1)]
+
+
 def pairs() -> Iterator[Any]:
-    """Every case on both backends. In the ordinary suite of a rule that is no representative: other dtypes than test_bits.py tries,
-    plain, with everything or with rounded states in turn, the backends in turn, and the other variants on one of them.
+    """Every case on both backends. In the ordinary suite of AdamW; of another rule two dtypes, one by each backend, plain, with
+    everything or with rounded states in turn, and the other variants by one of them: walks, options and decisions are AdamW's.
     """
-    others = [name for name in rules.NAMES if name not in REPRESENTATIVES]
+    others = [name for name in rules.NAMES if name != WHOLE]
     plain = {label: c for label, c in SHORT.items() if label not in KEPT}
-    chosen = {(label, b) for label, c in plain.items() if c.rule in REPRESENTATIVES for b in BACKENDS}
+    chosen = {(label, b) for label, c in plain.items() if c.rule == WHOLE or "-decays-" in label for b in BACKENDS}
     chosen |= set(SUMMED_BY.items()) | set(KEPT_BY.items())
     for turn, name in enumerate(others):
-        for k, dtype in enumerate(DTYPES):
-            if dtype not in some(name, DTYPES, FEW_DTYPES):
-                continue
+        for place, dtype in enumerate(two_of(name)):
+            k = [*DTYPES].index(dtype)
             kinds = ("everything", "state16-everything", "plain", "everything", "state16-plain")
             wanted = f"{name}-{dtype}-{kinds[(k + turn) % len(kinds)]}"
             label_ = wanted if wanted in SHORT else f"{name}-{dtype}-everything"
-            chosen.add((label_, BACKENDS[(k + turn) % 2]))
+            chosen.add((label_, BACKENDS[(place + turn) % 2]))
         of_flags = [
             k for k, c in SHORT.items() if c.rule == name and c.hyper in variants(name) and k.endswith("float32")
         ]

@@ -24,7 +24,7 @@ TESTS = Path(__file__).parent
 FILES = sorted(
     path.name for path in TESTS.glob("test_*.py") if "mark.gpu" in path.read_text() and path != Path(__file__)
 )
-PARTS = 4  # each takes ten seconds to start
+PARTS = 2  # each takes ten seconds to start
 CHOSEN = "gpu and not hardware"
 CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 Done = subprocess.CompletedProcess[str]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import gpuopt
-from covering import REPRESENTATIVES, Axis, each
+from covering import Axis, each
 from gpuopt import rules
 from gpuopt.formats.dtypes import PARAMETER_DTYPES, numpy_dtype
 from gpuopt.optim.between import averages
@@ -18,7 +18,7 @@ from launches import FULL, OPTIONS, exact_on_device
 pytestmark = pytest.mark.gpu
 WITH: dict[str, dict[str, Any]] = {"plain": {}, "options": {**OPTIONS, "skip_nonfinite": True}}
 WAYS = ("adamw", "lamb", "prodigy", "adafactor")
-SHAPES = ((), (1,), (7, 5), (257,), (0,), (4099,), (3, 1, 129), (40000,))
+SHAPES = ((), (1,), (7, 5), (257,), (0,), (4099,), (3, 1, 129), (17001,))
 
 
 def values(dtype: str, seed: int) -> list[Any]:
@@ -88,7 +88,7 @@ def test_cupy_gives_the_bits_of_numpy(name: str, dtype: str, options: str) -> No
 @pytest.mark.parametrize(
     ("name", "dtype", "options", "backend"),
     each(
-        REPRESENTATIVES,  # of every rule: test_bits_gpu.py
+        ("adamw",),  # of every rule: test_bits_gpu.py
         ("float32", "bfloat16"),
         WITH,
         ("cupy", "numba-cuda"),
@@ -109,7 +109,7 @@ def test_many_tensors_in_one_launch() -> None:
     import cupy
 
     rng = np.random.default_rng(0)
-    sizes = rng.integers(0, 300, 5000)
+    sizes = rng.integers(0, 300, 1500)
     host = [rng.standard_normal(n).astype(np.float32) for n in sizes]
     device = [cupy.asarray(a) for a in host]
     grads = [rng.standard_normal(n).astype(np.float32) for n in sizes]

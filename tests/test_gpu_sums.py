@@ -59,10 +59,20 @@ def matrices(first: int, second: int) -> list[Any]:
     return [device_array(first, 300).reshape(15, 20), device_array(second, 9000).reshape(90, 100)]
 
 
-@pytest.mark.parametrize("options", ({}, NORMS), ids=("plain", "options"))
 @pytest.mark.parametrize(
-    ("name", "backend"),
-    [("trusting", "cupy"), ("distant", "numba-cuda"), ("distant", "cupy"), ("lined", "numba-cuda"), ("lined", "cupy")],
+    ("name", "backend", "options"),
+    [
+        pytest.param(name, backend, options, id=f"{name}-{backend}-{'options' if options else 'plain'}", marks=marks)
+        for name, backend, usual in (  # sums of the gradients, or not: each backend and each kind of sums meets both
+            ("trusting", "cupy", {}),
+            ("distant", "numba-cuda", NORMS),
+            ("distant", "cupy", {}),
+            ("lined", "numba-cuda", {}),
+            ("lined", "cupy", NORMS),
+        )
+        for options in ({}, NORMS)
+        for marks in ([] if options == usual else [pytest.mark.long],)
+    ],
 )
 def test_graphs_and_eager_steps_in_turn(name: str, backend: str, options: Any) -> None:
     """A graph has passes of its own: steps between its replays, with other gradients, leave them alone."""
