@@ -11,6 +11,7 @@ import pytest
 
 import gpuopt
 from cases import CASES, Case
+from covering import REPRESENTATIVES
 from gpuopt.formats.dtypes import numpy_dtype
 from samples import HOST_BACKENDS, Array, Scarce, bits, gradients, parameters, refused
 
@@ -43,10 +44,19 @@ def step(optimizer: Any, k: int) -> None:
     optimizer.step([grads[:2], grads[2:]])
 
 
+# Every rule goes on where it was with NumPy; to and from Numba some do: states are the same arrays, and Numba has NumPy's bits.
+TRIPS = [("numpy", "numpy"), ("numba", "numba"), ("numpy", "numba"), ("numba", "numpy")]
+OFTEN = [name for name in FULL if name.lower() in (*REPRESENTATIVES, "lamb", "adafactor")]
+
+
 @pytest.mark.parametrize(
-    ("first", "second"), [("numpy", "numpy"), ("numba", "numba"), ("numpy", "numba"), ("numba", "numpy")]
+    ("name", "first", "second"),
+    [
+        pytest.param(name, *trip, marks=[] if trip == TRIPS[0] or name in OFTEN else pytest.mark.long)
+        for name in FULL
+        for trip in TRIPS
+    ],
 )
-@pytest.mark.parametrize("name", FULL)
 def test_round_trip_in_the_middle_of_training(name: str, first: str, second: str) -> None:
     """With a tensor that missed a gradient, hyperparameters that were changed, and onto another backend too."""
     params = tensors()
