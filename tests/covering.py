@@ -32,23 +32,23 @@ FEW = 2
 Axis = Collection[Any]
 
 
-def some(name: str, axis: Axis, begin: int = 0) -> list[Any]:
+def some(name: str, axis: Axis, begin: int = 0, whole: Collection[str] = REPRESENTATIVES) -> list[Any]:
     """FEW values of an axis, others for each rule; all of them for a representative. begin: other ones than another test tries."""
     values = list(axis)
-    if name in REPRESENTATIVES or name not in rules.NAMES or len(values) <= FEW:
+    if name in whole or name not in rules.NAMES or len(values) <= FEW:
         return values
     places = {(rules.NAMES.index(name) + begin + k) % len(values) for k in range(FEW)}
     return [values[k] for k in sorted(places)]
 
 
-def chosen(name: str, *given: Axis) -> list[tuple[Any, ...]]:
+def chosen(name: str, *given: Axis, whole: Collection[str] = REPRESENTATIVES) -> list[tuple[Any, ...]]:
     """The combinations of a rule in the ordinary suite, a value of each axis in each."""
-    if name in REPRESENTATIVES or name not in rules.NAMES:
+    if name in whole or name not in rules.NAMES:
         return list(product(*given))
     axes = [list(axis) for axis in given]
     longest = max(range(len(axes)), key=lambda a: len(axes[a]))
     made = []
-    for place, value in enumerate(some(name, axes[longest])):
+    for place, value in enumerate(some(name, axes[longest], whole=whole)):
         turn, row = rules.NAMES.index(name) // len(axes[longest]), list[Any]()
         for a, axis in enumerate(axes):
             row.append(value if a == longest else axis[(place + turn) % len(axis)])
@@ -63,14 +63,16 @@ def one(name: str, axis: Axis) -> list[Any]:
     return values if name in REPRESENTATIVES or not values else [values[rules.NAMES.index(name) % len(values)]]
 
 
-def each(names: Iterable[str], *axes: Axis, single: bool = False) -> list[Any]:
+def each(
+    names: Iterable[str], *axes: Axis, single: bool = False, whole: Collection[str] = REPRESENTATIVES
+) -> list[Any]:
     """Parameters of a test that takes a rule's name and a value of each axis: all of them, what is not chosen marked `long`.
 
-    single: of a rule that is no representative, one combination in all.
+    single: of a rule that is no representative, one combination in all. whole: the rules that keep the full product.
     """
     made = []
     for name in names:
-        ordinary = one(name, list(product(*axes))) if single else chosen(name, *axes)
+        ordinary = one(name, list(product(*axes))) if single else chosen(name, *axes, whole=whole)
         for row in product(*axes):
             made.append(pytest.param(name, *row, marks=[] if row in ordinary else pytest.mark.long))
     return made

@@ -58,7 +58,8 @@ def stepped(name: str, p: Array, backend: str, options: dict[str, Any], of: Call
 
 
 @pytest.mark.parametrize(
-    ("name", "option", "order", "dtype", "backend"), each(gpuopt.optimizers(), OPTIONS, ORDERS, REAL, HOST_BACKENDS)
+    ("name", "option", "order", "dtype", "backend"),
+    each(gpuopt.optimizers(), OPTIONS, ORDERS, REAL, HOST_BACKENDS, whole=["adamw"]),
 )
 def test_a_complex_array_is_stepped_as_its_real_numbers(
     name: str, option: str, order: str, dtype: Any, backend: str

@@ -264,7 +264,7 @@ VALUES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize(
     ("name", "options", "dtype"),
-    each(NAMES, VALUES, [torch.float64, torch.float32, torch.bfloat16, torch.complex64]),
+    each(NAMES, VALUES, [torch.float64, torch.float32, torch.bfloat16, torch.complex64], whole=["adamw"]),
     ids=str,
 )
 def test_as_ordinary_steps(name: str, options: dict[str, Any], dtype: torch.dtype) -> None:
