@@ -180,6 +180,7 @@ def pairs() -> Iterator[Any]:
     plain = {label: c for label, c in SHORT.items() if label not in KEPT}
     chosen = {(label, b) for label, c in plain.items() if c.rule == WHOLE or "-decays-" in label for b in BACKENDS}
     chosen |= set(SUMMED_BY.items()) | set(KEPT_BY.items())
+    chosen.add(("signsgd-float32-plain", "numba-cuda"))  # the sign of NaN, which CUDA C is asked for under g++
     for turn, name in enumerate(others):
         for place, dtype in enumerate(two_of(name)):
             k = [*DTYPES].index(dtype)
