@@ -12,7 +12,7 @@ options are fused and states stored is machinery that all share. So:
 Tests that compare the numbers of every rule with an oracle do so with NumPy, and with Numba for the representatives: `on_hosts`.
 
 Every rule is still compared bit for bit between NumPy, Numba, generated CUDA C and PTX of both GPU backends, the latter with other
-storage dtypes than the former, and every kernel of it compiled and measured. Read by the tests that take every rule; knows no rule
+storage dtypes than the former, and its richest kernel compiled and measured. Read by the tests that take every rule; knows no rule
 but the representatives.
 """
 
