@@ -73,6 +73,24 @@ SIGNATURES = {
     | {"scale_parameter": True, "relative_step": True, "warmup_init": False},
     "CAME": {"lr": 2e-4, "betas": (0.9, 0.999, 0.9999), "eps": (1e-30, 1e-16), "clip_threshold": 1.0} | WD,
 }  # fmt: skip
+NS = {"ns_coefficients": "keller", "ns_steps": None}
+REST = {"adamw_betas": (0.9, 0.95), "adamw_eps": 1e-8}
+SCALED = {"nesterov": True} | NS | {"adjust_lr_fn": None}
+OF_MATRICES = {
+    "Muon": LR | {"weight_decay": 0.1, "momentum": 0.95} | SCALED | REST,
+    "NorMuon": {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.95, "second_momentum": 0.95}
+    | SCALED
+    | {"eps": 1e-10}
+    | REST,
+    "AdaMuon": {"lr": 0.02, "weight_decay": 0.01, "momentum": 0.95, "nesterov": True} | NS | EPS | REST,
+    "Muon2": {"lr": 0.1, "weight_decay": 0.0125, "momentum": 0.95, "second_momentum": 0.95}
+    | SCALED
+    | {"eps": 1e-10}
+    | REST,
+    "NAMO": {"lr": 0.02, "weight_decay": 0.01, "momentum": 0.95, "second_momentum": 0.95} | SCALED | EPS | REST,
+    "Scion": {"lr": 2**-12, "momentum": 0.1, "scale": 50.0, "unconstrained": False} | NS,
+}
+SIGNATURES |= OF_MATRICES
 SHARED = [
     "backend",
     "state_format",
@@ -83,6 +101,8 @@ SHARED = [
     "mask",
     "bounds",
     "weight_decay_mask",
+    "matrices",
+    "rest",
     "capturable",
     "seed",
 ]
@@ -101,6 +121,7 @@ def test_class_signature_and_create(title: str) -> None:
     )
     own = SIGNATURES[title] | {"maximize": False, "l1": 0.0, "clip_value": None}
     own |= ({} if "weight_decay" in own else WD) | {"weight_decay_mode": None, "lr_max": None}
+    own |= {"matrix": True} if title in OF_MATRICES else {}
     parameters_of = inspect.signature(cls).parameters
     assert list(parameters_of) == ["params", *own, *(name for name in SHARED if name not in own)]
     assert {name: parameters_of[name].default for name in own} == own

@@ -26,7 +26,7 @@ from gpuopt.torch.tensors import TorchStreams
 from torch_samples import bits, copied, create, everything, furthest, gradients, parameters, title, train
 
 NAMES = gpuopt.torch.optimizers()
-SHARED = [title(name) for name in NAMES if hasattr(torch.optim, title(name))]
+SHARED = [title(name) for name in NAMES if getattr(gpuopt.torch, title(name)).twin]
 ULPS = 16 * torch.finfo(torch.float32).eps  # values of order 1, a handful of steps, rounded in another order
 
 

@@ -24,7 +24,7 @@ from gpuopt.errors import DtypeError, InputError
 from gpuopt.optim.between import averages
 from torch_samples import create, default_dtype, everything, furthest, gradients, parameters, title, train
 
-NAMES = gpuopt.torch.optimizers()
+NAMES = [name for name in gpuopt.torch.optimizers() if not rules.get(name).definition().multiplies]
 CONFIGURATIONS = [
     pytest.param(info.optim_cls.__name__, given.kwargs, id=f"{info.optim_cls.__name__}-{k}")
     for info in optim_db
@@ -353,6 +353,8 @@ def test_what_has_no_derivative_is_refused(option: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="differentiable=True cannot go with"):
         train(opt, train_once, [0])
     assert everything(opt) == before
+    with pytest.raises(InputError, match="differentiable=True cannot go with Muon, which multiplies matrices"):
+        gpuopt.torch.Muon(parameters(), differentiable=True)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -15,7 +15,7 @@ from gpuopt.native.torch import watch
 from torch_samples import create, default_dtype, furthest, pair, parameters, title, train
 
 NAMES = gpuopt.torch.optimizers()
-BOTH = [name for name in NAMES if hasattr(torch.optim, title(name))]
+BOTH = [name for name in NAMES if getattr(gpuopt.torch, title(name)).twin]
 ULPS = 64 * torch.finfo(torch.float32).eps
 
 

@@ -88,7 +88,9 @@ def test_gpuopts_own_are_torchs_twins(name: str) -> None:
     rule = rules.get(name)
     cls = gpuopt.torch.make_optimizer(rule)
     theirs = getattr(torch.optim, rule.title, None)
-    assert cls.twin == (name if theirs else "")
+    assert cls.twin == (name if theirs and name != "muon" else ""), (
+        "torch multiplies in bfloat16, and steps matrices only"
+    )
     assert inspect.signature(cls) == inspect.signature(getattr(gpuopt.torch, rule.title))
     assert pickle.loads(pickle.dumps(rule)) is rule
 

@@ -41,7 +41,13 @@ def takes_empty(cls: Any) -> bool:
     return True
 
 
-OURS = {name: getattr(gpuopt.torch, name) for name in gpuopt.torch.__all__ if name.lower() in gpuopt.torch.optimizers()}
+# All but those of matrices, which torch multiplies in bfloat16.
+OURS = {
+    name: made
+    for name in gpuopt.torch.__all__
+    if name.lower() in gpuopt.torch.optimizers()
+    and ((made := getattr(gpuopt.torch, name)).twin or not hasattr(torch.optim, name))
+}
 SHARED = [info for info in optim_db if info.optim_cls.__name__ in OURS]
 INFOS = [
     info for info in SHARED if takes_any_shape(info.optim_cls)
