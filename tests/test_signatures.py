@@ -91,6 +91,7 @@ OF_MATRICES = {
     "Scion": {"lr": 2**-12, "momentum": 0.1, "scale": 50.0, "unconstrained": False} | NS,
 }
 SIGNATURES |= OF_MATRICES
+NAMED = {("Muon", "ns_coefficients"), ("Muon", "ns_steps")}  # torch has the numbers
 SHARED = [
     "backend",
     "state_format",
@@ -137,7 +138,7 @@ def test_defaults_are_those_of_torch() -> None:
     for title in SIGNATURES:
         theirs = getattr(torch.optim, title, None)
         for name, parameter in inspect.signature(theirs).parameters.items() if theirs else ():
-            if name in SIGNATURES[title]:
+            if name in SIGNATURES[title] and (title, name) not in NAMED:
                 assert inspect.signature(getattr(gpuopt, title)).parameters[name].default == parameter.default, (
                     title,
                     name,
