@@ -24,6 +24,7 @@ from gpuopt.formats.dtypes import numpy_dtype
 from gpuopt.native.ndarrays import first_addresses
 from gpuopt.pairs import as_pairs, is_complex, paired, state_like
 
+LINE = 64  # bytes of a cache line
 DEVICE_ORDINAL = 9  # CUpointer_attribute, cuda.h
 
 
@@ -62,6 +63,8 @@ class Kind:
     assign(array, values).
     fixed: whether an array keeps its memory as long as it lives, so that seeing it again means that nothing moved.
     pooled: whether the library keeps memory that is allocated while a CUDA graph is captured as long as the graph.
+    numbers(array): what it holds, or where it is true if it is boolean, as contiguous int64, if the library can say so; take(array,
+    rows): a copy of these rows.
     looks(array), firsts(arrays): all that `describe` tells apart but the address, and the addresses of the first elements, where
     that is much less work than describing them.
     """
@@ -75,6 +78,8 @@ class Kind:
     assign: Callable[[Any, Any], None]
     fixed: bool = False
     pooled: bool = False
+    numbers: Callable[[Any], Any] | None = None
+    take: Callable[[Any, Any], Any] = lambda array, rows: array[rows]
     looks: Callable[[Any], Any] | None = None
     firsts: Callable[[Sequence[Any]], NDArray[np.int64]] | None = None
 
@@ -138,10 +143,13 @@ def _numpy_view(array: Any) -> View:
 
 def _in_order_of(xp: Any, like: Any, dtype: Any) -> Any:
     """An uninitialised array with the shape and the memory order (and the signs of strides) of `like`. On a GPU it lies as far
-    behind a multiple of 16 elements as that, so that one head makes packed accesses to both of them aligned.
+    behind a multiple of 16 elements as that, so that one head makes packed accesses to both of them aligned; on the host it begins
+    a cache line, so that a row of one line is in no other.
     """
-    shift = 0 if xp is np else shifted(_cupy_view(like).address, like.dtype.itemsize)
-    flat = xp.empty(like.size + shift, dtype)[shift:]
+    size = np.dtype(dtype).itemsize
+    room = LINE // size if xp is np else shifted(_cupy_view(like).address, like.dtype.itemsize)
+    flat = xp.empty(like.size + room, dtype)
+    flat = flat[-flat.ctypes.data % LINE // size :][: like.size] if xp is np else flat[room:]
     strides = canonical(like.shape, _strides(like))
     order = sorted(range(like.ndim), key=lambda axis: -abs(like.strides[axis]) if like.shape[axis] > 1 else 0)
     result = flat.reshape([like.shape[axis] for axis in order]).transpose([int(k) for k in np.argsort(order)])
@@ -172,6 +180,13 @@ def _array_relayout(xp: Any) -> Callable[[Any, Any, Any], Any]:
         return out
 
     return relayout
+
+
+def _numbers(xp: Any) -> Callable[[Any], Any]:
+    def numbers(array: Any) -> Any:
+        return xp().flatnonzero(array) if array.dtype == bool else xp().ascontiguousarray(array, np.int64)
+
+    return numbers
 
 
 def _cupy() -> Any:
@@ -265,6 +280,7 @@ KINDS: tuple[Kind, ...] = (
         lambda a: a.copy(),
         _assign,
         fixed=True,
+        numbers=_numbers(lambda: np),
         looks=attrgetter(*LOOKS),
         firsts=first_addresses,
     ),
@@ -277,6 +293,7 @@ KINDS: tuple[Kind, ...] = (
         _there(lambda a: a.copy()),
         _there(_cupy_assign),
         fixed=True,
+        numbers=_there(_numbers(_cupy)),
         looks=attrgetter(*LOOKS, "data.device_id"),
         firsts=lambda found: np.array([a.data.ptr for a in found], np.int64),
     ),
@@ -297,6 +314,8 @@ KINDS: tuple[Kind, ...] = (
         dlpack.through("relayout"),
         dlpack.through("clone"),
         dlpack.through("assign"),
+        numbers=dlpack.through("numbers"),
+        take=dlpack.through("take"),
     ),
 )
 # What else is given for an array -> what makes one of it, by a method that only such things have.

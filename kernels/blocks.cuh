@@ -46,9 +46,9 @@ template <class U, int R> struct Lane {
   T raw[EACH];
   Lane<U, R + 1> rest;
 
-  __device__ __forceinline__ void load(const int64* at, int64 i, int count, bool whole) {
+  __device__ __forceinline__ void load(const int64* at, const Place& place, int count, bool whole) {
     if constexpr (U::read(R)) {
-      const T* from = reinterpret_cast<const T*>(at[R]) + i;
+      const T* from = reinterpret_cast<const T*>(at[R]) + (R == GRADIENT ? place.g : place.i);
       if (whole) {
         Pack<T, EACH>::load(from, raw);
       } else {
@@ -56,7 +56,7 @@ template <class U, int R> struct Lane {
         for (int k = 0; k < EACH; ++k) raw[k] = k < count ? from[k] : T{};
       }
     }
-    rest.load(at, i, count, whole);
+    rest.load(at, place, count, whole);
   }
   __device__ __forceinline__ void element(int k, C* x) const {
     if constexpr (U::read(R))
@@ -85,7 +85,7 @@ template <class U, int R> struct Lane {
   }
 };
 template <class U> struct Lane<U, U::ROLES> {
-  __device__ __forceinline__ void load(const int64*, int64, int, bool) {}
+  __device__ __forceinline__ void load(const int64*, const Place&, int, bool) {}
   __device__ __forceinline__ void element(int, typename U::C*) const {}
   template <bool CODED> __device__ __forceinline__ void take(int, const typename U::C*) {}
   template <bool CODED> __device__ __forceinline__ void store(const int64*, int64, int, bool) const {}
@@ -199,23 +199,26 @@ __device__ __forceinline__ void draw(const int64* at, const float* s, int64 i, b
   }
 }
 
-// The elements of a lane, `count` of them from `column` on, in step with the other lanes of its warp.
+// The elements of a lane, `count` of them from `column` on of the row-th row that is walked, in step with the other lanes of its warp.
 template <class U>
 __device__ __forceinline__ void update_lane(const int64* at, const int64* slots, int64 row, int64 width, int64 column, int count,
                                             bool whole, const float* s) {
   constexpr int TURN = 2;  // elements updated together
   constexpr int NUMBERS = U::ROLES + U::VECTORS + U::BLOCKED;
-  const int64 i = row * width + column;
+  Place place = {};
+  if (!U::PICKED || count > 0) place = place_in_row<U::PICKED>(at + U::ADDRESSES, row, width, column);
+  if (U::PICKED && !place.there) count = 0, whole = false;
+  const int64 i = place.i;
   Lane<U, 0> lane;
   Shared<U, 0> shared;
   float kept[EACH][U::KEPT + 1], extremes[U::EXTREMES + 1];
   unsigned words[EACH][U::STREAMS + 1] = {};
 #pragma unroll
   for (int e = 0; e < U::EXTREMES; ++e) extremes[e] = bits_float(U::largest(e) ? 0xff800000u : 0x7f800000u);
-  shared.load(at, row, width, column, count, whole);
+  shared.load(at, place.row, width, column, count, whole);
   if (count > 0) {
     draw<U>(at, s, i, whole, words);
-    lane.load(at, i, count, whole);
+    lane.load(at, place, count, whole);
 #pragma unroll
     for (int begin = 0; begin < EACH; begin += TURN)
 #pragma unroll
@@ -241,7 +244,7 @@ __device__ __forceinline__ void update_lane(const int64* at, const int64* slots,
       shared.take(k, x + U::ROLES + U::VECTORS);
     }
     lane.template store<true>(at, i, count, whole);
-    shared.store(at, row, width, column, count, whole);
+    shared.store(at, place.row, width, column, count, whole);
   }
 }
 

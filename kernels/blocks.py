@@ -48,7 +48,10 @@ def walk(table, tiles, tile_count, tile_size, unit, device_rows, skip, values, s
             left = block_width - column if inside and group < groups else 0
             count = min(max(left, 0), EACH)
             whole = aligned and count == EACH
-            element = block_row * block_width + column
+            row = block_row
+            element = row * block_width + column
+            if count > 0:
+                HOLE("pick")
             HOLE("begin")
             if count > 0:
                 HOLE("load_blocks")

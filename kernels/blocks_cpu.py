@@ -37,6 +37,8 @@ def walk(table, tiles, lo, hi, tile_size, rows, values, slots):
         for group in range(index * tile_size, min((index + 1) * tile_size, numel // block_width * block_wide)):
             block_row = group // block_wide
             first = (group - block_row * block_wide) * GROUP  # column
+            counted = block_row * block_width + first
+            HOLE("pick")
             begin = block_row * block_width + first
             length = min(GROUP, block_width - first)
             HOLE("addresses")

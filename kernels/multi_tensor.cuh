@@ -10,12 +10,15 @@
 //                                 of scalars and the numbers of the tensor
 //   U::store_cells(record, s)     states of one number, once a tensor
 //   U::VECTORS, U::vectors(shape, slots, i, out)   numbers of the row, column and matrix of element i, behind those of x
+//   U::PICKED                     whether only some rows of each tensor are walked: see rows.cuh
 //   U::STREAMS                    words of random bits an element takes; where there are any, the last two scalars are the
 //                                 lower and the upper 16 bits of the step count
 //
 // The table (gpuopt/launch/table.py) lives on the device and is only rebuilt when an array moved. The grid is
 // persistent: a unit of `unit` threads (a warp for tiny tensors, a block otherwise) takes every units-th tile.
 #pragma once
+
+constexpr int GRADIENT = 1;  // its role in every launch
 
 template <class C, int CAPACITY> struct Rows { C values[CAPACITY]; };
 
@@ -42,8 +45,10 @@ template <class U, int N, int R> struct Packs {
   T raw[W];
   Packs<U, N, R + 1> rest;
 
-  template <int OFFSET> __device__ __forceinline__ void load(const int64* at, int64 i, C (&x)[UNROLL][U::ROLES + U::VECTORS]) {
+  template <int OFFSET>
+  __device__ __forceinline__ void load(const int64* at, const Place& place, C (&x)[UNROLL][U::ROLES + U::VECTORS]) {
     if constexpr (U::read(R)) {
+      const int64 i = R == GRADIENT ? place.g : place.i;
       if (OFFSET % W == 0) Pack<T, W>::load(reinterpret_cast<const T*>(at[R]) + i + OFFSET, raw);
 #pragma unroll
       for (int k = 0; k < UNROLL; ++k) x[k][R] = decode<C>(raw[OFFSET % W + k]);
@@ -51,7 +56,7 @@ template <class U, int N, int R> struct Packs {
 #pragma unroll
       for (int k = 0; k < UNROLL; ++k) x[k][R] = C(0);
     }
-    rest.template load<OFFSET>(at, i, x);
+    rest.template load<OFFSET>(at, place, x);
   }
   template <int OFFSET>
   __device__ __forceinline__ void store(const int64* at, int64 i, const C (&x)[UNROLL][U::ROLES + U::VECTORS]) {
@@ -64,7 +69,7 @@ template <class U, int N, int R> struct Packs {
   }
 };
 template <class U, int N> struct Packs<U, N, U::ROLES> {
-  template <int OFFSET, class X> __device__ __forceinline__ void load(const int64*, int64, X&) {}
+  template <int OFFSET, class X> __device__ __forceinline__ void load(const int64*, const Place&, X&) {}
   template <int OFFSET, class X> __device__ __forceinline__ void store(const int64*, int64, const X&) {}
 };
 
@@ -79,14 +84,15 @@ template <class U> __device__ __forceinline__ Source source(const int64* at, con
   }
 }
 
-// N elements from `i` on; `at` holds the addresses of the roles.
+// N elements from `place` on; `at` holds the addresses of the roles.
 template <class U, int N, int OFFSET = 0>
-__device__ __forceinline__ void update_at(const int64* at, const int64* slots, int64 i, const typename U::C* s,
+__device__ __forceinline__ void update_at(const int64* at, const int64* slots, const Place& place, const typename U::C* s,
                                           Packs<U, N, 0>& packs, Random<U::STREAMS, N>& random) {
   constexpr int UNROLL = unroll<U, N>();
+  const int64 i = place.i;
   typename U::C x[UNROLL][U::ROLES + U::VECTORS];
   random.draw(source<U>(at, s), i, OFFSET);  // before the arrays take their registers
-  packs.template load<OFFSET>(at, i, x);
+  packs.template load<OFFSET>(at, place, x);
 #pragma unroll
   for (int k = 0; k < UNROLL; ++k) {
     U::vectors(at + U::ADDRESSES, slots, i + OFFSET + k, x[k] + U::ROLES);
@@ -96,14 +102,17 @@ __device__ __forceinline__ void update_at(const int64* at, const int64* slots, i
     U::update(x[k], s, words);
   }
   packs.template store<OFFSET>(at, i, x);
-  if constexpr (OFFSET + UNROLL < N) update_at<U, N, OFFSET + UNROLL>(at, slots, i, s, packs, random);
+  if constexpr (OFFSET + UNROLL < N) update_at<U, N, OFFSET + UNROLL>(at, slots, place, s, packs, random);
 }
 
+// N elements from the `counted`-th of the walk on.
 template <class U, int N>
-__device__ __forceinline__ void update_at(const int64* at, const int64* slots, int64 i, const typename U::C* s) {
+__device__ __forceinline__ void update_at(const int64* at, const int64* slots, int64 counted, const typename U::C* s) {
+  const Place place = place_of<U::PICKED>(at + U::ADDRESSES, at[COL_WIDTH - COL_ADDRESS], counted);
+  if (U::PICKED && !place.there) return;
   Packs<U, N, 0> packs;
   Random<U::STREAMS, N> random;
-  update_at<U, N>(at, slots, i, s, packs, random);
+  update_at<U, N>(at, slots, place, s, packs, random);
 }
 
 template <class U, int CAPACITY>

@@ -9,7 +9,7 @@ HOLE("constants")
 
 def walk(table, tiles, lo, hi, tile_size, rows, values, slots):
     if STREAMS > 0:
-        scratch = np.empty(STREAMS * STRIP, np.uint32)  # random bits of a strip
+        scratch = np.empty(STREAMS * ROOM, np.uint32)  # random bits of what lies together
         bits = scratch.ctypes.data
     for tile in range(lo, hi):
         word = load_word(tiles, tile)
@@ -34,26 +34,28 @@ def walk(table, tiles, lo, hi, tile_size, rows, values, slots):
         other = table + (load_word(tiles, min(tile + 1, hi - 1)) >> 32) * (COL_ADDRESS + ADDRESSES) * 8
         for role in range(ROLES):
             prefetch(load_word(other, COL_ADDRESS + role))
-        # All at once, or in strips: first the random bits of a strip, then its elements. A tile begins with an element that begins
-        # a block of random numbers.
+        # All at once, or in strips; a strip at once, or row by row where numbers of rows and columns are used, or only some rows
+        # are walked. Of what lies together, first the random bits, then the elements.
         for strip in range(0, end - begin, STRIP):
-            length = min(STRIP, end - begin - strip)
-            if STREAMS > 0:
-                tensor = load_word(record, COL_TENSOR)
-                seed = load_word(record, COL_SEED)
-                HOLE("step")
-                block = (begin + strip) // PER_BLOCK
-                for k in range((length + PER_BLOCK - 1) // PER_BLOCK):
-                    for stream in range(STREAMS):
-                        a, b, c, d = philox(block + k, stream, step, tensor, seed)
-                        store_bits(bits, stream * STRIP + k * PER_BLOCK, a)
-                        store_bits(bits, stream * STRIP + k * PER_BLOCK + 1, b)
-                        store_bits(bits, stream * STRIP + k * PER_BLOCK + 2, c)
-                        store_bits(bits, stream * STRIP + k * PER_BLOCK + 3, d)
             start = strip
-            while start < strip + length:  # at once, or row by row where numbers of rows and columns are used
-                stop = strip + length
+            limit = min(strip + STRIP, end - begin)
+            while start < limit:
+                stop = limit
+                element = begin + start
                 HOLE("row")
+                if STREAMS > 0:
+                    tensor = load_word(record, COL_TENSOR)
+                    seed = load_word(record, COL_SEED)
+                    HOLE("step")
+                    block = element // PER_BLOCK
+                    ahead = element - block * PER_BLOCK - start  # from i to where its bits are
+                    for k in range((ahead + stop + PER_BLOCK - 1) // PER_BLOCK):
+                        for stream in range(STREAMS):
+                            a, b, c, d = philox(block + k, stream, step, tensor, seed)
+                            store_bits(bits, stream * ROOM + k * PER_BLOCK, a)
+                            store_bits(bits, stream * ROOM + k * PER_BLOCK + 1, b)
+                            store_bits(bits, stream * ROOM + k * PER_BLOCK + 2, c)
+                            store_bits(bits, stream * ROOM + k * PER_BLOCK + 3, d)
                 for i in range(start, stop):
                     HOLE("load")
                     HOLE("update")

@@ -40,14 +40,14 @@ def own(params: Any, **options: Any) -> Any:
 
 
 def sparse_step() -> None:
-    p = parameter()
-    p.grad = torch.ones(2).to_sparse()
+    p = torch.nn.Parameter(torch.eye(2))
+    p.grad = torch.eye(2).to_sparse()
     gpuopt.torch.AdamW([p]).step()
 
 
 def hooked_step() -> None:
-    p = parameter()
-    p.grad = torch.ones(2).to_sparse()
+    p = torch.nn.Parameter(torch.eye(2))
+    p.grad = torch.eye(2).to_sparse()
     opt = gpuopt.torch.AdamW([p])
     opt.register_step_pre_hook(lambda *_: None)
     opt.step()

@@ -217,6 +217,8 @@ class DeviceBackend:
         if device_launch.version != launch.plan.version:
             self.staging.upload(device_launch.table, launch.plan.table, stream)
             device_launch.version = launch.plan.version
+        if device_launch.cuts != launch.plan.cuts:
+            device_launch.cut(launch.plan, stream)
         return device_launch
 
     def _decision(self, launches: Sequence[Launch], request: StepRequest, stream: Any) -> DeviceDecision:

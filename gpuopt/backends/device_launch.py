@@ -48,12 +48,13 @@ class DeviceLaunch(DeviceBuffers):
         plan = launch.plan
         self.kernel = backend.kernel("update", plan.program)
         self.multiprocessors = backend.runtime.multiprocessors()
-        self.unit, size = tiling(plan, self.multiprocessors * BLOCKS)
-        plan.cut_tiles(size)
         self.table = self.filled(plan.table, stream)
-        self.tiles = self.filled(plan.tiles, stream)
         self.version = plan.version
-        self.blocks = min(-(-len(plan.tiles) * self.unit // t.THREADS), self.multiprocessors * BLOCKS)
+        self.tiles: Any = None
+        self.room = -1  # for tiles, in bytes
+        self.launched: tuple[Any, ...] = ()  # the arguments of the last launch but that one
+        self.launched_for: tuple[Any, ...] = ()  # what they were made for
+        self.cut(plan, stream)
         limit, count = backend.runtime.row_limit, len(launch.counters)
         by_value = plan.program.local and count <= (rows_capacity(plan.program) if limit is None else limit)
         size = count * len(plan.program.row) * STORAGES[plan.program.compute].itemsize
@@ -61,8 +62,17 @@ class DeviceLaunch(DeviceBuffers):
         self.wide = None if plan.program.local else self.allocate(8 * count * len(plan.program.wide))
         self.passes = None if plan.program.local else passes_of(backend, plan, stream, backend.staging.upload)
         self.argument: Any = None  # what passes them, or that there are none, by value
-        self.launched: tuple[Any, ...] = ()  # the arguments of the last launch but that one
-        self.launched_for: tuple[Any, ...] = ()  # what they were made for
+
+    def cut(self, plan: Plan, stream: Any) -> None:
+        """Tiles of what the plan covers now. Memory for them grows by a half at least, so that it seldom does."""
+        self.unit, size = tiling(plan, self.multiprocessors * BLOCKS)
+        plan.cut_tiles(size)
+        if plan.tiles.nbytes > self.room:
+            self.room = plan.tiles.nbytes + plan.tiles.nbytes // 2 * plan.program.picked
+            self.tiles = self.allocate(self.room)
+        self.backend.staging.upload(self.tiles, plan.tiles, stream)
+        self.blocks = min(-(-len(plan.tiles) * self.unit // t.THREADS), self.multiprocessors * BLOCKS)
+        self.cuts, self.launched_for = plan.cuts, ()
 
     def captured(self, launch: Launch, stream: Any, upload: Upload) -> DeviceLaunch:
         """The same with a table of its own, as a graph reads it."""
@@ -225,11 +235,12 @@ class DeviceDecision(DeviceBuffers):
         return own
 
     def measure(self, launches: Sequence[Launch], stream: Any, upload: Upload) -> None:
-        """Allocate what the sums of gradients need, once."""
+        """Allocate what the sums of gradients need, once; which chunks there are may change."""
         if self.gradients is None:
             first = [launch for launch in launches if launch.stage == 0]
             passes = [gradient_passes(self.backend, launch.plan, stream, upload) for launch in first]
             self.gradients = StepPasses(self.backend, passes, stream, upload)
+        self.gradients.cut(stream, upload)
 
     def inputs(self, launches: Sequence[Launch]) -> tuple[NDArray[np.float64], bytes]:
         """What is to be there, and what will be there after the step, which counts."""

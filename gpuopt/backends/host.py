@@ -83,14 +83,12 @@ class HostBackend:
 
     def gradients(self, launch: Launch) -> Doubles:
         """Squares and counts of what is not finite, of the gradient of every tensor: [tensors, 2]."""
-        private, plan = launch.private, launch.plan
-        if "gradients" not in private:
-            layout, cut = gradient_sums(plan.program.roles[1].storage, plan.program.compute)
-            joins = PerTensor(cut, None, layout.compute, len(cut.sums))
-            private["gradients"] = Passes(self, plan, layout, (cut, joins))
-        next(private["gradients"].run())
-        result: Doubles = private["gradients"].totals
-        return result
+        plan = launch.plan
+        layout, cut = gradient_sums(plan.program.roles[1].storage, plan.program.compute)
+        joins = PerTensor(cut, None, layout.compute, len(cut.sums))
+        passes: Passes = launch.kept("gradients", lambda: Passes(self, plan, layout, (cut, joins)))
+        next(passes.run())
+        return passes.totals
 
     def passes(self, launch: Launch, multiplier: float) -> Iterator[tuple[Doubles, list[int]]]:
         """Everything before the update; see Passes.run."""

@@ -144,9 +144,8 @@ class Backend(HostBackend):
     def update(self, launch: Launch, multiplier: float) -> None:
         """One call for every tensor of the launch."""
         private = launch.private
-        if "walk" not in private:
-            private["walk"] = self.prepared_walk(launch.plan)
-        private["walk"](private["rows"].ctypes.data, *(private["passes"].at[-2:] if "passes" in private else (0, 0)))
+        walk = launch.kept("walk", lambda: self.prepared_walk(launch.plan))
+        walk(private["rows"].ctypes.data, *(private["passes"].at[-2:] if "passes" in private else (0, 0)))
 
     def prepared_walk(self, plan: Plan) -> Ranges:
         """The walk of all tensors, to be called with the rows and values: it holds as long as the plan."""

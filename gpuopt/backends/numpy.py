@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from gpuopt import linalg
 from gpuopt.backends.host import HostBackend
+from gpuopt.backends.numpy_memory import Elements, elements_of, memories, part, put_back
 from gpuopt.compiler.lower import correction, gradient_sums
 from gpuopt.compiler.names import OPTION
 from gpuopt.compiler.program import Program
@@ -49,13 +50,15 @@ class Backend(HostBackend):
             count, step = int(record[t.NUMEL]), launch.counters[int(record[t.ROW])].step
             flats = memories(program, record)
             width, whole = int(record[t.WIDTH]), max(1, count)
-            size = whole if program.whole else max(1, BLOCK // width) * width if program.in_blocks else BLOCK
+            by_rows = program.in_blocks or program.picked
+            size = whole if program.whole else max(1, BLOCK // width) * width if by_rows else BLOCK
             for begin in range(0, count, size):
-                block = part(program, flats, width, begin, min(size, count - begin))
+                elements = elements_of(program, record, begin, min(size, count - begin))
+                block = part(program, record, flats, begin, elements)
                 known = launch.private["sums"][index] if program.whole else None
                 x = run(program, block, scalars[int(record[t.ROW])], known, width)
-                bits = random_bits(program, record, step, begin, min(size, count - begin))
-                store(program, block, x, bits, width)
+                store(program, block, x, random_bits(program, record, step, elements), width)
+                put_back(program, flats, block, width, elements)
             first = len(program.roles) + len(program.signature.cells)
             for k, vector in enumerate(program.signature.vectors):
                 if vector.written:
@@ -121,31 +124,6 @@ class Backend(HostBackend):
                     ]
                 )
         return np.array(totals).reshape(-1, len(cut.sums))
-
-
-def memories(program: Program, record: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-    """The memory of every array of one tensor, by the names of the roles; codes as whole numbers from 0 on."""
-    count, width = int(record[t.NUMEL]), int(record[t.WIDTH])
-    roles = [*enumerate(program.roles), *enumerate(program.blocked, program.first_blocked)]
-    found = {}
-    for k, r in roles:
-        dtype = np.dtype(f"u{STORAGES[r.storage].itemsize}") if r.code else numpy_dtype(r.storage)
-        found[r.name] = memory(
-            int(record[t.ADDRESS + k]), dtype, count if r.per == 1 else count // width * -(-width // r.per)
-        )
-    return found
-
-
-def part(
-    program: Program, flats: Mapping[str, NDArray[Any]], width: int, begin: int, count: int
-) -> dict[str, NDArray[Any]]:
-    """Of all arrays, what belongs to `count` elements from `begin` on; to whole rows where there are blocks."""
-    per = {r.name: r.per for r in program.blocked}
-
-    def place(name: str, element: int) -> int:
-        return element // width * -(-width // per[name]) if name in per else element
-
-    return {name: values[place(name, begin) : place(name, begin + count)] for name, values in flats.items()}
 
 
 def values_of(program: Program, block: Mapping[str, NDArray[Any]], width: int) -> dict[str, NDArray[Any]]:
@@ -292,11 +270,17 @@ def of_tensor(terms: NDArray[Any], kind: str, pack: int) -> float:
 
 
 def random_bits(
-    program: Program, record: NDArray[np.int64], step: int, first: int, count: int
+    program: Program, record: NDArray[np.int64], step: int, elements: Elements
 ) -> dict[int, NDArray[np.uint32]]:
-    """Place among the coded values -> the random bits of `count` elements from `first` on, of those that take some."""
+    """Place among the coded values -> the random bits of these elements, of those that take some."""
     seed, tensor = int(record[t.SEED]), int(record[t.TENSOR])
-    words = [philox.words(seed, tensor, step, stream, first, count) for stream in range(program.streams)]
+    of = (seed, tensor, step)
+    words = [
+        philox.words(*of, stream, elements.start, len(elements))
+        if isinstance(elements, range)
+        else philox.words_of(*of, stream, elements)
+        for stream in range(program.streams)
+    ]
     return {k: words[draw.stream] >> np.uint32(draw.shift) for k, draw in program.draws.items()}
 
 

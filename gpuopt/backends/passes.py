@@ -36,24 +36,36 @@ class DevicePasses(DeviceBuffers):
         self.kernels = [kernel_of(backend, *each) for each in zip(layouts, schedule, strict=True)]
         # The pieces that each kind of step goes through, and, of those once a tensor, where their chunks begin.
         pieces = {"tensors": plan.begins, "chunks": plan.chunks, "blocks": plan.blocks, "matrices": plan.matrices}
-        self.counts = {name: len(array) for name, array in pieces.items()} | {"tensors": len(plan.table)}
         wanted = {pieces_of(step) for step in schedule}
-        self.pieces = {name: self.filled(array, stream, upload) for name, array in pieces.items() if name in wanted}
+        most = {name: array.nbytes for name, array in pieces.items()} | {"chunks": 8 * plan.most_chunks}
+        self.pieces = {name: self.allocate(most[name]) for name in pieces if name in wanted}
+        self.multiprocessors = backend.runtime.multiprocessors()
         alone = [step for step in schedule if isinstance(step, PerTensor)]
         tensors, stride = len(plan.table), 8 * max((step.totals for step in alone), default=0)
-        self.partials = self.allocate(8 * len(plan.chunks) * max(len(step.sums) for step in schedule))
+        self.partials = self.allocate(8 * plan.most_chunks * max(len(step.sums) for step in schedule))
         self.totals = self.allocate(tensors * stride)
         values = max(len(step.values) for step in (*schedule, plan.program.update))
         self.values = self.allocate(STORAGES[plan.program.compute].itemsize * tensors * values)
         there = [self.address(self.allocate(STORAGES[dtype].itemsize * size)) for size, dtype in slots]
         self.slots = self.filled(np.array(there, np.int64), stream, upload)
-        blocks = 4 * backend.runtime.multiprocessors()
-        self.grids = [min(self.counts[pieces_of(step)], blocks) for step in schedule]
         self.waits = [isinstance(step, PerTensor) and bool(step.over_all) for step in schedule]
         first = self.address(self.totals)
         self.joins = [[(first + 8 * k, tensors, stride) for k in step.over_all] for step in alone if step.over_all]
         self._made: list[tuple[Any, ...]] = []
         self._made_for: tuple[int, int, int, int] = (-1, -1, -1, -1)
+        self.cuts = -1
+        self.cut(stream, upload)
+
+    def cut(self, stream: Any, upload: Upload) -> None:
+        """The pieces that the plan has now go up, where they are others than those that are there."""
+        if self.cuts == self.plan.cuts:
+            return
+        plan, self.cuts, self._made_for = self.plan, self.plan.cuts, (-1, -1, -1, -1)
+        pieces = {"tensors": plan.begins, "chunks": plan.chunks, "blocks": plan.blocks, "matrices": plan.matrices}
+        self.counts = {name: len(array) for name, array in pieces.items()} | {"tensors": len(plan.table)}
+        for name, buffer in self.pieces.items():
+            upload(buffer, pieces[name], stream)
+        self.grids = [min(self.counts[pieces_of(step)], 4 * self.multiprocessors) for step in self.schedule]
 
     def run(self, table: int, rows: int, wide: int, skip: int, stream: Any) -> Iterator[None]:
         """Enqueue them; yields where totals have to be joined over all tensors. Addresses of the table, of the rows of scalars, and
@@ -117,6 +129,11 @@ class StepPasses:
             OverAll(backend, [each.joins[k] for each in passes if k < len(each.joins)], stream, upload)
             for k in range(longest)
         ]
+
+    def cut(self, stream: Any, upload: Upload) -> None:
+        """See DevicePasses.cut."""
+        for each in self.passes:
+            each.cut(stream, upload)
 
     def run(self, given: Sequence[tuple[int, int, int, int]], stream: Any) -> None:
         """Enqueue all of them. given: of each the addresses of DevicePasses.run."""

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from gpuopt.rules.language import Rule
 
 
+GRADIENT = 1  # the place of its role in every signature
+
+
 @dataclass(frozen=True)
 class Role:
     """One array per tensor that a kernel walks, or one number (`Signature.cells`): `storage` is a name in formats.dtypes.
@@ -79,8 +82,8 @@ class Signature:
 
     Flags and roles of the options' fragments (`rules/options.py`) have an "@" in front: "@scaled", "@mask". cells: states of one
     number a tensor; vectors: of one a row or column; blocked: of one number for several elements of a row; matrix: whether the
-    tensors have rows and columns; coded: values whose roles are planes of a format. The definition is what the rule means when the
-    signature is made.
+    tensors have rows and columns; coded: values whose roles are planes of a format; picked: whether only some rows of each
+    tensor are stepped. The definition is what the rule means when the signature is made.
     """
 
     rule: Rule
@@ -92,6 +95,7 @@ class Signature:
     matrix: bool = True
     coded: tuple[Coded, ...] = ()
     blocked: tuple[Role, ...] = ()
+    picked: bool = False
     definition: Definition = field(init=False)
 
     def __post_init__(self) -> None:

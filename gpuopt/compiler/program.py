@@ -104,6 +104,11 @@ class Program:
         return bool(self.blocked or self.extremes)
 
     @property
+    def picked(self) -> bool:
+        """Whether its update walks over some rows of each tensor."""
+        return self.signature.picked
+
+    @property
     def first_blocked(self) -> int:
         """Their first place among the addresses."""
         return len(self.roles) + len(self.signature.cells) + len(self.signature.vectors)
@@ -111,7 +116,7 @@ class Program:
     @property
     def addresses(self) -> int:
         """Arrays that a record of the table has the addresses of, and what it has behind them."""
-        return self.first_blocked + len(self.blocked) + self.lined * len(t.MATRIX)
+        return self.first_blocked + len(self.blocked) + self.lined * len(t.MATRIX) + self.picked * len(t.PICKED)
 
     @cached_property
     def lined(self) -> bool:

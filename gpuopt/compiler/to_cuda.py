@@ -34,6 +34,7 @@ def headers() -> str:
         "types",
         "random",
         "pack",
+        "rows",
         "multi_tensor",
         "blocks",
         "reduce",
@@ -103,6 +104,7 @@ def update_struct(program: Program) -> str:
             f"  static __device__ constexpr bool written(int r) {{ return {written}; }}",
             f"  static __device__ constexpr int64 size(int r) {{ return {sizes} : 0; }}",
             f"  static constexpr int STREAMS = {program.streams};",
+            f"  static constexpr bool PICKED = {str(program.picked).lower()};",
             *(blocks.members(program) if program.in_blocks else ()),
             "  static __device__ __forceinline__ void "
             f"update(C* x, const C* row, const unsigned* words{', C* kept, C* terms' if program.in_blocks else ''}) {{",

@@ -15,6 +15,7 @@ from gpuopt.compiler.names import literal, safe
 from gpuopt.compiler.parts import Layout, Role
 from gpuopt.compiler.program import Program
 from gpuopt.compiler.template import kernel
+from gpuopt.compiler.to_numba_rows import row_on_cpu, tensor_on_cpu
 from gpuopt.compiler.tree import COMPARISONS, Add, Assign, Expr
 from gpuopt.compiler.whole import ARITHMETIC, CONSTANT, RANDOM
 from gpuopt.formats.dtypes import STORAGES
@@ -144,24 +145,24 @@ WHOLE = 2**31  # no tile is as long
 
 def cpu_source(program: Program) -> str:
     """The whole text of the CPU kernel: kernels/multi_tensor_cpu.py for one program."""
-    roles = program.roles
+    roles, layout = program.roles, program.layout_of(program.update)
     holes = {
         "scalars": scalar_loads(len(program.row)),
         "values": value_loads(program.update.values),
         "store_cells": cell_stores(program, "record"),
-        "addresses": addresses(roles, range(len(roles)), "begin"),
+        "addresses": tensor_on_cpu() if program.picked else addresses(roles, range(len(roles)), "begin"),
         "step": step_count(program),
-        "row": segments(program.layout_of(program.update)),
+        "row": row_on_cpu(roles) if program.picked else segments(layout),
         "load": [
             *(f"{safe(r.variable)} = load_{k}(at_{k}, i)" for k, r in enumerate(roles)),
-            *(f"w{s} = load_bits(bits, {s} * STRIP + i - strip)" for s in range(program.streams)),
+            *(f"w{s} = load_bits(bits, {s} * ROOM + i + ahead)" for s in range(program.streams)),
             *random_bits(program),
-            *of_column(program.layout_of(program.update), "i"),
+            *of_column(layout, "i"),
         ],
         "update": statements(program.update.body),
         "store": [f"store_{k}(at_{k}, i, {safe(r.variable)})" for k, r in enumerate(roles) if r.written],
     }
-    strip = {"STRIP": STRIP if program.draws else WHOLE}
+    strip = {"STRIP": STRIP if program.draws else WHOLE, "ROOM": STRIP + 2 * PER_BLOCK}
     return kernel("multi_tensor_cpu.py", walk_constants(program) | strip, holes)
 
 

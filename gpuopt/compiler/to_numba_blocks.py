@@ -23,6 +23,7 @@ from gpuopt.compiler.to_numba import (
     value_loads,
     walk_constants,
 )
+from gpuopt.compiler.to_numba_rows import group_addresses, group_on_cpu
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.launch import table as t
 
@@ -44,12 +45,13 @@ def cpu_source(program: Program) -> str:
     packed = [(k, r) for k, r in enumerate(program.blocked) if r.packed]
     single = [(k, r) for k, r in enumerate(program.blocked) if not r.packed]
     own = {r.name: place for place, (_, r) in enumerate(packed)}
-    first = program.first_blocked
+    first, every = program.first_blocked, range(len(roles))
     holes = {
         "scalars": scalar_loads(len(program.row)),
         "values": value_loads(program.update.values),
         "store_cells": cell_stores(program, "record"),
-        "addresses": addresses(roles, range(len(roles)), "begin")
+        "pick": group_on_cpu() if program.picked else [],
+        "addresses": (group_addresses(roles, every) if program.picked else addresses(roles, every, "begin"))
         + [f"block_{k} = {block_address(first + k, r, 'block_row', 'first')}" for k, r in enumerate(program.blocked)],
         "step": step_count(program),
         "unpack": [line for k, r in packed if k in program.update.blocked for line in unpacked(k, own[r.name])],

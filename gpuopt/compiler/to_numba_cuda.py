@@ -31,6 +31,7 @@ from gpuopt.compiler.to_numba import (
     walk_constants,
 )
 from gpuopt.compiler.to_numba_blocks import of_blocks
+from gpuopt.compiler.to_numba_rows import first_element, on_gpu
 from gpuopt.compiler.to_numba_sums import (
     along_constants,
     join_lanes,
@@ -96,6 +97,7 @@ def _packed(program: Program, update: Callable[..., str]) -> list[str]:
     lanes, roles = program.lanes, program.roles
     turn = min(per_access(r, lanes) for r in roles)
     names = [safe(r.variable) for r in roles]
+    first = [first_element(program.picked, k) for k in range(len(roles))]
     lines: list[str] = []
     for offset in range(0, lanes, turn):
         for k, r in enumerate(roles):
@@ -103,7 +105,7 @@ def _packed(program: Program, update: Callable[..., str]) -> list[str]:
             if offset % width == 0:
                 cells = ", ".join(f"{names[k]}_{offset + j}" for j in range(width))
                 lines.append(
-                    f"{cells}{',' if width == 1 else ''} = load_pack_{k}({_address(k, r, f'element + {offset}')})"
+                    f"{cells}{',' if width == 1 else ''} = load_pack_{k}({_address(k, r, f'{first[k]} + {offset}')})"
                 )
         for block in range(-(-offset // PER_BLOCK) * PER_BLOCK, offset + turn, PER_BLOCK):
             for s in range(program.streams):
@@ -127,7 +129,8 @@ def _tuple(names: Iterable[str]) -> str:
 def _single(program: Program, update: Callable[..., str]) -> list[str]:
     """The statements for the one `element`."""
     roles = program.roles
-    lines = [f"{safe(r.variable)} = load_{k}(load_word(at, {k}), element)" for k, r in enumerate(roles)]
+    first = [first_element(program.picked, k) for k in range(len(roles))]
+    lines = [f"{safe(r.variable)} = load_{k}(load_word(at, {k}), {first[k]})" for k, r in enumerate(roles)]
     for s in range(program.streams):
         lines.append(f"w{s} = chosen(philox(element // PER_BLOCK, {s}, step, tensor, seed), element % PER_BLOCK)")
     lines.append(update("element"))
@@ -143,6 +146,7 @@ def cuda_source(program: Program) -> str:
     everything = replace(program.update, reads=tuple(range(len(program.roles))))
     written = [safe(r.variable) for r in program.roles if r.written]
     layout, words = program.layout_of(program.update), program.streams
+    placed = on_gpu if program.picked else list
     function, update, _ = _of_one("update", layout, everything, written, words, random_bits(program))
     holes = {
         "function": function,
@@ -151,8 +155,8 @@ def cuda_source(program: Program) -> str:
         "values": value_loads(program.update.values),
         "store_cells": cell_stores(program, "record"),
         "step": step_count(program),
-        "update_packs": _packed(program, update),
-        "update_one": _single(program, update),
+        "update_packs": placed(_packed(program, update)),
+        "update_one": placed(_single(program, update)),
     }
     return kernel("multi_tensor.py", walk_constants(program) | {"LANES": program.lanes}, holes)
 

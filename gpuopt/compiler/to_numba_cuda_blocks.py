@@ -26,6 +26,7 @@ from gpuopt.compiler.to_numba import (
 )
 from gpuopt.compiler.to_numba_blocks import block_address
 from gpuopt.compiler.to_numba_cuda import per_access
+from gpuopt.compiler.to_numba_rows import first_element, in_blocks_on_gpu
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.formats.philox import PER_BLOCK
 from gpuopt.launch import table as t
@@ -48,6 +49,7 @@ def cuda_source(program: Program) -> str:
         "values": value_loads(program.update.values),
         "store_cells": cell_stores(program, "record"),
         "step": step_count(program),
+        "pick": in_blocks_on_gpu() if program.picked else [],
         "begin": begin(program),
         "load_blocks": [line for k, r in enumerate(program.blocked) for line in block_loads(program, k, r)],
         "load_packs": [*packs(program, enumerate(program.roles), "load"), *words(program, True)],
@@ -128,7 +130,7 @@ def zero(role: Role) -> str:
 
 
 def place(program: Program, k: int, role: Role) -> str:
-    return block_address(program.first_blocked + k, role, "block_row", "column")
+    return block_address(program.first_blocked + k, role, "row", "column")
 
 
 def block_loads(program: Program, k: int, role: Role) -> list[str]:
@@ -171,7 +173,8 @@ def packs(program: Program, roles: Iterable[tuple[int, Role]], what: str) -> lis
         width, name = per_access(role, program.lanes), safe(role.variable)
         for first in range(0, t.EACH, width):
             cells = ", ".join(suffixed([name], first + j)[0] for j in range(width))
-            address = f"load_word(at, {k}) + (element + {first}) * {STORAGES[role.storage].itemsize}"
+            where = first_element(program.picked, k)
+            address = f"load_word(at, {k}) + ({where} + {first}) * {STORAGES[role.storage].itemsize}"
             if what == "load":
                 lines.append(f"{cells}{',' if width == 1 else ''} = load_pack_{k}({address})")
             else:
@@ -188,7 +191,7 @@ def single_loads(program: Program) -> list[str]:
             lines += [
                 f"{name} = {zero(role)}",
                 f"if {j} < count:",
-                f"    {name} = load_{k}(load_word(at, {k}), element + {j})",
+                f"    {name} = load_{k}(load_word(at, {k}), {first_element(program.picked, k)} + {j})",
             ]
     return lines
 

@@ -37,7 +37,18 @@ def words(seed: int, tensor: int, step: int, stream: int, first: int, count: int
     (64 bits). A rule whose states need more than 32 bits an element takes them from stream 0, 1, ...
     """
     begin, end = first // PER_BLOCK, -(-(first + count) // PER_BLOCK)
-    blocks = np.arange(begin, end, dtype=np.uint64)
-    made = philox((blocks, stream << 24, step & MASK, tensor & MASK), (seed & MASK, seed >> 32 & MASK))
-    result: NDArray[np.uint32] = made.reshape(-1)[first - begin * PER_BLOCK :][:count]
+    made = _blocks(seed, tensor, step, stream, np.arange(begin, end))
+    return made.reshape(-1)[first - begin * PER_BLOCK :][:count]
+
+
+def words_of(seed: int, tensor: int, step: int, stream: int, elements: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """The same bits, of any elements: [elements]."""
+    blocks, place = np.unique(elements // PER_BLOCK, return_inverse=True)
+    result: NDArray[np.uint32] = _blocks(seed, tensor, step, stream, blocks)[place, elements % PER_BLOCK]
     return result
+
+
+def _blocks(seed: int, tensor: int, step: int, stream: int, blocks: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """The words of blocks of elements: [blocks, PER_BLOCK]."""
+    counter = blocks.astype(np.uint64), stream << 24, step & MASK, tensor & MASK
+    return philox(counter, (seed & MASK, seed >> 32 & MASK))

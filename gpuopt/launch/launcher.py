@@ -110,6 +110,14 @@ class Launch:
         for each in (self, *self.stages):
             each.plan.move(role, addresses)
 
+    def kept(self, name: str, make: Callable[[], Any]) -> Any:
+        """What a backend keeps that depends on tiles and chunks: made anew where the plan was cut since."""
+        cuts, made = self.private.get(name, (-1, None))
+        if cuts != self.plan.cuts:
+            made = make()
+            self.private[name] = self.plan.cuts, made
+        return made
+
     @cached_property
     def inputs(self) -> tuple[str, ...]:
         """The hyperparameters its rows are computed from."""

@@ -23,7 +23,8 @@ class Plan:
     """table: int64 [tensors, ADDRESS + roles + cells]; tiles, chunks: int64, tensor index in the upper 32 bits, tile in the lower;
     begins: int64 [tensors + 1], the first chunk of each.
 
-    tile_size: elements of one tile, or groups; version: grows whenever `table` changes, so that a device copy knows it is stale.
+    tile_size: elements of one tile, or groups; version: grows whenever `table` changes, so that a device copy knows it is stale;
+    cuts: whenever there are other tiles and chunks. most_chunks: of all rows, where only some are stepped.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Plan:
     ) -> None:
         """tensors: the number of each in the optimizer, their place by default; seed: of random numbers, 0 to 2**64 - 1; shapes:
         the last two axes of each, where the program looks at rows and columns; widths: elements of a row of each, where states
-        are kept in blocks.
+        are kept in blocks or only some rows are stepped: all of them until `pick` says which.
         """
         self.program = program
         self.table = np.zeros((len(numels), t.ADDRESS + program.addresses), np.int64)
@@ -49,21 +50,47 @@ class Plan:
         self.table[:, t.WIDTH] = np.maximum(widths or numels, 1)
         self.table[:, t.SEED] = np.uint64(seed).astype(np.int64)
         self.table[:, t.ADDRESS : t.ADDRESS + addresses.shape[1]] = addresses
-        self.total = int(self.table[:, t.NUMEL].sum())
-        self.version = 0
+        self.version = self.cuts = 0
+        self.tile_elements = self.tile_size = 0
+        self.tiles: Int64 = np.empty(0, np.int64)
         self._align(slice(None))
-        self.chunks = cut(self.table[:, t.NUMEL], t.CHUNK)
-        self.begins: Int64 = np.concatenate([[0], np.cumsum(-(-self.table[:, t.NUMEL] // t.CHUNK))]).astype(np.int64)
+        self._cut()
+        self.most_chunks = len(self.chunks)
+        if program.picked:
+            self.table[:, -len(t.PICKED) + 1] = self.table[:, t.NUMEL] // self.table[:, t.WIDTH]
         self.matrices = self.blocks = np.empty(0, np.int64)
         self.sizes: dict[tuple[str, str], int] = {}  # of the slots of the program
         if program.lined:
             self._cut_matrices(np.array(shapes, np.int64).reshape(-1, 2))
-        self.tile_size = 0
-        self.tiles: Int64 = np.empty(0, np.int64)
+
+    def _cut(self) -> None:
+        """Chunks, and tiles where a backend has said of how many elements."""
+        numels = self.table[:, t.NUMEL]
+        self.total = int(numels.sum())
+        self.chunks = cut(numels, t.CHUNK)
+        self.begins: Int64 = np.concatenate([[0], np.cumsum(-(-numels // t.CHUNK))]).astype(np.int64)
+        if self.tile_elements:
+            self.cut_tiles(self.tile_elements)
+
+    def pick(self, counts: Int64, indices: Int64, compact: Int64) -> None:
+        """The rows of each tensor that the next step takes, where the program takes some: how many, the addresses of their numbers,
+        and whether the gradient has them only.
+        """
+        numels = counts * self.table[:, t.WIDTH]
+        found = np.stack([indices, compact], axis=1)
+        known = self.table[:, [-len(t.PICKED), -1]]
+        same = np.array_equal(numels, self.table[:, t.NUMEL])
+        if not same or not np.array_equal(found, known):
+            self.table[:, [-len(t.PICKED), -1]] = found
+            self.version += 1
+        if not same:
+            self.table[:, t.NUMEL] = numels
+            self.cuts += 1
+            self._cut()
 
     def cut_tiles(self, tile_size: int) -> None:
         """Cut every tensor into tiles of so many elements; the backend chooses. In a walk over blocks a tile is of groups."""
-        in_blocks = self.program.in_blocks
+        in_blocks, self.tile_elements = self.program.in_blocks, tile_size
         self.tile_size = max(1, tile_size // t.GROUP) if in_blocks else tile_size
         self.tiles = cut(self.groups() if in_blocks else self.table[:, t.NUMEL], self.tile_size)
 
@@ -118,6 +145,11 @@ class Plan:
         lanes, program = self.program.lanes, self.program
         addresses = self.table[which, t.ADDRESS : t.ADDRESS + len(program.roles)]
         at_role = 1 << np.arange(1, len(program.roles) + 1)
+        if program.picked and not program.in_blocks:  # a row begins anywhere: there is no head
+            whole = (self.table[which, t.WIDTH] % lanes == 0)[..., None] & (addresses & 15 == 0)
+            self.table[which, t.HEAD] = 0
+            self.table[which, t.ALIGNED] = whole.all(axis=1) | (whole * at_role).sum(axis=1)
+            return
         if program.in_blocks:
             first = t.ADDRESS + program.first_blocked
             every = np.concatenate([addresses, self.table[which, first : first + len(program.blocked)]], axis=1)

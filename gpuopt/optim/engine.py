@@ -24,6 +24,7 @@ from gpuopt.launch.launcher import Backend, Launch, StepCounter, StepRequest
 from gpuopt.native import ndarrays
 from gpuopt.native.objects import same
 from gpuopt.optim import beside, joint
+from gpuopt.optim import rows as some_rows
 from gpuopt.optim.alike import Alike
 from gpuopt.optim.launches import make_launch, signature_of
 from gpuopt.optim.parameters import (
@@ -32,10 +33,10 @@ from gpuopt.optim.parameters import (
     as_array,
     check_overlap,
     fitted,
-    gradient_view,
     parameter_view,
     same_order,
 )
+from gpuopt.optim.rows import Pick
 from gpuopt.optim.settings import Settings
 from gpuopt.optim.states import new_states
 from gpuopt.optim.watch import Flags, Groups
@@ -105,13 +106,14 @@ class Engine:
 
     # ------------------------------------------------------------------------------------------- step
 
-    def step(self, leaves: Sequence[Any]) -> None:
-        """One step with these gradients, one for each parameter or None. Raises before anything is written."""
+    def step(self, leaves: Sequence[Any], rows: Sequence[Any] | None = None) -> None:
+        """One step with these gradients, one for each parameter or None, of these rows. Raises before anything is written."""
         self.groups.check()
-        key = self._plan_key()
+        picks = None if rows is None else some_rows.picked(rows, leaves, self.parameters, self.settings)
+        key = self._plan_key(picks or ())
         try:
-            if key != self._key or not (self._same(leaves) or self._moved(leaves)):
-                self._prepare(leaves, key)
+            if picks or key != self._key or not (self._same(leaves) or self._moved(leaves)):
+                self._prepare(leaves, key, picks)
             self.run()
         except BaseException:
             self._take_back()
@@ -141,19 +143,27 @@ class Engine:
         self._hand_over()
         return True
 
-    def _prepare(self, leaves: Sequence[Any], key: tuple[Any, ...]) -> None:
+    def _prepare(self, leaves: Sequence[Any], key: tuple[Any, ...], picks: list[Pick | None] | None = None) -> None:
         """Look at the gradients that were not seen last time, and plan launches where they or the options ask for it."""
-        changes = self._collect(leaves)
+        if picks:
+            self._unsee()
+        of_each = picks or [None] * len(self.parameters)
+        changes = self._collect(leaves, of_each)
         known = key == self._key and not any(reshapes(change) for change in changes)
         self._key, self._alike = None, None  # until everything below has succeeded
         if changes:
             self._commit(changes)
             self._memory.moving = None
+        for p, pick in zip(self.parameters, of_each, strict=True):
+            p.pick = pick
         if not known:
             self._rebuild()
         elif changes:
             self._refresh()
-        if len(changes) == len(self.parameters):
+        if picks:
+            some_rows.tell([launch for _, launches, _ in self._launches for launch in launches])
+            self._unsee()
+        elif len(changes) == len(self.parameters):
             self._alike = Alike.of(leaves, self.parameters)
         self._key = key
 
@@ -188,11 +198,11 @@ class Engine:
         """Keep no gradient alive: between steps its memory is the caller's. Copies in another memory order stay for use."""
         self._unsee()
         for p in self.parameters:
-            p.grad, p.given = p.copy, None
+            p.grad, p.given, p.pick = p.copy, None, None
         for _, launches, _ in self._launches:
             for launch in launches:
                 for arrays_of in launch.arrays:
-                    arrays_of["g"] = arrays_of["@given"] = None
+                    arrays_of["g"] = arrays_of["@given"] = arrays_of["@rows"] = None
 
     def relocate(self, addresses: NDArray[np.int64]) -> None:
         """Gradients of the same dtypes and memory orders lie at other addresses, one for each parameter."""
@@ -226,16 +236,15 @@ class Engine:
                 f"set group[{names[0]!r}] to a number before each step instead"
             )
 
-    def _collect(self, leaves: Sequence[Any]) -> list[Change]:
-        """Check every gradient that is not the one seen last time; nothing is changed yet."""
+    def _collect(self, leaves: Sequence[Any], picks: list[Pick | None]) -> list[Change]:
+        """Check every gradient that is not the one seen last time; nothing is changed yet but how `picks` find their rows."""
         if self._same(leaves):
             return []
         changes: list[Change] = []
         for p, grad, seen in zip(self.parameters, leaves, self._seen, strict=True):
             if grad is seen:
                 continue
-            grad = as_array(grad, p)
-            view = None if grad is None else gradient_view(grad, p, f"gradient of {p.label}")
+            grad, view, picks[p.index] = some_rows.gradient(as_array(grad, p), p, picks[p.index], self.settings)
             changes.append((p, grad, view))
         read = [(f"gradient of {p.label}", view) for p, _, view in changes if view is not None]
         if read:
@@ -248,7 +257,7 @@ class Engine:
         for p, grad, view in changes:
             use, given = grad, None
             seen = grad if grad is None or arrays.kind_of(grad, p.label).fixed else UNSEEN
-            if view is not None and not same_order(view, p.view):
+            if view is not None and view.shape == p.view.shape and not same_order(view, p.view):
                 use, seen, given = arrays.relayout(grad, p.array, p.copy, p.label), UNSEEN, grad
                 view = arrays.describe(use, p.label)
             ready.append((p, use, seen, view, given))
@@ -260,9 +269,10 @@ class Engine:
     def _flags(self) -> Flags:
         return self.groups.flags(self.settings.max_grad_norm is not None or self.settings.grad_scale is not None)
 
-    def _plan_key(self) -> tuple[Any, ...]:
+    def _plan_key(self, picks: Sequence[Pick | None] = ()) -> tuple[Any, ...]:
         """What the launches are made for. Where step counts are kept is part of it: with new launches they change sides."""
-        return self._flags(), self.settings.key(), self._on_device(), self.groups.definition
+        picked = tuple(k for k, pick in enumerate(picks) if pick is not None)
+        return self._flags(), self.settings.key(), self._on_device(), self.groups.definition, picked
 
     def _on_device(self) -> bool:
         """Whether step counts and decisions live on the device, for the host may not wait for what they depend on."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from gpuopt import arrays, linalg
 from gpuopt.compiler.lower import program_for
 from gpuopt.compiler.parts import Coded, Role, Signature
 from gpuopt.compiler.program import Program
-from gpuopt.errors import LayoutError
+from gpuopt.errors import InputError, LayoutError
 from gpuopt.formats import formats
 from gpuopt.formats.dtypes import CODED as HALF_CODES
 from gpuopt.formats.dtypes import STORAGES
@@ -34,7 +35,8 @@ def signature_of(rule: Rule, p: Parameter, flags: Mapping[str, object]) -> Signa
     }
     matrix = not rule.definition().along or (len(p.view.shape) > 1 and not p.view.pairs)
     everything = {**flags, **beside.flags(p)}
-    return signature(rule, everything, p.view.dtype, p.grad_view.dtype, states, matrix)
+    made = signature(rule, everything, p.view.dtype, p.grad_view.dtype, states, matrix)
+    return made if p.pick is None else replace(made, picked=True)
 
 
 def signature(
@@ -104,9 +106,14 @@ def make_launch(signature: Signature, parameters: Sequence[Parameter], seed: int
     of = []
     for p in parameters:
         of.append({"p": p.array, "g": p.grad, "@given": p.given, **beside.by_role(p), **p.states})
+    if program.picked and program.whole:
+        raise InputError(
+            f"{signature.rule.title} looks at whole tensors (sums, products, or one number for each): expected all rows, and no "
+            "sparse gradient; found some rows"
+        )
     needs = "keeps states in blocks of rows" if program.in_blocks else "sums along rows and columns"
-    needs = "multiplies matrices" if program.products else needs
-    if program.lined or program.in_blocks:
+    needs = "multiplies matrices" if program.products else "steps some rows" if program.picked else needs
+    if program.lined or program.in_blocks or program.picked:
         for p in parameters:
             check_rows(p, needs)
     batches = operands(program, parameters, of)
@@ -135,7 +142,8 @@ def launch_of(
     rows = [places[id(p.counter)] for p in parameters]
     shapes = [signature.rule.matrix(p.view.shape) for p in parameters]
     numels = [p.view.numel for p in parameters]
-    widths = [p.view.numel // p.view.shape[0] if program.in_blocks else p.view.numel for p in parameters]
+    by_rows = program.in_blocks or program.picked
+    widths = [p.view.numel // p.view.shape[0] if by_rows else p.view.numel for p in parameters]
     plan = Plan(program, numels, rows, addresses, [p.number for p in parameters], seed, shapes, widths)
     return Launch(plan, counters, of, dict(signature.flags))
 

@@ -204,18 +204,23 @@ class Optimizer(between.BetweenSteps):
 
     # ------------------------------------------------------------------------------------------- step
 
-    def step(self, grads: Any) -> None:
+    def step(self, grads: Any, rows: Any = None) -> None:
         """Update every parameter in place from its gradient; gradients are only read.
 
         grads mirrors params (a list of one such tree per group where there are several groups); None skips a tensor, its
-        step count included. Raises InputError or DtypeError before anything is written.
+        step count included. rows mirrors params: for each tensor None, or which of its rows (of the first axis) are read and
+        written, those of its gradient and states too: int64 or int32 numbers, each once, or booleans, one for each row; the
+        gradient is then of the tensor's shape or has these rows only, in their order. The step count is the tensor's.
+
+        Raises InputError or DtypeError before anything is written; on a GPU, rows that are not there are left out.
         """
         self._check_groups()
         if self.rule.between:
             between.check_training(self.rule, self.param_groups)
         leaves = self._leaves(grads)
+        chosen = None if rows is None else self._leaves(rows, "rows")
         self._engine.look()
-        self._engine.step(leaves)
+        self._engine.step(leaves, chosen)
 
     def _check_groups(self) -> None:
         """Raise InputError where groups or their arrays are others than those that were given: nothing would update them."""
@@ -233,19 +238,20 @@ class Optimizer(between.BetweenSteps):
                     "add_param_group for more, a new optimizer for others"
                 )
 
-    def _leaves(self, grads: Any) -> Sequence[Any]:
-        if not isinstance(grads, (list, tuple, Mapping)) and trees.is_iterable(grads):
-            grads = list(grads)
+    def _leaves(self, given: Any, name: str = "grads") -> Sequence[Any]:
+        """What mirrors params, gradients or rows, one for each parameter."""
+        if not isinstance(given, (list, tuple, Mapping)) and trees.is_iterable(given):
+            given = list(given)
         if len(self._structures) == 1 and not self._grouped:
-            if self._flat and isinstance(grads, (list, tuple)) and len(grads) == len(self._engine.parameters):
-                return grads
-            return list(trees.mirror(self._structures[0], grads, "grads", "params"))
-        if not isinstance(grads, (list, tuple)) or len(grads) != len(self._structures):
-            raise InputError(f"grads: expected a list with one entry for each of {len(self._structures)} groups")
+            if self._flat and isinstance(given, (list, tuple)) and len(given) == len(self._engine.parameters):
+                return given
+            return list(trees.mirror(self._structures[0], given, name, "params"))
+        if not isinstance(given, (list, tuple)) or len(given) != len(self._structures):
+            raise InputError(f"{name}: expected a list with one entry for each of {len(self._structures)} groups")
         leaves: list[Any] = []
-        for k, (structure, tree) in enumerate(zip(self._structures, grads, strict=True)):
+        for k, (structure, tree) in enumerate(zip(self._structures, given, strict=True)):
             tree = tree["params"] if isinstance(tree, Mapping) and "params" in tree else tree
-            leaves += trees.mirror(structure, tree, f"grads[{k}]", "params")
+            leaves += trees.mirror(structure, tree, f"{name}[{k}]", "params")
         return leaves
 
     # ------------------------------------------------------------------------------------------- state

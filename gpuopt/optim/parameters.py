@@ -35,6 +35,7 @@ class Parameter:
     grad_view: View | None = None
     copy: Any = None  # the copy, to be used again
     given: Any = None  # what it was copied from
+    pick: Any = None  # a `rows.Pick` where a step is of some rows only
     index: int = 0  # its place in the engine
     number: int = -1  # its place in the optimizer, on which its random numbers depend; -1: as in the engine
 
@@ -124,8 +125,10 @@ def as_array(grad: Any, p: Parameter) -> Any:
         raise InputError(f"gradient of {p.label}: {abbreviated(grad)}: expected a number in (-inf, inf)") from None
 
 
-def gradient_view(array: Any, p: Parameter, label: str) -> View:
-    """The View of a gradient that fits its parameter. Raises an error naming the tensor otherwise."""
+def gradient_view(array: Any, p: Parameter, label: str, rows: tuple[int, ...] | None = None) -> View:
+    """The View of a gradient that fits its parameter, or has the shape of the rows that are stepped. Raises an error naming the
+    tensor otherwise.
+    """
     view = arrays.describe(array, label)
     if view.dtype not in PARAMETER_DTYPES:
         remedy = conversion(array, p.view.dtype)
@@ -140,8 +143,9 @@ def gradient_view(array: Any, p: Parameter, label: str) -> View:
         raise DtypeError(
             f"{label}: {kinds[view.pairs]}: expected a {kinds[p.view.pairs]} gradient, as its parameter is"
         )
-    if view.shape != p.view.shape:
-        raise InputError(f"{label}: shape {view.shape}: expected {p.view.shape}, the shape of {p.label}")
+    if view.shape not in (p.view.shape, rows):
+        instead = "" if rows is None else f", or {rows}, that of the rows"
+        raise InputError(f"{label}: shape {view.shape}: expected {p.view.shape}, the shape of {p.label}{instead}")
     if view.device != p.view.device:
         raise InputError(f"{label}: on {view.device}: expected {p.view.device}, the device of {p.label}")
     return view

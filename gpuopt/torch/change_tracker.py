@@ -22,6 +22,7 @@ from gpuopt.native.torch import watch
 from gpuopt.native.torch.counters import VersionCounters
 from gpuopt.optim.engine import Engine
 from gpuopt.torch.snapshot import Snapshot, addresses, checked_snapshot, placement
+from gpuopt.torch.sparse import Rows
 from gpuopt.torch.step_tensors import StepTensors
 from gpuopt.torch.tensors import assign, resolved
 
@@ -29,7 +30,7 @@ from gpuopt.torch.tensors import assign, resolved
 class ChangeTracker:
     """params: the parameters of the engine, which all have a gradient, in the same order. every: those that are stepped here when
     they have one. groups: of the optimizer. publish: shows states that the engine has made, and returns the step tensors, one for
-    each of params, or none. dense: makes dense gradients of sparse ones, or raises.
+    each of params, or none. unsparse: what is stepped for sparse gradients, and the rows of these; or raises.
     """
 
     def __init__(
@@ -39,12 +40,12 @@ class ChangeTracker:
         every: Sequence[torch.Tensor],
         params: Sequence[torch.Tensor],
         publish: Callable[[ChangeTracker], Sequence[torch.Tensor]],
-        dense: Callable[[Engine, Sequence[torch.Tensor]], list[torch.Tensor]],
+        unsparse: Callable[[Engine, Sequence[torch.Tensor]], tuple[list[torch.Tensor], Rows]],
     ) -> None:
         self.engine, self.params = engine, list(params)
         # The optimizer refers to this: with a reference back its memory would be there until garbage is collected.
         self._publish: Callable[[], Any] = WeakMethod(publish)
-        self._dense: Callable[[], Any] = WeakMethod(dense)
+        self._unsparse: Callable[[], Any] = WeakMethod(unsparse)
         self._every = list(every)
         self._groups = [contents(group["params"]) for group in groups]
         self._present = [k for k, p in enumerate(self._every) if p.grad is not None]
@@ -105,10 +106,11 @@ class ChangeTracker:
         if len(present) != len(self._present):
             return False
         last, self._last = self._last, None
+        rows: Rows | None = None
         try:
             now = checked_snapshot(self.params, present, self._all_states, engine.parameters)
         except LayoutError:
-            present = self._dense()(engine, present)
+            present, rows = self._unsparse()(engine, present)
             now = checked_snapshot(self.params, present, self._all_states, engine.parameters)._replace(as_stored=False)
         self._snapshots += 1
         if now.params != self._placement or now.states != self._addresses or self.step_tensors.changed():
@@ -122,16 +124,16 @@ class ChangeTracker:
         elif self._flags is not None and self._flags != engine.groups.flags(False):
             return False  # other options: there may be states to begin with
         else:
-            self._step_anew(present)
+            self._step_anew(present, rows)
         if now.as_stored:
             self._last = now
         return True
 
     @torch.no_grad()
-    def _step_anew(self, gradients: Sequence[torch.Tensor]) -> None:
+    def _step_anew(self, gradients: Sequence[torch.Tensor], rows: Rows | None) -> None:
         self.engine.touch()
         skipped = self._copied_in()
-        self.engine.step([resolved(g) for g in gradients])
+        self.engine.step([resolved(g) for g in gradients], rows)
         self._written(skipped)
         self.engine.let_go()
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from gpuopt import arrays, backends
-from gpuopt.errors import InputError, LayoutError, OptionError, entries
+from gpuopt import backends
+from gpuopt.errors import InputError, OptionError, entries
 from gpuopt.optim.between import averages, check_training
 from gpuopt.optim.decay import peak_of
 from gpuopt.optim.engine import Engine
@@ -22,7 +22,7 @@ from gpuopt.optim.keeping import check_narrow, keeping
 from gpuopt.optim.routes import Routing, routing
 from gpuopt.optim.settings import Settings
 from gpuopt.rules.language import Rule
-from gpuopt.torch import differentiable, joint, loading, routes
+from gpuopt.torch import differentiable, joint, loading, routes, sparse
 from gpuopt.torch.between import BetweenSteps
 from gpuopt.torch.change_tracker import ChangeTracker
 from gpuopt.torch.parameters import (
@@ -44,7 +44,6 @@ from gpuopt.torch.tensors import DEVICES, NAMES, TorchStreams
 ALGORITHMS = ("decoupled_weight_decay",)
 WITHOUT_STEP = ("sgd",)  # torch.optim.SGD keeps no step count: a momentum buffer means that a first step was made
 EAGER = ("adagrad",)  # torch.optim.Adagrad allocates its state at once
-SPARSE = ("adagrad", "sgd")  # torch's classes that take sparse gradients, to the same result as dense ones
 
 
 @entries
@@ -153,7 +152,9 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
         gone = [key for key, other in known if edited or other is old or not mine.isdisjoint(key or other.params)]
         self._save_steps([self._trackers.pop(key) for key in gone])
         every = [p for group in self.param_groups for p in group["params"]] if part is None else params
-        made = ChangeTracker(self._made_engine(members), self.param_groups, every, params, self._publish, self._dense)
+        made = ChangeTracker(
+            self._made_engine(members), self.param_groups, every, params, self._publish, self._unsparse
+        )
         made.patience = made.patience if old is None else old.patience
         if edited:
             self._watch()
@@ -264,15 +265,9 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
         self._known_version = self._view.version()  # these are its own
         return steps
 
-    def _dense(self, engine: Engine, gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Sparse gradients as dense ones. Raises LayoutError where torch's class takes none."""
-        for parameter, gradient in zip(engine.parameters, gradients, strict=True):
-            label = f"gradient of {parameter.label}"
-            if gradient.layout is not torch.sparse_coo or self.twin not in SPARSE:
-                arrays.describe(gradient, label)
-            elif self.param_groups[parameter.counter.group].get("weight_decay"):
-                raise LayoutError(f"{label}: a sparse one does not go with weight_decay, which is of every element")
-        return [g.to_dense() if g.layout is torch.sparse_coo else g for g in gradients]
+    def _unsparse(self, engine: Engine, gradients: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], sparse.Rows]:
+        """What is stepped for gradients some of which are sparse, and the rows of these."""
+        return sparse.taken(self.twin, engine.settings, self.param_groups, engine.parameters, gradients)
 
     def _watch(self) -> None:
         """Notice from now on what others do to `self.state`."""

@@ -42,7 +42,7 @@ def describe(tensor: torch.Tensor) -> View:
     for those on other devices, InputError for those that keep their values in other tensors.
     """
     if tensor.layout is not torch.strided:
-        raise LayoutError(f"layout {tensor.layout}: expected a dense tensor; sparse gradients are not supported")
+        raise LayoutError(f"layout {tensor.layout}: expected a dense tensor, or a gradient in COO layout")
     device = tensor.device
     if device.type not in DEVICES:
         raise DeviceError(f"on device {device}: expected a tensor on cpu or cuda")
@@ -118,7 +118,15 @@ def assign(tensor: torch.Tensor, values: Any) -> None:
     tensor[...] = given
 
 
-TENSORS = Kind("torch", _is_tensor, describe, zeros, relayout, survives_fork(torch.clone), assign, pooled=True)
+def numbers(tensor: torch.Tensor) -> torch.Tensor:
+    """Numbers of rows, or where a boolean tensor is true, as contiguous int64."""
+    found = tensor.nonzero().reshape(-1) if tensor.dtype is torch.bool else tensor
+    return found.to(torch.int64).contiguous()
+
+
+TENSORS = Kind(
+    "torch", _is_tensor, describe, zeros, relayout, survives_fork(torch.clone), assign, pooled=True, numbers=numbers
+)
 arrays.register(TENSORS)
 
 
