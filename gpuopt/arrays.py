@@ -6,7 +6,6 @@ dense layout works; two arrays are walked together only when their strides agree
 
 from __future__ import annotations
 
-import ctypes
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +24,6 @@ from gpuopt.native.ndarrays import first_addresses
 from gpuopt.pairs import as_pairs, is_complex, paired, state_like
 
 LINE = 64  # bytes of a cache line
-DEVICE_ORDINAL = 9  # CUpointer_attribute, cuda.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +58,7 @@ class View:
 class Kind:
     """An array library. matches(array); describe(array) -> View; zeros(array, dtype, shape) -> array like it, or of that
     shape, filled with 0; relayout(array, like, out) -> copy of `array` in the memory order of `like`; clone(array) -> copy;
-    assign(array, values).
+    assign(array, values); hosted(array, dtype, shape) -> as zeros, in host memory, pinned where the array is on a GPU.
     fixed: whether an array keeps its memory as long as it lives, so that seeing it again means that nothing moved.
     pooled: whether the library keeps memory that is allocated while a CUDA graph is captured as long as the graph.
     numbers(array): what it holds, or where it is true if it is boolean, as contiguous int64, if the library can say so; take(array,
@@ -76,6 +74,7 @@ class Kind:
     relayout: Callable[[Any, Any, Any], Any]
     clone: Callable[[Any], Any]
     assign: Callable[[Any, Any], None]
+    hosted: Callable[..., Any]
     fixed: bool = False
     pooled: bool = False
     numbers: Callable[[Any], Any] | None = None
@@ -149,7 +148,11 @@ def _in_order_of(xp: Any, like: Any, dtype: Any) -> Any:
     size = np.dtype(dtype).itemsize
     room = LINE // size if xp is np else shifted(_cupy_view(like).address, like.dtype.itemsize)
     flat = xp.empty(like.size + room, dtype)
-    flat = flat[-flat.ctypes.data % LINE // size :][: like.size] if xp is np else flat[room:]
+    return _ordered(flat[-flat.ctypes.data % LINE // size :][: like.size] if xp is np else flat[room:], like)
+
+
+def _ordered(flat: Any, like: Any) -> Any:
+    """Elements in the shape, the memory order and the signs of strides of `like`."""
     strides = canonical(like.shape, _strides(like))
     order = sorted(range(like.ndim), key=lambda axis: -abs(like.strides[axis]) if like.shape[axis] > 1 else 0)
     result = flat.reshape([like.shape[axis] for axis in order]).transpose([int(k) for k in np.argsort(order)])
@@ -170,6 +173,19 @@ def _array_zeros(xp: Any) -> Callable[[Any, str], Any]:
         return result
 
     return zeros
+
+
+def _array_hosted(pinned: Callable[[int], Any]) -> Callable[..., Any]:
+    """pinned(bytes): so many of host memory, as an array of NumPy."""
+
+    def hosted(like: Any, dtype: str, shape: tuple[int, ...] | None = None) -> Any:
+        like, made = state_like(like, dtype) if shape is None else (None, numpy_dtype(dtype))
+        count = prod(like.shape if shape is None else shape)
+        flat = pinned(max(1, count * made.itemsize))[: count * made.itemsize].view(made)
+        flat[...] = 0
+        return flat.reshape(shape) if like is None else _ordered(flat, like)
+
+    return hosted
 
 
 def _array_relayout(xp: Any) -> Callable[[Any, Any, Any], Any]:
@@ -193,6 +209,12 @@ def _cupy() -> Any:
     import cupy
 
     return cupy
+
+
+def _cupy_pinned(nbytes: int) -> Any:
+    """Not from CuPy's pool, which would give it to others while it may still be copied: to free it waits."""
+    cuda = _cupy().cuda
+    return np.frombuffer(cuda.PinnedMemoryPointer(cuda.PinnedMemory(nbytes), 0), np.uint8, nbytes)
 
 
 def _cupy_view(array: Any) -> View:
@@ -220,14 +242,6 @@ def interface_dtype(array: Any) -> np.dtype[Any]:
     return said if isinstance(said, np.dtype) else np.dtype(array.__cuda_array_interface__["typestr"])
 
 
-def _interface_device(address: int) -> str:
-    """Where the memory lies, as the driver knows."""
-    loaded, index = driver.library(), ctypes.c_int(0)
-    if loaded is not None and address:
-        loaded.cuPointerGetAttribute(ctypes.byref(index), DEVICE_ORDINAL, ctypes.c_uint64(address))
-    return f"cuda:{index.value}"
-
-
 def _interface_view(array: Any) -> View:
     interface = array.__cuda_array_interface__
     dtype = interface_dtype(array)
@@ -239,7 +253,7 @@ def _interface_view(array: Any) -> View:
         strides = tuple(s // dtype.itemsize for s in strides)
     address, readonly = interface["data"]
     at = lowest(address, shape, strides, dtype.itemsize)
-    return paired(View(at, shape, strides, dtype.name, _interface_device(address), not readonly))
+    return paired(View(at, shape, strides, dtype.name, f"cuda:{driver.device_of(address)}", not readonly))
 
 
 def _assign(array: Any, values: Any) -> None:
@@ -279,6 +293,7 @@ KINDS: tuple[Kind, ...] = (
         _array_relayout(lambda: np),
         lambda a: a.copy(),
         _assign,
+        _array_zeros(lambda: np),
         fixed=True,
         numbers=_numbers(lambda: np),
         looks=attrgetter(*LOOKS),
@@ -292,6 +307,7 @@ KINDS: tuple[Kind, ...] = (
         _there(_array_relayout(_cupy), like=1),
         _there(lambda a: a.copy()),
         _there(_cupy_assign),
+        _there(_array_hosted(_cupy_pinned)),
         fixed=True,
         numbers=_there(_numbers(_cupy)),
         looks=attrgetter(*LOOKS, "data.device_id"),
@@ -305,6 +321,7 @@ KINDS: tuple[Kind, ...] = (
         _by_numba("relayout"),
         _by_numba("clone"),
         _by_numba("assign"),
+        _by_numba("hosted"),
     ),
     Kind(
         "dlpack",
@@ -314,6 +331,7 @@ KINDS: tuple[Kind, ...] = (
         dlpack.through("relayout"),
         dlpack.through("clone"),
         dlpack.through("assign"),
+        dlpack.through("hosted"),
         numbers=dlpack.through("numbers"),
         take=dlpack.through("take"),
     ),

@@ -15,6 +15,7 @@ from typing import Any
 from gpuopt.messages import install
 
 LIBRARY = "libcuda.so.1"
+MEMORY_TYPE, DEVICE_ORDINAL = 2, 9  # CUpointer_attribute, cuda.h
 RELEASE_FILE = Path("/proc/driver/nvidia/version")
 RELEASES = {12: "525", 13: "580"}  # major version of CUDA -> the oldest release of the driver that runs it
 OLDEST, NEWEST = min(RELEASES), max(RELEASES)
@@ -33,6 +34,22 @@ def library() -> Any:
         return ctypes.CDLL(LIBRARY)
     except OSError:
         return None
+
+
+def device_of(address: int) -> int:
+    """The number of the GPU in whose memory this address is; 0 where nobody knows."""
+    loaded, index = library(), ctypes.c_int(0)
+    if loaded is not None and address:
+        loaded.cuPointerGetAttribute(ctypes.byref(index), DEVICE_ORDINAL, ctypes.c_uint64(address))
+    return index.value
+
+
+def pinned(address: int) -> bool:
+    """Whether this is memory of the host that the driver knows, from which GPUs copy while the host goes on."""
+    loaded, found = library(), ctypes.c_int(0)
+    if loaded is None or not address:
+        return not address
+    return not loaded.cuPointerGetAttribute(ctypes.byref(found), MEMORY_TYPE, ctypes.c_uint64(address))
 
 
 def cuda_version(driver: Any) -> tuple[int, int]:

@@ -8,6 +8,7 @@ for nothing and can be captured into a CUDA graph; else as the rest.
 
 from __future__ import annotations
 
+import math
 from importlib.util import find_spec
 from typing import Any
 
@@ -113,6 +114,18 @@ def zeros(like: Any, dtype: str, shape: tuple[int, ...] | None = None) -> Any:
     made = _empty(like, numpy_dtype(dtype)) if shape is None else _one(like, numpy_dtype(dtype), shape)
     _write(made, 0)
     return made
+
+
+def hosted(like: Any, dtype: str, shape: tuple[int, ...] | None = None) -> Any:
+    """As Kind.hosted."""
+    view, made = arrays.describe(like, "array"), numpy_dtype(dtype)
+    count = math.prod(view.shape if shape is None else shape)
+    with _cuda().gpus[int(view.device.partition(":")[2])]:
+        flat = _cuda().pinned_array(max(1, count * made.itemsize), np.uint8)[: count * made.itemsize].view(made)
+    flat[...] = 0
+    return (
+        flat.reshape(view.shape if shape is None else shape) if shape is not None or not count else _strided(flat, view)
+    )
 
 
 def relayout(array: Any, like: Any, out: Any) -> Any:

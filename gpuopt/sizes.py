@@ -25,6 +25,7 @@ GIB = 2**30
 # What `gpuopt memory` tells of each optimizer: a name, dtype of parameters and gradients, options.
 COMBINATIONS: dict[str, tuple[str, dict[str, str]]] = {
     "float32": ("float32", {}),
+    "float32, states on the host": ("float32", {"state_device": "host"}),
     "bf16 master32": ("bfloat16", {"param_format": "master32"}),
     "bf16 split8": ("bfloat16", {"param_format": "split8"}),
     "bf16 split8, bf16 states": ("bfloat16", {"param_format": "split8", "state_format": "bfloat16"}),
@@ -37,18 +38,26 @@ COMBINATIONS: dict[str, tuple[str, dict[str, str]]] = {
 
 @dataclass(frozen=True)
 class Bytes:
-    """Bytes a parameter: what shows of it, what a format keeps beside it, the optimizer's states, the gradient."""
+    """Bytes a parameter: what shows of it, what a format keeps beside it, the optimizer's states, the gradient. host: those of what
+    lies beside it and of the states that are kept in host memory.
+    """
 
     name: str
     weights: float
     beside: float
     states: float
     gradient: float
+    host: float = 0.0
 
     @property
     def total(self) -> float:
         """All of them."""
         return self.weights + self.beside + self.states + self.gradient
+
+    @property
+    def on_device(self) -> float:
+        """All but what is kept in host memory."""
+        return self.total - self.host
 
 
 # AdamW of other libraries, by their documentation and code: parameters and gradients in bfloat16 but for the first.
@@ -71,16 +80,18 @@ def bytes_of(
     kept = keeping(rule, settings.param_format, settings.codes(rule))
     formats, width = settings.formats(rule), STORAGES[dtype].itemsize
     beside = {state.name for state in getattr(kept, "of_parameter", ())}
-    totals, seen, count = [0, 0], set[str](), 0
+    totals, hosted, seen, count = [0, 0], 0, set[str](), 0
     for shape in shapes or [LARGE]:
         count += math.prod(shape)
         for state in kept.active_states(kept.shaped(kept.flags(group), tuple(shape), dtype=dtype)):
             if state.name in seen or not (shapes or state.walked or state.plane):
                 continue
             numbers = math.prod(shape if state.walked else kept.shape_of(state, tuple(shape)))
-            totals[state.name in beside] += numbers * STORAGES[kept_dtype(state, formats, dtype)].itemsize
+            nbytes = numbers * STORAGES[kept_dtype(state, formats, dtype)].itemsize
+            totals[state.name in beside] += nbytes
+            hosted += nbytes if state.large and settings.on_host else 0
             seen |= {state.name} if state.shape == "global" else set()
-    return Bytes(name, width, totals[1] / count, totals[0] / count, width)
+    return Bytes(name, width, totals[1] / count, totals[0] / count, width, hosted / count)
 
 
 @dataclass(frozen=True)
@@ -99,18 +110,21 @@ class Memory:
 
     def lines(self) -> Iterator[str]:
         """The table, line by line."""
-        yield f"{self.optimizer}, {self.parameters:,} parameters; bytes each, and GiB in all"
-        yield f"{'':42}{'weights':>8}{'beside':>8}{'states':>8}{'gradient':>9}{'all':>7}{'GiB':>9}{'without gradient':>18}"
+        yield f"{self.optimizer}, {self.parameters:,} parameters; bytes each, and GiB on the device, without what is on the host"
+        head = f"{'weights':>8}{'beside':>8}{'states':>8}{'gradient':>9}{'all':>7}{'on host':>8}"
+        yield f"{'':42}{head}{'GiB':>9}{'without gradient':>18}"
         for title, rows in (("", self.rows), ("AdamW elsewhere", self.peers)):
             if title:
                 yield title
             for row in rows:
-                numbers = f"{row.weights:8g}{row.beside:8g}{row.states:8.4g}{row.gradient:9g}{row.total:7.4g}"
+                numbers = (
+                    f"{row.weights:8g}{row.beside:8g}{row.states:8.4g}{row.gradient:9g}{row.total:7.4g}{row.host:8.4g}"
+                )
                 yield f"  {row.name:40}{numbers}{self.gib(row):9.1f}{self.gib(row, False):18.1f}"
 
     def gib(self, row: Bytes, gradient: bool = True) -> float:
-        """GiB of all parameters together; without the gradient as where `release_gradients` frees it at once."""
-        return (row.total - (0 if gradient else row.gradient)) * self.parameters / GIB
+        """GiB of all parameters together on the device; without the gradient as where `release_gradients` frees it at once."""
+        return (row.on_device - (0 if gradient else row.gradient)) * self.parameters / GIB
 
     def plot(self, path: str | Path) -> Path:
         """Draw it into the PNG `path`; returns the path. Raises GpuoptError where matplotlib is missing."""
@@ -186,9 +200,9 @@ def number_of(parameters: Any) -> int:
 
 
 def everything(count: int) -> Iterator[str]:
-    """Bytes a parameter of every optimizer in every combination of formats, gradients included, line by line."""
-    yield f"bytes a parameter with its gradient; of {count:,} parameters, a byte is {count / GIB:.4g} GiB"
-    yield f"{'':20}" + "".join(f"{name:>26}" for name in COMBINATIONS)
+    """Bytes a parameter of every optimizer in every combination of formats on the device, gradients included, line by line."""
+    yield f"bytes a parameter with its gradient, on the device; of {count:,} parameters, a byte is {count / GIB:.4g} GiB"
+    yield f"{'':20}" + "".join(f"{name:>29}" for name in COMBINATIONS)
     for name in rules.NAMES:
-        found = {row.name: row.total for row in memory(count, name).rows}
-        yield f"{name:20}" + "".join(f"{found[column]:26.4g}" for column in COMBINATIONS)
+        found = {row.name: row.on_device for row in memory(count, name).rows}
+        yield f"{name:20}" + "".join(f"{found[column]:29.4g}" for column in COMBINATIONS)

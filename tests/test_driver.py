@@ -56,7 +56,11 @@ def interpret(job: Job) -> Done:
 
 # Another architecture is another text, another order of threads shows what is left to chance.
 FEW = ("-m", CHOSEN, "-k", "[adamw-float32-everything or [adamw-bfloat16-state16-everything", "test_bits_gpu.py")
-PLANTED = ("driver/planted.py", "driver/planted_numba.py")  # the stand-in's own test: a half, the other one is long
+PLANTED = (
+    "driver/planted.py",
+    "driver/planted_numba.py",
+    "driver/planted_host.py",
+)  # the stand-in's own test: a half, the other one is long
 SHORT = {
     **{f"part {k}": Job(("-m", CHOSEN, "--part", f"{k}/{PARTS}", *FILES), {}) for k in range(1, PARTS + 1)},
     "planted faults": Job(("--part", "1/2", *PLANTED), {}),

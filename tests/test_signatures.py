@@ -106,6 +106,7 @@ SHARED = [
     "rest",
     "capturable",
     "seed",
+    "state_device",
 ]
 
 

@@ -38,6 +38,8 @@ def test_bytes_are_those_that_an_optimizer_has(name: str) -> None:
         common = {n: a.nbytes for p in opt._engine.parameters for n, a in p.states.items() if n in shared}
         assert opt.nbytes == sum(arrays.values()) + sum(common.values())
         assert (row.states + row.beside) * count == pytest.approx(opt.nbytes)
+        assert row.host * count == pytest.approx(opt.nbytes_on_host)
+        assert row.on_device == row.total - row.host and bool(row.host) <= ("state_device" in options)
         assert row.total == row.weights + row.beside + row.states + row.gradient
 
 
@@ -85,7 +87,8 @@ def test_the_command_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixt
     assert cli.main(["memory", "8e9", "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "AdamW, 8,000,000,000 parameters" in said and all(peer.name in said for peer in PEERS)
-    assert re.search(r"float32 +4 +0 +8 +4 +16 +119\.2 +89\.4", said)
+    assert re.search(r"float32 +4 +0 +8 +4 +16 +0 +119\.2 +89\.4", said)
+    assert re.search(r"float32, states on the host +4 +0 +8 +4 +16 +8 +59\.6 +29\.8", said)
     assert re.search(r"bf16 split8, bf16 states +2 +1 +4 +2 +9 ", said)
     assert (tmp_path / "gpuopt-memory.png").read_bytes().startswith(b"\x89PNG")
     assert cli.main(["memory", "1e6", "--all"]) == 0

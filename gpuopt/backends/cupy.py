@@ -18,7 +18,7 @@ from gpuopt.launch import table as t
 from gpuopt.launch.stream import override
 from gpuopt.messages import one_line
 
-HOST_TO_DEVICE, DEVICE_TO_HOST = 1, 2
+HOST_TO_DEVICE, DEVICE_TO_HOST, BY_ADDRESS = 1, 2, 4  # cudaMemcpyKind
 
 
 def missing() -> str | None:
@@ -108,6 +108,15 @@ class CupyRuntime:
 
     def event(self) -> Any:
         return self.cupy.cuda.Event(disable_timing=True)
+
+    def side_stream(self) -> Any:
+        return self.cupy.cuda.Stream(non_blocking=True)
+
+    def wait_event(self, stream: Any, event: Any) -> None:
+        self.runtime.streamWaitEvent(stream.ptr, event.ptr)
+
+    def copy(self, target: int, source: int, nbytes: int, stream: Any) -> None:
+        self.runtime.memcpyAsync(target, source, nbytes, BY_ADDRESS, stream.ptr)
 
     def _function(self, source: str, name: str) -> Any:
         arch = f"sm_{self.cupy.cuda.Device().compute_capability}"

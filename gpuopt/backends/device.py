@@ -16,11 +16,13 @@ from typing import Any
 from gpuopt import arrays
 from gpuopt.backends.buffers import Upload
 from gpuopt.backends.captures import Life, Owned, relaxed
+from gpuopt.backends.device_ferry import DeviceFerry, Harbour
 from gpuopt.backends.device_launch import DeviceDecision, DeviceLaunch, recount
 from gpuopt.backends.passes import StepPasses
 from gpuopt.backends.runtime import Runtime, Staging
 from gpuopt.compiler.names import GIVEN
 from gpuopt.errors import GpuoptError
+from gpuopt.launch.ferry import Ferry, Portion
 from gpuopt.launch.launcher import Launch, StepCounter, StepRequest, advance
 from gpuopt.rules.primitives import divided
 
@@ -28,6 +30,9 @@ FIRST = (
     "the first step of a set of gradients and options compiles and allocates: run one step before capturing it into a CUDA "
     "graph"
 )
+
+
+NOTHING = iter(())
 
 
 class DeviceBackend:
@@ -45,13 +50,30 @@ class DeviceBackend:
         self.buffers: dict[object, list[Any]] = {}  # of each DeviceBuffers, by its key
         self.retired: list[object] = []  # the keys of those that are gone
         self.graphs: list[tuple[Life, Any]] = []  # what captured steps read and write
+        self._harbour: Harbour | None = None  # of states in host memory
+
+    def harbour(self) -> Harbour:
+        """Where states that are kept in host memory arrive, made once."""
+        if self._harbour is None:
+            self._harbour = Harbour(self.runtime)
+        return self._harbour
 
     def release(self) -> None:
         """Free the buffers of what is gone, graphs among it; not while the current stream is captured."""
         self.graphs = [graph for graph in self.graphs if not graph[0].over]
         with relaxed():  # another thread may capture
+            if self.retired and self._harbour is not None:
+                self._harbour.taken.synchronize()
             while self.retired:
                 self.buffers.pop(self.retired.pop(), None)
+            if self._harbour is not None:
+                self._harbour.settle(self.buffers)
+
+    def tidy(self) -> None:
+        """The same where it can be done now; else it is, with the next plan."""
+        with self.runtime.on_device(self.index):
+            if not self.runtime.capturing(self.runtime.stream(self.index)):
+                self.release()
 
     def kernel(self, kind: str, *key: Any) -> Any:
         """A compiled kernel of the current device, made once."""
@@ -104,12 +126,22 @@ class DeviceBackend:
         self, launches: Sequence[Launch], request: StepRequest, stream: Any
     ) -> tuple[list[DeviceLaunch], DeviceDecision | None]:
         """What the step needs on the device, made at its first one."""
+        stages = 1 + max((launch.stage for launch in launches), default=0)
+        for here in ([launch for launch in launches if launch.stage == stage] for stage in range(stages)):
+            if here and "ferry" not in here[0].private:
+                streamed = any(launch.streamed for launch in here)
+                here[0].private["ferry"] = DeviceFerry(self, here) if streamed else Ferry(here)
         device_launches = [self._device_launch(launch, stream) for launch in launches]
         if launches and "passes" not in launches[0].private:
             launches[0].private["passes"] = self._step_passes(launches, device_launches, stream, self.staging.upload)
         return device_launches, self._decision(launches, request, stream) if request.on_device or request.sums else None
 
     def _capture(self, launches: Sequence[Launch], request: StepRequest, stream: Any) -> None:
+        if any(launch.streamed for launch in launches):
+            raise GpuoptError(
+                "the current stream is captured into a CUDA graph, and states in host memory travel on other streams: "
+                "make the optimizer with state_device='device'"
+            )
         if not request.capturable:
             raise GpuoptError(
                 "the current stream is captured into a CUDA graph, whose replays would repeat the rate and the step count of "
@@ -183,30 +215,34 @@ class DeviceBackend:
         """
         for stage, own in enumerate(passes):
             here = [k for k, launch in enumerate(launches) if launch.stage == stage]
-            if own.passes:
-                self._sum([device_launches[k] for k in here], [rows[k] for k in here], skip, stream, own)
-            for k in here:
-                self._update(launches[k], device_launches[k], by_value[k], rows[k][0], skip, stream)
-            for products in (products for k in here for products in launches[k].products):
-                products.run(self.runtime.handle(stream))
+            if here:
+                own_rows, values = [rows[k] for k in here], [by_value[k] for k in here]
+                mine = [launches[k] for k in here], [device_launches[k] for k in here]
+                self._stage(*mine, values, own_rows, skip, stream, own)
 
-    def _sum(
-        self,
-        device_launches: Sequence[DeviceLaunch],
-        rows: Sequence[tuple[Any, Any]],
-        skip: int,
-        stream: Any,
-        passes: StepPasses,
-    ) -> None:
-        """The passes before the updates. rows: of each launch the rows of scalars and the wide ones, in device memory."""
-        address = self.runtime.address
-        given = [
-            (address(d.table), address(row), address(wide), skip)
-            for d, (row, wide) in zip(device_launches, rows, strict=True)
-            if d.passes is not None
-        ]
-        if given:
-            passes.run(given, stream)
+    def _stage(
+        self, launches: Sequence[Launch], device_launches: Sequence[DeviceLaunch], by_value: Sequence[Any],
+        rows: Sequence[tuple[Any, Any]], skip: int, stream: Any, passes: StepPasses,
+    ) -> None:  # fmt: skip
+        """Those of one, portion by portion: all portions as often as a sum goes over all tensors, and once more."""
+        address, ferry = self.runtime.address, launches[0].private["ferry"]
+        summing = [k for k, d in enumerate(device_launches) if d.passes is not None]
+        given = [(address(device_launches[k].table), address(rows[k][0]), address(rows[k][1]), skip) for k in summing]
+        running = dict(zip(summing, passes.begun(given, stream), strict=True))
+        for join in (*passes.over_all, None):
+
+            def run(portion: Portion, last: bool = join is None) -> bool:
+                for k in portion.launches if running else ():
+                    next(running.get(k, NOTHING), None)
+                for k in portion.launches if last else ():
+                    self._update(launches[k], device_launches[k], by_value[k], rows[k][0], skip, stream)
+                for products in [products for k in portion.launches for products in launches[k].products if last]:
+                    products.run(self.runtime.handle(stream))
+                return last
+
+            ferry.go(ferry.portions, run, stream)
+            if join is not None:
+                passes.join(join, stream)
 
     # ------------------------------------------------------------------------------------------- what lives there
 

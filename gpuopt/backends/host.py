@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gpuopt.backends.host_ferry import HostFerry
 from gpuopt.compiler.lower import gradient_sums
 from gpuopt.compiler.parts import Layout, Pass, PerTensor, Step
+from gpuopt.launch.ferry import Portion
 from gpuopt.launch.launcher import Launch, StepCounter, StepRequest, advance
 from gpuopt.launch.plan import Plan
 from gpuopt.launch.sums import Doubles, over_all
@@ -106,15 +108,19 @@ class HostBackend:
 
     def step(self, launches: Sequence[Launch], request: StepRequest, counters: Sequence[StepCounter]) -> bool:
         """Decide, advance the counters, update. Everything that can fail comes before the first write."""
+        parts = [self.parts(launch) for launch in launches]
+        stages = [[part for part in stage if part is not None] for stage in zip_longest(*parts)]
+        for stage in stages:
+            if "ferry" not in stage[0].private:
+                stage[0].private["ferry"] = HostFerry(stage)
         multiplier, skip = self.decide(launches, request)
         if skip:
             return False
-        parts = [self.parts(launch) for launch in launches]
         every = [part for each in parts for part in each]
         for part, rows in zip(every, advance(counters, every, multiplier, self.rehearse), strict=True):
             part.private["rows"] = rows
-        for stage in zip_longest(*parts):
-            self.stage([part for part in stage if part is not None], multiplier)
+        for stage in stages:
+            self.stage(stage, multiplier)
         return True
 
     def parts(self, launch: Launch) -> Sequence[Launch]:
@@ -122,16 +128,30 @@ class HostBackend:
         return launch.parts
 
     def stage(self, launches: Sequence[Launch], multiplier: float) -> None:
-        """The passes of these launches, their updates, and the products of matrices behind them."""
-        running = [self.passes(launch, multiplier) for launch in launches if self.sums(launch)]
-        while running:
-            waiting = [(each, found) for each in running if (found := next(each, None)) is not None]
-            over_all([found for _, found in waiting])
-            running = [each for each, _ in waiting]
-        for launch in launches:
-            self.update(launch, multiplier)
-            for products in launch.products:
-                products.run()
+        """The passes of these launches, their updates, and the products of matrices behind them, portion by portion: all portions
+        as often as something is summed over all tensors, and once more.
+        """
+        summing = [self.passes(launch, multiplier) if self.sums(launch) else None for launch in launches]
+        ferry: HostFerry = launches[0].private["ferry"]
+        left, again, waiting = ferry.portions, list[Portion](), list[tuple[Doubles, list[int]]]()
+
+        def run(portion: Portion) -> bool:
+            found = [next(each, None) for k in portion.launches if (each := summing[k]) is not None]
+            asked = [totals for totals in found if totals is not None]
+            waiting.extend(asked)
+            again.extend([portion] if asked else [])
+            for launch in () if asked else [launches[k] for k in portion.launches]:
+                self.update(launch, multiplier)
+                for products in launch.products:
+                    products.run()
+            return not asked
+
+        while left:
+            ferry.go(left, run)
+            over_all(waiting)
+            left = again[:]
+            again.clear()
+            waiting.clear()
 
     def sums(self, launch: Launch) -> bool:
         """Whether there are passes before the update."""

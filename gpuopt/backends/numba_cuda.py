@@ -33,6 +33,7 @@ from gpuopt.launch import table as t
 from gpuopt.launch.stream import override
 from gpuopt.messages import one_line
 
+NON_BLOCKING = 1  # CUstream_flags, cuda.h
 C_VALUES: dict[str, Any] = {"float32": ctypes.c_float, "float64": ctypes.c_double}
 
 
@@ -267,6 +268,15 @@ class NumbaRuntime:
 
     def event(self) -> Any:
         return self.cuda.event(timing=False)
+
+    def side_stream(self) -> Any:
+        return self.cuda.external_stream(int(self.driver.cuStreamCreate(NON_BLOCKING)))
+
+    def wait_event(self, stream: Any, event: Any) -> None:
+        event.wait(stream)
+
+    def copy(self, target: int, source: int, nbytes: int, stream: Any) -> None:
+        self.driver.cuMemcpyAsync(target, source, nbytes, int(stream.handle))
 
     def update_kernel(self, program: Program) -> Any:
         return compiled(walk_text(program), blocks_per_sm(program), walk_signature(program))

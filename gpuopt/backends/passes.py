@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Of a sum in a launch: the address of the first tensor's total, their count, the bytes between them.
 Part = tuple[int, int, int]
+Addresses = tuple[int, int, int, int]  # of DevicePasses.run
 
 
 class DevicePasses(DeviceBuffers):
@@ -135,11 +136,19 @@ class StepPasses:
         for each in self.passes:
             each.cut(stream, upload)
 
-    def run(self, given: Sequence[tuple[int, int, int, int]], stream: Any) -> None:
+    def begun(self, given: Sequence[Addresses], stream: Any) -> list[Iterator[None]]:
+        """Each of them up to where it begins; what is joined between is `over_all`, in this order."""
+        return [each.run(*addresses, stream) for each, addresses in zip(self.passes, given, strict=True)]
+
+    def run(self, given: Sequence[Addresses], stream: Any) -> None:
         """Enqueue all of them. given: of each the addresses of DevicePasses.run."""
-        running = [each.run(*addresses, stream) for each, addresses in zip(self.passes, given, strict=True)]
+        running = self.begun(given, stream)
         for join in (*self.over_all, None):
             for each in running:
                 next(each, None)
             if join is not None:
-                self.runtime.launch(join.kernel, 1, join.arguments, stream)
+                self.join(join, stream)
+
+    def join(self, over_all: OverAll, stream: Any) -> None:
+        """Enqueue the kernel of a sum over all tensors."""
+        self.runtime.launch(over_all.kernel, 1, over_all.arguments, stream)

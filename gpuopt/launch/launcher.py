@@ -85,6 +85,9 @@ class Launch:
     counters: Sequence[StepCounter]
     arrays: list[dict[str, Any]]  # role -> array, one dict a tensor
     flags: Mapping[str, object] = field(default_factory=dict)
+    # Places among the addresses of the states that are kept in host memory, and with what others they travel: see `launch.ferry`.
+    streamed: tuple[int, ...] = ()
+    portion: int = 0
     private: dict[str, Any] = field(default_factory=dict)  # what a backend keeps with it: device tables, kernels
     shared: dict[str, Any] = field(
         default_factory=dict

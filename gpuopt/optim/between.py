@@ -20,6 +20,7 @@ from gpuopt.optim.engine import Engine
 from gpuopt.optim.full_precision import decoded, encoded, keeps
 from gpuopt.optim.hyper import MODE, environment
 from gpuopt.optim.parameters import Parameter, as_array, gradient_view
+from gpuopt.optim.states import assign
 from gpuopt.pairs import COMPLEX, as_pairs, is_complex
 from gpuopt.rules.between import EVALUATE, RESUME, Between
 from gpuopt.rules.language import Rule
@@ -194,14 +195,20 @@ class BetweenSteps:
                 self._engine.forget()
             kept = self._values(p)[target]
             self._ask(name, p, kept, grad)
+            if p.states.get(target, kept) is not kept:  # in host memory
+                assign(p.states[target], kept)
             if target not in p.states:  # in codes
                 place = self._engine.settings.seed, p.number, p.counter.step
                 for plane, codes in coded.encoded(self.rule, target, arrays.on_host(kept), place).items():
-                    arrays.kind_of(p.array, p.label).assign(p.states[plane], codes)
+                    assign(p.states[plane], codes)
 
     def _values(self, p: Parameter) -> dict[str, Any]:
-        """The states of a parameter, those that are kept in codes as new arrays."""
+        """The states of a parameter where that is, those that are kept in codes or in host memory as new arrays."""
         kind, found = arrays.kind_of(p.array, p.label), dict(p.states)
+        for state in self.rule.states if self._engine.settings.on_host and p.view.device != "cpu" else ():
+            if state.name in found and state.walked and not state.plane:
+                found[state.name] = kind.zeros(p.array, arrays.describe(found[state.name], state.key).dtype)
+                kind.assign(found[state.name], p.states[state.name])
         for name, planes in getattr(self.rule, "of_states", {}).items():
             if planes[0].name in p.states:
                 found[name] = kind.zeros(p.array, "float32")
@@ -219,4 +226,4 @@ class BetweenSteps:
         if into is not target:
             place = self._engine.settings.seed, p.number, p.counter.step
             for plane, values in encoded(self.rule, arrays.on_host(into), p.view.dtype, place).items():
-                kind.assign(p.array if plane == "p" else p.states[plane], values)
+                assign(p.array if plane == "p" else p.states[plane], values)

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from gpuopt import arrays, backends
 from gpuopt.arrays import View
-from gpuopt.compiler.parts import Signature
 from gpuopt.errors import InputError
 from gpuopt.launch.launcher import Backend, Launch, StepCounter, StepRequest
 from gpuopt.native import ndarrays
@@ -26,13 +25,14 @@ from gpuopt.native.objects import same
 from gpuopt.optim import beside, joint
 from gpuopt.optim import rows as some_rows
 from gpuopt.optim.alike import Alike
-from gpuopt.optim.launches import make_launch, signature_of
+from gpuopt.optim.launches import make_launches
 from gpuopt.optim.parameters import (
     Parameter,
     ParameterMemory,
     as_array,
     check_overlap,
     fitted,
+    hosted,
     parameter_view,
     same_order,
 )
@@ -292,6 +292,7 @@ class Engine:
 
     def _rebuild(self) -> None:
         """Make states, counters and launches anew. Everything is allocated before any parameter changes."""
+        self.settings.check_capture()
         active = [p for p in self.parameters if p.grad_view is not None]
         names = {device: self.choice(p)[0] for device, p in {p.view.device: p for p in active}.items()}
         places = [(p.view.device, names[p.view.device]) for p in active]
@@ -305,18 +306,17 @@ class Engine:
             p.beside, p.states = around, states | more
         joint.share(self.rule, self._added)
         running = self._regroup({device for device, name in names.items() if backends.get(name, device).counts})
-        buckets: dict[tuple[str, str], dict[Signature, list[Parameter]]] = {}
+        by_place: dict[tuple[str, str], list[Parameter]] = {}
         for p, where in zip(active, places, strict=True):
-            buckets.setdefault(where, {}).setdefault(signature_of(self.rule, p, self._shaped(p, flags)), []).append(p)
+            by_place.setdefault(where, []).append(p)
         self._launches, self.planned = [], self.planned + 1
-        for (device, name), by_signature in buckets.items():
-            launches = [
-                make_launch(signature, parameters, self.settings.seed) for signature, parameters in by_signature.items()
-            ]
+        for (device, name), parameters in by_place.items():
+            shaped = [self._shaped(p, flags) for p in parameters]
+            launches = make_launches(self.rule, parameters, shaped, self.settings.seed, self.settings.on_host)
             for part in (part for launch in launches for part in (launch, *launch.stages)):
                 part.shared = self._shared.setdefault((device, name), {})
             joint.give_owners(launches)
-            mine = {id(p.counter) for parameters in by_signature.values() for p in parameters}
+            mine = {id(p.counter) for p in parameters}
             self._launches.append((backends.get(name, device), launches, [c for c in running if id(c) in mine]))
             running = [c for c in running if id(c) not in mine]
         programs = [launch.plan.program for _, launches, _ in self._launches for launch in launches]
@@ -326,7 +326,9 @@ class Engine:
         """What lies beside it and states as they are walked with the parameter, which may have moved or come with loaded states."""
         known, states = {s.name: s for s in self.rule.states}, {}
         for name, array in p.states.items():
-            if known[name].walked:
+            if known[name].large and self.settings.on_host:
+                states[name] = hosted(array, p, known[name].walked, f"{known[name].key} of {p.label}")
+            elif known[name].walked:
                 states[name] = fitted(array, p, f"{known[name].key} of {p.label}")
             else:  # a plane has its own dtype
                 states[name] = array if known[name].plane else joint.in_compute_type(array, p)
@@ -353,7 +355,8 @@ class Engine:
 
     def missing_states(self, p: Parameter, flags: Mapping[str, object]) -> dict[str, Any]:
         """The states that a parameter needs under these flags and has not, as they are before its first step."""
-        return new_states(self.rule, self.settings.formats(self.rule), self.groups.dicts[p.group], p, flags)
+        group, settings = self.groups.dicts[p.group], self.settings
+        return new_states(self.rule, settings.formats(self.rule), group, p, flags, settings.on_host)
 
     def _refresh(self) -> None:
         """Gradients moved: new addresses in the tables."""

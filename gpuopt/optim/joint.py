@@ -45,10 +45,12 @@ def in_compute_type(array: Any, p: Parameter) -> Any:
 
 
 def give_owners(launches: Sequence[Launch]) -> None:
-    """The first tensor of each compute type stores the states that all tensors have in common."""
-    owners = {launch.plan.program.compute: launch for launch in launches[::-1] if len(launch.plan.table)}
+    """The last tensor of each compute type stores the states that all tensors have in common: where states travel in portions, all
+    others have read them by then.
+    """
+    owners = {launch.plan.program.compute: launch for launch in launches if len(launch.plan.table)}
     for launch in owners.values():
-        launch.plan.table[0, OWNER] = 1
+        launch.plan.table[-1, OWNER] = 1
 
 
 def check(rule: Rule, programs: Sequence[Program], devices: Sequence[str]) -> None:

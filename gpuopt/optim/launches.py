@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,10 +18,12 @@ from gpuopt.formats import formats
 from gpuopt.formats.dtypes import CODED as HALF_CODES
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.formats.language import PACKED
+from gpuopt.launch import ferry
 from gpuopt.launch.launcher import Launch, StepCounter
 from gpuopt.launch.plan import Plan
 from gpuopt.launch.products import Products
 from gpuopt.optim import beside
+from gpuopt.optim.full_precision import bytes_of
 from gpuopt.optim.keeping import CODED, NARROW
 from gpuopt.optim.parameters import Parameter
 from gpuopt.rules.language import Rule
@@ -98,8 +100,26 @@ def check_rows(p: Parameter, what: str) -> None:
         )
 
 
-def make_launch(signature: Signature, parameters: Sequence[Parameter], seed: int) -> Launch:
-    """The launch of tensors that share a signature; empty tensors have no place in it. seed: of random numbers."""
+def make_launches(
+    rule: Rule, parameters: Sequence[Parameter], flags: Sequence[Mapping[str, object]], seed: int, host: bool
+) -> list[Launch]:
+    """Those of the parameters on one device: one for each signature, and, where states are in host memory, for each in each
+    portion of these. flags: of each parameter.
+    """
+    hosted = {s.name for s in rule.states if s.large} if host else set[str]()
+    sizes = [sum(bytes_of(a) for name, a in p.states.items() if name in hosted) for p in parameters]
+    found: dict[tuple[int, Signature], list[Parameter]] = {}
+    for p, of, portion in zip(parameters, flags, ferry.cut(sizes, ferry.PORTION), strict=True):
+        found.setdefault((portion, signature_of(rule, p, of)), []).append(p)
+    return [make_launch(signature, of, seed, hosted, portion) for (portion, signature), of in found.items()]
+
+
+def make_launch(
+    signature: Signature, parameters: Sequence[Parameter], seed: int, hosted: Collection[str] = (), portion: int = 0
+) -> Launch:
+    """The launch of tensors that share a signature; empty tensors have no place in it. seed: of random numbers; hosted: the states
+    that are in host memory; portion: with which others they travel.
+    """
     every = {id(p.counter): p.counter for p in parameters}  # an empty tensor's count advances with the launch
     parameters = [p for p in parameters if p.view.numel]
     program = program_for(signature)
@@ -117,7 +137,7 @@ def make_launch(signature: Signature, parameters: Sequence[Parameter], seed: int
         for p in parameters:
             check_rows(p, needs)
     batches = operands(program, parameters, of)
-    each = (parameters, list(every.values()), of, seed)
+    each = (parameters, list(every.values()), of, seed, hosted, portion)
     made = launch_of(program, *each)
     made.private = {"parameters": parameters, "indices": np.array([p.index for p in parameters], np.intp)}
     if program.products:
@@ -133,8 +153,10 @@ def launch_of(
     counters: Sequence[StepCounter],
     of: list[dict[str, Any]],
     seed: int,
+    hosted: Collection[str],
+    portion: int,
 ) -> Launch:
-    """The launch of one program. of: the arrays of each tensor by their roles."""
+    """The launch of one program. of: the arrays of each tensor by their roles; hosted, portion: see make_launch."""
     signature, places = program.signature, {id(counter): k for k, counter in enumerate(counters)}
     names = [r.name for r in (*signature.roles, *signature.cells, *signature.vectors, *signature.blocked)]
     views = [[arrays.describe(o[n], n).address for n in names] for o in of]
@@ -145,7 +167,8 @@ def launch_of(
     by_rows = program.in_blocks or program.picked
     widths = [p.view.numel // p.view.shape[0] if by_rows else p.view.numel for p in parameters]
     plan = Plan(program, numels, rows, addresses, [p.number for p in parameters], seed, shapes, widths)
-    return Launch(plan, counters, of, dict(signature.flags))
+    streamed = tuple(k for k, name in enumerate(names) if name in hosted)
+    return Launch(plan, counters, of, dict(signature.flags), streamed, portion)
 
 
 def operands(program: Program, parameters: Sequence[Parameter], of: Sequence[dict[str, Any]]) -> list[Any]:

@@ -36,6 +36,8 @@ class Optimizer(between.BetweenSteps):
     two axes or more with 4,096 elements or more, those of others are float32.
     param_format: of parameters of 16 bits, "native" (rounded to nearest), "stochastic", "kahan", "split8", "split16", "master32" or
     a `gpuopt.format`; what it keeps beside a parameter is among the states.
+    state_device: "device": states lie where their parameters do; "host": in pinned host memory, from where each step copies them to
+    the GPU and back, 64 MiB at a time, while kernels work on others. States of one number, row or column stay on the device.
     seed: of what is rounded at random; the same seed gives the same bits on every backend.
     max_grad_norm: clip all gradients by their global 2-norm. grad_scale: divide gradients by this number or one-element
     array. skip_nonfinite: skip the whole step, step counts included, where a gradient holds NaN or infinity.
@@ -74,13 +76,14 @@ class Optimizer(between.BetweenSteps):
         rest: Mapping[str, Any] | None = None,
         capturable: bool = False,
         seed: int = 0,
+        state_device: str = "device",
         **hyper: Any,
     ) -> None:
         self.rule = rule = checked_rule(rule)
         if "max_grad_norm" in rule.hyperparameters:  # its own, with a default of its own that classes give
             hyper, max_grad_norm = hyper | {"max_grad_norm": max_grad_norm}, None
         self.settings = Settings(
-            state_format, param_format, max_grad_norm, grad_scale, None, skip_nonfinite, capturable, seed
+            state_format, param_format, max_grad_norm, grad_scale, None, skip_nonfinite, capturable, seed, state_device
         )
         self.settings.check(rule)
         routes.check(rule, matrices, rest)
@@ -283,6 +286,14 @@ class Optimizer(between.BetweenSteps):
         """Bytes of all states that there are by now, those of a format beside parameters included."""
         every = {id(a): a for p in self._engine.parameters for a in p.states.values()}
         return sum(bytes_of(a) for a in every.values())
+
+    @property
+    def nbytes_on_host(self) -> int:
+        """Those of them that `state_device="host"` keeps in host memory."""
+        if not self.settings.on_host:
+            return 0
+        large = {s.name for s in self.rule.states if s.large}
+        return sum(bytes_of(a) for p in self._engine.parameters for name, a in p.states.items() if name in large)
 
     @property
     def launches(self) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuopt import arrays
+from gpuopt import arrays, driver
 from gpuopt.arrays import View
 from gpuopt.errors import DtypeError, InputError
 from gpuopt.formats.dtypes import CODED, PARAMETER_DTYPES, STORAGES, numpy_dtype
@@ -82,11 +82,32 @@ def fitted(array: Any, p: Parameter, label: str) -> Any:
         raise InputError(
             f"{label}: shape {view.shape} on {view.device}: expected {like.shape} on {like.device}, as {p.label}"
         )
+    check_storage(view, label)
+    return array if same_order(view, like) else arrays.relayout(array, p.array, None, label)
+
+
+def check_storage(view: View, label: str) -> None:
+    """Raise DtypeError for what no kernel reads."""
     if view.dtype not in STORAGES:
         raise DtypeError(
             f"{label}: dtype {view.dtype}: expected one of {', '.join(n for n in STORAGES if n not in CODED.values())}"
         )
-    return array if same_order(view, like) else arrays.relayout(array, p.array, None, label)
+
+
+def hosted(array: Any, p: Parameter, walked: bool, label: str) -> Any:
+    """A state in host memory, pinned where its parameter is on a GPU: itself, or a copy. walked: whether it is of the parameter's
+    shape, in whose memory order it then is. Raises InputError if it is not.
+    """
+    view, like = arrays.describe(array, label), p.view
+    if walked and view.shape != like.shape:
+        raise InputError(f"{label}: shape {view.shape}: expected {like.shape}, as {p.label}")
+    check_storage(view, label)
+    ready = same_order(view, like) if walked else arrays.is_dense(view.shape, view.strides)
+    if ready and view.device == "cpu" and (like.device == "cpu" or driver.pinned(view.address)):
+        return array
+    made = arrays.kind_of(p.array, p.label).hosted(p.array, view.dtype, None if walked else view.shape)
+    arrays.kind_of(made, label).assign(made, array)
+    return made
 
 
 def extent(view: View) -> tuple[int, int]:

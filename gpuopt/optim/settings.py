@@ -19,6 +19,8 @@ from gpuopt.rules.language import Rule
 
 STATE_FORMATS = ("float32", "bfloat16", *CHOICES)
 PARAM_FORMATS = ("native", *OF_PARAMETERS)
+HOST = "host"
+STATE_DEVICES = ("device", HOST)
 
 
 @dataclass
@@ -33,12 +35,20 @@ class Settings:
     skip_nonfinite: bool = False
     capturable: bool = False
     seed: int = 0
+    state_device: str = "device"
 
     def key(self) -> tuple[Any, ...]:
         """What a plan of launches depends on."""
         given = self.state_format
         kept = tuple(given.items()) if isinstance(given, Mapping) else given
-        return kept, self.param_format, self.max_grad_norm is None, self.grad_scale is None, self.seed
+        return (
+            kept,
+            self.param_format,
+            self.max_grad_norm is None,
+            self.grad_scale is None,
+            self.seed,
+            self.state_device,
+        )
 
     def __str__(self) -> str:
         """Those that are not as they are by default: `max_grad_norm=1.0, seed=7`."""
@@ -70,9 +80,27 @@ class Settings:
             if not isinstance(getattr(self, name), (bool, np.bool_)):
                 raise InputError(f"{name} = {abbreviated(getattr(self, name))}: expected one of (False, True)")
             setattr(self, name, bool(getattr(self, name)))
+        if not isinstance(self.state_device, str) or self.state_device not in STATE_DEVICES:
+            raise InputError(
+                f"state_device = {abbreviated(self.state_device)}: expected one of {', '.join(STATE_DEVICES)}"
+            )
+        self.check_capture()
         if self.max_grad_norm is not None:
             self.max_grad_norm = check_number("max_grad_norm", self.max_grad_norm)
         self.check_scale()
+
+    @property
+    def on_host(self) -> bool:
+        """Whether states are kept in host memory: those with as many numbers as the parameter, or one for a block of it."""
+        return self.state_device == HOST
+
+    def check_capture(self) -> None:
+        """Raise InputError where steps are to be captured into CUDA graphs and states travel on other streams."""
+        if self.capturable and self.on_host:
+            raise InputError(
+                "state_device = 'host' cannot go with capturable=True: states in host memory travel on streams of their own, which "
+                "a CUDA graph of the step would not know; expected one of the two"
+            )
 
     def check_scale(self) -> None:
         """Raise InputError for a grad_scale that no gradient can be divided by; one on a GPU is not waited for. It may be an array

@@ -14,6 +14,7 @@ from gpuopt.optim import coded
 from gpuopt.optim.hyper import OPTIONAL, changes, check_group
 from gpuopt.optim.keeping import every_plane
 from gpuopt.optim.parameters import Parameter
+from gpuopt.optim.states import assign
 from gpuopt.rules.language import Rule
 
 VERSION = 1
@@ -193,5 +194,5 @@ def restored(
     made = allocate(without_states(p), flags)
     for key, value in states.items():
         if names[key] in made:
-            arrays.kind_of(p.array, p.label).assign(made[names[key]], value)
+            assign(made[names[key]], value)
     return step, made

@@ -17,27 +17,38 @@ from gpuopt.rules.language import Rule
 
 
 def new_states(
-    rule: Rule, formats: Mapping[str, str], group: Mapping[str, Any], p: Parameter, flags: Mapping[str, object]
+    rule: Rule,
+    formats: Mapping[str, str],
+    group: Mapping[str, Any],
+    p: Parameter,
+    flags: Mapping[str, object],
+    host: bool = False,
 ) -> dict[str, Any]:
     """The states that a parameter needs under these flags and has not, by role name. formats: the dtypes of states of the
-    parameter's shape, as `kept_dtype` takes them.
+    parameter's shape, as `kept_dtype` takes them. host: whether they are kept in host memory.
     """
     kind, dtype, found = arrays.kind_of(p.array, p.label), p.view.dtype, {}
     for state in rule.active_states(flags):
         if state.name in p.states:
             continue
         shape = None if state.walked else rule.shape_of(state, p.view.shape)
-        array = kind.zeros(p.array, kept_dtype(state, formats, dtype), shape)
+        make = kind.hosted if host and state.large else kind.zeros
+        array = make(p.array, kept_dtype(state, formats, dtype), shape)
         if state.init == PARAMETER:
-            kind.assign(array, p.array)
+            assign(array, p.array)
         elif init := arrays.number(rule.first(state, group)):
-            kind.assign(array, filled(init, array))
+            assign(array, filled(init, array))
         found[state.name] = array
     for name, first in begins(rule, group, found):
         value = arrays.on_host(p.array) if first == PARAMETER else np.full(p.view.shape, first)
         for plane, made in coded.encoded(rule, name, value, (0, p.number, 0)).items():
-            kind.assign(found[plane], made)
+            assign(found[plane], made)
     return found
+
+
+def assign(state: Any, values: Any) -> None:
+    """Bring values, or one, into a state, which may be in host memory and so of another library than its parameter."""
+    arrays.kind_of(state, "state").assign(state, values)
 
 
 def kept_dtype(state: State, formats: Mapping[str, str], dtype: str) -> str:

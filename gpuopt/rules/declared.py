@@ -70,6 +70,11 @@ class State:
         return self.shape == "parameter"
 
     @property
+    def large(self) -> bool:
+        """Whether it grows with the parameter: not one number for a tensor, row or column."""
+        return self.shape in ("parameter", "blocks")
+
+    @property
     def condition(self) -> tuple[str, object]:
         """The flag that it depends on, and what that must be."""
         flag, _, choice = str(self.when).partition(" == ")

@@ -42,6 +42,7 @@ OPTIONS: dict[str, Any] = {
     "matrices": None,
     "rest": None,
     "seed": 0,
+    "state_device": "device",
 }
 
 __all__ = [

@@ -17,6 +17,7 @@ from gpuopt.optim import coded
 from gpuopt.optim.between import check_averages, computed, of_rule
 from gpuopt.optim.full_precision import decoded, encoded, keeps
 from gpuopt.optim.hyper import MODE, defaults_of, environment
+from gpuopt.optim.routes import Routing, routing
 from gpuopt.optim.settings import Settings
 from gpuopt.rules.between import EVALUATE, RESUME
 from gpuopt.rules.language import Rule
@@ -37,6 +38,15 @@ class BetweenSteps:
     param_groups: list[dict[str, Any]]
     state: Any
     _given: Settings
+    _trackers: dict[Any, Any]  # of engines
+    _travelling = False  # whether states may be on their way to host memory
+
+    def _arrived(self) -> None:
+        """Wait until states that the last steps have changed are in host memory again."""
+        if self._travelling:
+            self._travelling = False
+            for tracker in self._trackers.values():
+                tracker.engine.wait()
 
     @entry
     def _eval(self) -> None:
@@ -81,12 +91,26 @@ class BetweenSteps:
             p.device
         )
 
+    def routing(self) -> Routing:
+        """Which parameters are stepped as matrices and which as vectors, with rate and decay: prints as a table."""
+        every = labelled(self.param_groups)
+        return routing(
+            self.rule, [(label, tuple(p.shape), p.is_complex(), self.param_groups[k]) for label, p, k, _ in every]
+        )
+
     @property
     def nbytes(self) -> int:
         """Bytes of all states that there are by now, those of a format beside parameters included; step counts are not."""
         keys = {s.key for s in self.rule.states}
         found = [t for state in self.state.values() for key, t in state.items() if key in keys and t is not None]
         return sum(t.nbytes for t in {id(t): t for t in found}.values())
+
+    @property
+    def nbytes_on_host(self) -> int:
+        """Those of them that `state_device="host"` keeps in host memory."""
+        large = {s.key for s in self.rule.states if s.large} if self._given.on_host else set[str]()
+        found = [t for state in self.state.values() for key, t in state.items() if key in large and t is not None]
+        return sum(t.nbytes for t in found)
 
     @torch.no_grad()
     def _full_precision(self) -> list[torch.Tensor]:
@@ -134,15 +158,19 @@ class BetweenSteps:
             if g is not None:
                 kept = self._values(p)[target]
                 kept.copy_(self._asked_of(name, group, p, kept, g))
-                if kept is not self.state[p].get(by_name[target]):  # in codes
+                there = self.state[p].get(by_name[target])
+                if there is not None and there is not kept:  # in host memory
+                    there.copy_(kept)
+                elif there is None:  # in codes
                     made = coded.encoded(self.rule, target, kept.cpu().numpy(), self._place(p))
                     for plane, codes in made.items():
                         self.state[p][by_name[plane]].copy_(torch.from_numpy(codes))
 
     def _values(self, p: torch.Tensor) -> dict[str, Any]:
-        """The states of a parameter by their names in the rule, those that are kept in codes as new tensors."""
+        """The states of a parameter by their names in the rule, where it is, those that are kept in codes as new tensors."""
         state = self.state[p]
         found = {s.name: state.get(s.key) for s in self.rule.states}
+        found |= {n: t.to(p.device) for n, t in found.items() if t is not None and self._given.on_host}
         for name, planes in getattr(self.rule, "of_states", {}).items():
             if found.get(planes[0].name) is not None:
                 made = coded.decoded(self.rule, name, found, tuple(p.shape), on_host)

@@ -41,6 +41,7 @@ KEY = "differentiable"
 REMEDY = {
     "state_format": "leave it at float32: a value that is rounded has no derivative",
     "param_format": "leave it at native: a value that is rounded has no derivative",
+    "state_device": "leave it at device: torch's operations want states where the parameters are",
     "capturable": "leave it out: the step counts of a differentiable step are on the host",
 }
 
@@ -55,6 +56,7 @@ def check(rule: Rule, settings: Settings, group: Mapping[str, Any]) -> None:
     found = {
         "state_format": next(iter(other), None),
         "param_format": settings.param_format if settings.param_format != "native" else None,
+        "state_device": settings.state_device if settings.on_host else None,
         "capturable": settings.capturable or group.get("capturable"),
     }
     if rule.definition().multiplies:

@@ -112,10 +112,12 @@ def required(rule: Rule, group: Mapping[str, Any], p: torch.Tensor) -> tuple[Sta
     return tuple(s for s in rule.active_states(shaped(rule, rule.flags(group), p)) if not s.plane)
 
 
-def kept_as(rule: Rule, state: State, value: torch.Tensor, p: torch.Tensor, dtype: str) -> torch.Tensor:
-    """A loaded state in the dtype in which the parameter's states are kept, on its device; itself where it is already so."""
+def kept_as(
+    rule: Rule, state: State, value: torch.Tensor, p: torch.Tensor, dtype: str, device: torch.device
+) -> torch.Tensor:
+    """A loaded state in the dtype in which the parameter's states are kept, on this device; itself where it is already so."""
     if not state.walked:
-        return value.detach().reshape(rule.shape_of(state, tuple(p.shape))).to(device=p.device, dtype=TYPES[dtype])
+        return value.detach().reshape(rule.shape_of(state, tuple(p.shape))).to(device=device, dtype=TYPES[dtype])
     like, kept = storage(p, dtype)
     value = value.detach() if value.requires_grad else value
     if value.is_complex() and not kept.is_complex:
@@ -123,7 +125,7 @@ def kept_as(rule: Rule, state: State, value: torch.Tensor, p: torch.Tensor, dtyp
     elif kept.is_complex and not value.is_complex():
         value = torch.view_as_complex(value.to(torch.float64).contiguous())
     assert value.shape == like.shape
-    return value.to(device=p.device, dtype=kept)
+    return value.to(device=device, dtype=kept)
 
 
 def on_host(tensor: Any) -> Any:
@@ -159,6 +161,13 @@ def _keys(rule: Rule) -> set[str]:
     return {s.key for s in rule.states}
 
 
+def without_large(rule: Rule, saved: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint without the states that are to stay in host memory: torch would copy them all to the GPU first."""
+    large = {s.key for s in rule.states if s.large}
+    entries = {index: {k: v for k, v in of.items() if k not in large} for index, of in saved["state"].items()}
+    return {**saved, "state": entries}
+
+
 def entries(
     groups: Sequence[Mapping[str, Any]], saved: Mapping[str, Any]
 ) -> Iterator[tuple[str, torch.Tensor, int, Mapping[str, Any]]]:
@@ -176,4 +185,7 @@ def restore(
         dtypes = state_dtypes(rule, settings, p)
         for state in rule.states:
             if entry.get(state.key) is not None:
-                known[p][state.key] = kept_as(rule, state, entry[state.key], p, dtypes[state.name])
+                host = settings.on_host and state.large
+                device = torch.device("cpu") if host else p.device
+                made = kept_as(rule, state, entry[state.key], p, dtypes[state.name], device)
+                known[p][state.key] = made.pin_memory() if host and p.is_cuda else made

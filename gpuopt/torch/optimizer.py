@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+from weakref import WeakMethod
 
 import torch
 
@@ -19,7 +20,6 @@ from gpuopt.optim.decay import peak_of
 from gpuopt.optim.engine import Engine
 from gpuopt.optim.hyper import MODE, check_group, defaults_of, members
 from gpuopt.optim.keeping import check_narrow, keeping
-from gpuopt.optim.routes import Routing, routing
 from gpuopt.optim.settings import Settings
 from gpuopt.rules.language import Rule
 from gpuopt.torch import differentiable, joint, loading, routes, sparse
@@ -28,6 +28,7 @@ from gpuopt.torch.change_tracker import ChangeTracker
 from gpuopt.torch.parameters import (
     Beside,
     Member,
+    any_has,
     check_apart,
     labelled,
     make_parameter,
@@ -73,6 +74,7 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
         self._check_group(defaults, self.rule.title)
         super().__init__(params, defaults)
         every = [p for group in self.param_groups for p in group["params"]]
+        self._settings().check_capture()
         check_narrow(self._given.param_format, [NAMES.get(p.dtype, str(p.dtype)) for p in every])
         if defaults.get("fused") and defaults.get("foreach"):
             raise OptionError("`fused` and `foreach` cannot be `True` together.")  # as torch
@@ -191,13 +193,6 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
         engine.add(parameters)
         return engine
 
-    def routing(self) -> Routing:
-        """Which parameters are stepped as matrices and which as vectors, with rate and decay: prints as a table."""
-        every = labelled(self.param_groups)
-        return routing(
-            self.rule, [(label, tuple(p.shape), p.is_complex(), self.param_groups[k]) for label, p, k, _ in every]
-        )
-
     # ------------------------------------------------------------------------------------------- step
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -241,7 +236,9 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
         engine.settings, engine.groups.dicts = self._settings(), self.param_groups
         engine.groups.check()
         with TorchStreams():
-            return tracker.step()
+            stepped = tracker.step()
+        self._travelling = self._given.on_host
+        return stepped
 
     def _state_edited(self) -> bool:
         """Whether someone put states into `self.state`, or took some out."""
@@ -273,6 +270,8 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
         """Notice from now on what others do to `self.state`."""
         if not isinstance(self.state, StateView):  # another optimizer of ours may have the same
             self.state = StateView(self.state)
+        if self._given.on_host:
+            self.state.settle = WeakMethod(self._arrived)
         self._view = self.state  # and what it was when the engine last agreed with it
         self._known_version = self._view.version()
 
@@ -320,6 +319,7 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """As torch's: it refers to the tensors of the optimizer, whose values go on changing; a deepcopy is a snapshot."""
         self._save_steps()
+        self._arrived()
         made: dict[str, Any] = super().state_dict()
         return made
 
@@ -336,7 +336,7 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
             saved = loading.in_formats(self.rule, self._given.seed, self.param_groups, saved)
             self._check_saved(saved)
             loaded.append(saved)
-            return saved
+            return loading.without_large(self.rule, saved) if self._given.on_host else saved
 
         def restore(_: torch.optim.Optimizer) -> None:
             loading.restore(self.rule, self._settings(), self.param_groups, self.state, loaded[0])
@@ -392,8 +392,3 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
         """The name of the backend that runs the first parameter that one can run."""
         devices = [p.device.type for group in self.param_groups for p in group["params"]]
         return backends.choose(self._asked, next((d for d in devices if d in DEVICES), DEVICES[0]))[0]
-
-
-def any_has(groups: Sequence[Mapping[str, Any]], key: str) -> bool:
-    """Whether a flag is set in any of the groups."""
-    return True in [bool(group.get(key)) for group in groups]

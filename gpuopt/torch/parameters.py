@@ -24,7 +24,7 @@ from gpuopt.optim.states import begins, kept_dtype
 from gpuopt.pairs import filled
 from gpuopt.rules.declared import PARAMETER
 from gpuopt.rules.language import Rule
-from gpuopt.torch.tensors import DEVICES, NAMES, zeros
+from gpuopt.torch.tensors import DEVICES, NAMES, hosted, zeros
 
 # What errors call a parameter, the parameter, its group, and its place among all.
 Member = tuple[str, torch.Tensor, int, int]
@@ -41,6 +41,11 @@ def labelled(groups: Sequence[Mapping[str, Any]]) -> Iterator[Member]:
         for label, p in zip(names, params, strict=True):
             yield label, p, index, number
             number += 1
+
+
+def any_has(groups: Sequence[Mapping[str, Any]], key: str) -> bool:
+    """Whether a flag is set in any of the groups."""
+    return True in [bool(group.get(key)) for group in groups]
 
 
 def state_dtypes(rule: Rule, settings: Settings, p: torch.Tensor) -> dict[str, str]:
@@ -72,7 +77,8 @@ def new_states(
         if state.name in found:
             continue
         shape = None if state.walked else rule.shape_of(state, tuple(p.shape))
-        made[state.name] = zeros(p, dtypes[state.name], shape)
+        make = hosted if settings.on_host and state.large else zeros
+        made[state.name] = make(p, dtypes[state.name], shape)
         if state.init == PARAMETER:
             made[state.name].copy_(p.detach())
         elif init := float(rule.first(state, group)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import ItemsView, Iterator, Mapping, ValuesView
+from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
 from itertools import chain
 from typing import Any
 
@@ -13,6 +13,10 @@ from gpuopt.native import objects
 from gpuopt.native.objects import contents
 
 HOLDERS = 2  # of an entry that nobody has been given: the view itself, and its list of entries
+
+
+def no_one() -> None:
+    """A reference to nothing."""
 
 
 class StateView(defaultdict[Any, Any]):
@@ -25,6 +29,8 @@ class StateView(defaultdict[Any, Any]):
 
     def __init__(self, states: Mapping[Any, Any]) -> None:
         super().__init__(dict, states)
+        # A weak reference to what waits until entries hold what the last step has made of them, where they may not.
+        self.settle: Callable[[], Callable[[], None] | None] = no_one
         self.edits = 0
         self._note()
 
@@ -37,12 +43,18 @@ class StateView(defaultdict[Any, Any]):
     copy = __copy__  # type: ignore[assignment]
 
     def __getitem__(self, key: Any) -> Any:
-        self._handed_out = True
+        self._hand_out()
         return super().__getitem__(key)
 
     def get(self, key: Any, default: Any = None) -> Any:
-        self._handed_out = True
+        self._hand_out()
         return super().get(key, default)
+
+    def _hand_out(self) -> None:
+        self._handed_out = True
+        settle = self.settle()
+        if settle is not None:
+            settle()
 
     def __iter__(self) -> Iterator[Any]:  # `dict(states)` asks for each entry where this is not dict's own
         return super().__iter__()

@@ -96,6 +96,18 @@ def zeros(like: torch.Tensor, dtype: str, shape: tuple[int, ...] | None = None) 
 
 
 @survives_fork
+def hosted(like: torch.Tensor, dtype: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
+    """The same in host memory, pinned where the parameter is on a GPU."""
+    if shape is not None:
+        return torch.zeros(shape, dtype=TYPES[dtype], pin_memory=like.is_cuda)
+    shaped, kept = storage(like, dtype)
+    order = torch.preserve_format
+    return torch.zeros_like(
+        shaped, dtype=kept, device="cpu", memory_format=order, requires_grad=False, pin_memory=like.is_cuda
+    )
+
+
+@survives_fork
 def relayout(tensor: torch.Tensor, like: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
     """A copy in the memory order of `like`, into `out` where it fits. Pairs of real numbers may stand for complex ones."""
     if like.is_complex() and tensor.ndim > like.ndim:
@@ -125,7 +137,7 @@ def numbers(tensor: torch.Tensor) -> torch.Tensor:
 
 
 TENSORS = Kind(
-    "torch", _is_tensor, describe, zeros, relayout, survives_fork(torch.clone), assign, pooled=True, numbers=numbers
+    "torch", _is_tensor, describe, zeros, relayout, survives_fork(torch.clone), assign, hosted, pooled=True, numbers=numbers
 )
 arrays.register(TENSORS)
 

@@ -28,6 +28,7 @@ MODES: dict[str, dict[str, Any]] = {
     "bfloat16 states": {"state_format": "bfloat16", "max_grad_norm": 1.0},
     "skipping": {"skip_nonfinite": True, "max_grad_norm": 1.0, "state_format": "bfloat16"},
     "captured": {"capturable": True, "max_grad_norm": 1.0},
+    "states on the host": {"state_device": "host"},
     "two GPUs": {},
 }
 Action = Callable[[], None]
