@@ -10,7 +10,7 @@ are those of the eager steps, which go on as if there were no graph. All that it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gpuopt import arrays
@@ -32,7 +32,7 @@ FIRST = (
 )
 
 
-NOTHING = iter(())
+NOTHING: Iterator[None] = iter(())
 
 
 class DeviceBackend:
@@ -126,15 +126,21 @@ class DeviceBackend:
         self, launches: Sequence[Launch], request: StepRequest, stream: Any
     ) -> tuple[list[DeviceLaunch], DeviceDecision | None]:
         """What the step needs on the device, made at its first one."""
-        stages = 1 + max((launch.stage for launch in launches), default=0)
-        for here in ([launch for launch in launches if launch.stage == stage] for stage in range(stages)):
+        new = bool(launches) and "passes" not in launches[0].private
+        if new:
+            self._place(launches)
+        device_launches = [self._device_launch(launch, stream) for launch in launches]
+        if new:
+            launches[0].private["passes"] = self._step_passes(launches, device_launches, stream, self.staging.upload)
+        return device_launches, self._decision(launches, request, stream) if request.on_device or request.sums else None
+
+    def _place(self, launches: Sequence[Launch]) -> None:
+        """Give the launches of every stage the places of their states, where these are in host memory."""
+        for stage in range(1 + max(launch.stage for launch in launches)):
+            here = [launch for launch in launches if launch.stage == stage]
             if here and "ferry" not in here[0].private:
                 streamed = any(launch.streamed for launch in here)
                 here[0].private["ferry"] = DeviceFerry(self, here) if streamed else Ferry(here)
-        device_launches = [self._device_launch(launch, stream) for launch in launches]
-        if launches and "passes" not in launches[0].private:
-            launches[0].private["passes"] = self._step_passes(launches, device_launches, stream, self.staging.upload)
-        return device_launches, self._decision(launches, request, stream) if request.on_device or request.sums else None
 
     def _capture(self, launches: Sequence[Launch], request: StepRequest, stream: Any) -> None:
         if any(launch.streamed for launch in launches):
@@ -213,6 +219,9 @@ class DeviceBackend:
         """The passes, updates and products of matrices of every stage. by_value: the rows of each launch, or None where they are in
         device memory; rows: of each those there and the wide ones; passes: of every stage.
         """
+        if len(passes) == 1:
+            self._stage(launches, device_launches, by_value, rows, skip, stream, passes[0])
+            return
         for stage, own in enumerate(passes):
             here = [k for k, launch in enumerate(launches) if launch.stage == stage]
             if here:
@@ -226,9 +235,13 @@ class DeviceBackend:
     ) -> None:  # fmt: skip
         """Those of one, portion by portion: all portions as often as a sum goes over all tensors, and once more."""
         address, ferry = self.runtime.address, launches[0].private["ferry"]
-        summing = [k for k, d in enumerate(device_launches) if d.passes is not None]
-        given = [(address(device_launches[k].table), address(rows[k][0]), address(rows[k][1]), skip) for k in summing]
-        running = dict(zip(summing, passes.begun(given, stream), strict=True))
+        running = dict[int, Iterator[None]]()
+        if passes.passes:
+            summing = [k for k, d in enumerate(device_launches) if d.passes is not None]
+            given = [
+                (address(device_launches[k].table), address(rows[k][0]), address(rows[k][1]), skip) for k in summing
+            ]
+            running |= zip(summing, passes.begun(given, stream), strict=True)
         for join in (*passes.over_all, None):
 
             def run(portion: Portion, last: bool = join is None) -> bool:
@@ -236,13 +249,17 @@ class DeviceBackend:
                     next(running.get(k, NOTHING), None)
                 for k in portion.launches if last else ():
                     self._update(launches[k], device_launches[k], by_value[k], rows[k][0], skip, stream)
-                for products in [products for k in portion.launches for products in launches[k].products if last]:
-                    products.run(self.runtime.handle(stream))
+                for k in portion.launches if last else ():
+                    for products in launches[k].products:
+                        products.run(self.runtime.handle(stream))
                 return last
 
-            ferry.go(ferry.portions, run, stream)
+            if ferry.moving:
+                ferry.go(ferry.portions, run, stream)
+            else:
+                run(ferry.portions[0])
             if join is not None:
-                passes.join(join, stream)
+                self.runtime.launch(join.kernel, 1, join.arguments, stream)
 
     # ------------------------------------------------------------------------------------------- what lives there
 

@@ -142,13 +142,9 @@ class StepPasses:
 
     def run(self, given: Sequence[Addresses], stream: Any) -> None:
         """Enqueue all of them. given: of each the addresses of DevicePasses.run."""
-        running = self.begun(given, stream)
+        running = [each.run(*addresses, stream) for each, addresses in zip(self.passes, given, strict=True)]
         for join in (*self.over_all, None):
             for each in running:
                 next(each, None)
             if join is not None:
-                self.join(join, stream)
-
-    def join(self, over_all: OverAll, stream: Any) -> None:
-        """Enqueue the kernel of a sum over all tensors."""
-        self.runtime.launch(over_all.kernel, 1, over_all.arguments, stream)
+                self.runtime.launch(join.kernel, 1, join.arguments, stream)
