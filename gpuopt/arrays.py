@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuopt import dlpack, driver
+from gpuopt import dlpack, driver, pinned
 from gpuopt.errors import DtypeError, InputError
 from gpuopt.formats.dtypes import numpy_dtype
 from gpuopt.native.ndarrays import first_addresses
@@ -175,13 +175,13 @@ def _array_zeros(xp: Any) -> Callable[[Any, str], Any]:
     return zeros
 
 
-def _array_hosted(pinned: Callable[[int], Any]) -> Callable[..., Any]:
-    """pinned(bytes): so many of host memory, as an array of NumPy."""
+def _array_hosted(bytes_of: Callable[[int], Any]) -> Callable[..., Any]:
+    """bytes_of(count): so many of host memory, as an array of NumPy."""
 
     def hosted(like: Any, dtype: str, shape: tuple[int, ...] | None = None) -> Any:
         like, made = state_like(like, dtype) if shape is None else (None, numpy_dtype(dtype))
         count = prod(like.shape if shape is None else shape)
-        flat = pinned(max(1, count * made.itemsize))[: count * made.itemsize].view(made)
+        flat = bytes_of(max(1, count * made.itemsize))[: count * made.itemsize].view(made)
         flat[...] = 0
         return flat.reshape(shape) if like is None else _ordered(flat, like)
 
@@ -209,12 +209,6 @@ def _cupy() -> Any:
     import cupy
 
     return cupy
-
-
-def _cupy_pinned(nbytes: int) -> Any:
-    """Not from CuPy's pool, which would give it to others while it may still be copied: to free it waits."""
-    cuda = _cupy().cuda
-    return np.frombuffer(cuda.PinnedMemoryPointer(cuda.PinnedMemory(nbytes), 0), np.uint8, nbytes)
 
 
 def _cupy_view(array: Any) -> View:
@@ -307,7 +301,7 @@ KINDS: tuple[Kind, ...] = (
         _there(_array_relayout(_cupy), like=1),
         _there(lambda a: a.copy()),
         _there(_cupy_assign),
-        _there(_array_hosted(_cupy_pinned)),
+        _there(_array_hosted(pinned.array)),
         fixed=True,
         numbers=_there(_numbers(_cupy)),
         looks=attrgetter(*LOOKS, "data.device_id"),

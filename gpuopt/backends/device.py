@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from gpuopt import arrays
+from gpuopt import arrays, pinned
 from gpuopt.backends.buffers import Upload
 from gpuopt.backends.captures import Life, Owned, relaxed
 from gpuopt.backends.device_ferry import DeviceFerry, Harbour
@@ -68,6 +68,7 @@ class DeviceBackend:
                 self.buffers.pop(self.retired.pop(), None)
             if self._harbour is not None:
                 self._harbour.settle(self.buffers)
+            pinned.free()
 
     def tidy(self) -> None:
         """The same where it can be done now; else it is, with the next plan."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from threading import RLock
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from gpuopt.backends.buffers import DeviceBuffers
 from gpuopt.backends.runtime import Runtime
@@ -53,6 +54,7 @@ class DeviceFerry(Ferry, DeviceBuffers):
 
     def __init__(self, backend: DeviceBackend, launches: Sequence[Launch]) -> None:
         DeviceBuffers.__init__(self, backend)
+        self.alive = ref(backend)
         self.runtime, self.harbour = backend.runtime, backend.harbour()
         names = [[role.name for _, role in streamed(launch)] for launch in launches]
         held = [of[n] for launch, each in zip(launches, names, strict=True) for of in launch.arrays for n in each]
@@ -64,8 +66,10 @@ class DeviceFerry(Ferry, DeviceBuffers):
     def __del__(self) -> None:
         """States that torch frees are given to others at once, and may still be copied."""
         super().__del__()
-        with suppress(Exception):  # at the end of the process
-            self.backend.tidy()
+        backend = self.alive()
+        if backend is not None:  # else it is collected too, and its events may be gone
+            with suppress(Exception):  # at the end of the process
+                backend.tidy()
 
     def buffers(self, sizes: Sequence[int]) -> list[int]:
         """See Ferry. What was there before lives as long as the ferries that use it."""

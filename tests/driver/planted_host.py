@@ -18,6 +18,7 @@ from driver.plugin import driver
 from gpuopt import backends
 from gpuopt.backends.cupy import CupyRuntime
 from gpuopt.launch import ferry
+from graphs import captured, new_stream
 
 Patch = pytest.MonkeyPatch
 
@@ -71,6 +72,18 @@ def test_the_host_waits_for_nothing_where_states_travel() -> None:
         opt.step(grads)
     called = {real_name(name) for name in driver.calls[begin:]}
     assert "cudaMemcpyAsync" in called and not called & (WAITS | ALLOCATES)
+
+
+def test_states_that_are_collected_in_a_capture_are_freed_behind_it() -> None:
+    there, grads = (test_state_host.on_gpu(test_state_host.some(k)) for k in range(2))
+    opt = gpuopt.AdamW(there, backend="cupy", state_device="host")
+    opt.step(grads)
+    loose, places = [opt], len(driver.pinned)
+    del opt
+    captured(new_stream(), loose.clear)
+    assert len(driver.pinned) == places, "nothing is freed while a stream is captured"
+    gpuopt.AdamW(there, backend="cupy").step(grads)
+    assert len(driver.pinned) < places
 
 
 @pytest.mark.parametrize("name", FAULTS)
