@@ -18,9 +18,10 @@ from gpuopt.compiler.program import Program
 from gpuopt.errors import InputError, entry
 from gpuopt.formats.dtypes import PARAMETER_DTYPES, STORAGES
 from gpuopt.messages import suggestion
+from gpuopt.optim import companions, geometry
 from gpuopt.optim.decay import peak_of
 from gpuopt.optim.hyper import check_group, defaults_of, switches
-from gpuopt.optim.keeping import check_narrow, keeping
+from gpuopt.optim.keeping import check_narrow, keeping, of_settings
 from gpuopt.optim.launches import signature
 from gpuopt.optim.settings import Settings
 from gpuopt.optim.states import kept_dtype
@@ -89,6 +90,7 @@ def program(
     grad_dtype: str | None = None,
     mask: bool = False,
     bounds: bool = False,
+    anchor: bool | str | None = False,
     matrix: bool = True,
     **options: Any,
 ) -> Program:
@@ -103,12 +105,15 @@ def program(
     check_choice("grad_dtype", grad_dtype, allowed, f" for {param_dtype}")
     for name, value in (("mask", mask), ("bounds", bounds)):
         check_choice(name, value, (False, True))
+    check_choice("anchor", anchor, (None, False, True, companions.INITIAL))
+    options |= {"anchor": anchor} if isinstance(anchor, str) else {}
     group, settings = checked(rule, options)
     check_narrow(settings.param_format, [param_dtype])
-    rule = keeping(rule, settings.param_format, settings.codes(rule))
+    rule = of_settings(rule, settings, group)
     scaled = (settings.max_grad_norm, settings.grad_scale) != (None, None)
-    flags = rule.flags(group) | switches([group], scaled)
-    flags |= {OPTION + flag: mask if name == "mask" else bounds for name, flag in BESIDE.items()}
+    flags = rule.flags(group) | switches([group], scaled) | geometry.flags(group) | companions.flags(group)
+    there = {"mask": mask, "lower": bounds, "upper": bounds, "anchor": anchor is True}
+    flags |= {OPTION + flag: there[name] for name, flag in BESIDE.items()}
     return of_flags(rule, flags, param_dtype, grad_dtype, settings.formats(rule), matrix)
 
 
@@ -145,7 +150,7 @@ def checked(rule: Rule, options: dict[str, Any]) -> tuple[dict[str, Any], Settin
     group = {k: (1.0 if v is inspect.Parameter.empty else v) for k, v in known.items()}
     group |= {k: v for k, v in options.items() if k in known}
     group |= peak_of(group)
-    check_group(group, rule, rule.title)
+    check_group(group, keeping(rule, "native", (), companions.states_of(group)), rule.title)
     for field in fields(Settings):
         if field.name in options and isinstance(field.default, bool):
             check_choice(field.name, options[field.name], (False, True))

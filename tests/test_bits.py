@@ -89,6 +89,9 @@ OPTION_CASES = {
 }
 OPTION_CASES["bounded"] = with_options("adamw", "float32", ("bounded",))
 OPTION_CASES |= {f"adamw-{d}-decays": with_options("adamw", d, (), groups=DECAYS) for d in ("float32", "bfloat16")}
+ANCHORED = ({"anchor": None}, *DECAYS[1:])  # to where parameters began, in every mode
+OPTION_CASES["sgd-decays-anchored"] = with_options("sgd", "bfloat16", (), groups=ANCHORED)
+OPTION_CASES["sgd-decays-anchored"].hyper |= {"anchor": "initial", "weight_decay_mode": "decoupled"}
 OPTION_CASES["sgd-decays-all"] = with_options("sgd", "float32", tuple(SWITCHES), groups=DECAYS)
 OPTION_CASES |= {f"{n}-{dtype}-all": with_options(n, dtype, tuple(SWITCHES)) for n in rules.NAMES for dtype in DTYPES}
 FORMAT_CASES = {
@@ -146,6 +149,26 @@ BLOCK_CASES |= {
 }
 BLOCK_CASES |= {f"sgd-{of.name}-{d}-own": in_blocks("sgd", of, d, odd=0) for of in OWN for d in ("float32", "bfloat16")}
 BLOCK_CASES["adamw-int4-float32-narrow"] = in_blocks("adamw", "int4", "float32", sizes=NARROW)
+# What bends an update by lengths of tensors and rows: around matrices, a convolution, vectors, of several chunks.
+BENT = [(3, 50), (40, 3), (13, 2, 3), (300, 130), (0, 3), (257,), (1,), (1, 7)]
+BENDS: dict[str, dict[str, Any]] = {
+    "cautious": {"cautious": True},
+    "unscaled": {"cautious": "unscaled"},
+    "floored": {"clip_update_rms": 0.1, "radial_brake": 0.25, "update_floor": 0.125},
+    "rows": {"adaptive_clip": 0.1, "row_update_floor": 0.125},
+    "relative": {"update_norm": "relative", "radial_brake": 0.25},
+    "hyperball": {"hyperball": True, "weight_decay": 0.0},
+    "companions": {"ema_decay": 0.9, "lookahead": (2, 0.25), "l1": 0.125},
+}
+OPTION_CASES |= {
+    f"bent-{name}-{bend}-{dtype}": Case(
+        name, richest(name) | hyper, sizes=BENT, offsets=offsets(len(BENT), 5), odd=odd, **split(dtype)
+    )
+    for name, bend, hyper, dtype, odd in (
+        *(("adamw", bend, hyper, "float32", 0.0) for bend, hyper in BENDS.items()),
+        ("sgd", "all", {**BENDS["cautious"], **BENDS["floored"], **BENDS["rows"]}, "bfloat16", 0.01),
+    )
+}
 # Rules that sum: of a tensor of several chunks and of more tensors than blocks, in groups with step counts of their own.
 SUMMED = [*FEW, t.CHUNK, 2 * t.CHUNK + 333]
 SUM_CASES = {

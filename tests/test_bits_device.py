@@ -190,6 +190,9 @@ ROWS["adamw-state16"] = Case(
     odd=0,
     steps=1,
 )
+ROWS["adamw-step-of-options"] = Case(
+    "adamw", {"tail_ema": (100, 7), "lookahead": (3, 0.3)}, "float32", [1000], odd=0, steps=1
+)
 ROWS |= {
     f"{name}-{dtype}": Case(rule, HYPER[name], dtype, [1000], options={"max_grad_norm": 1.0}, odd=0, steps=1)
     for (name, rule), dtype in zip(RULES.items(), ("float32", "float64", "float32"), strict=True)

@@ -22,7 +22,7 @@ from own_formats import sixteenths
 from shim.arena import Arena, Case, assert_same, parameters_of
 from shim.variants import DECAYS, EVERYTHING, label, richest, variants
 from summing_rules import HYPER, RULES
-from test_bits import CASES, DTYPES, FEW, SWITCHES, in_blocks, offsets, split, with_options
+from test_bits import BENDS, BENT, CASES, DTYPES, FEW, SWITCHES, in_blocks, offsets, split, with_options
 
 pytestmark = pytest.mark.gpu
 BACKENDS = ("cupy", "numba-cuda")
@@ -139,6 +139,12 @@ SHORT["sgd-decays-all"] = on_device(with_options("sgd", "float32", tuple(SWITCHE
 SHORT["adamw-decays-decided"] = on_device(with_options("adamw", "bfloat16", (), groups=DECAYS))
 SHORT["adamw-decays-decided"].options |= {"skip_nonfinite": True}
 SHORT |= {f"adamw-float32-{switch}": on_device(with_options("adamw", "float32", (switch,))) for switch in SWITCHES}
+SHORT |= {  # options by rows and of the step count, decided on the device
+    f"adamw-float32-bent-{bend}": DeviceCase(
+        "adamw", richest("adamw") | BENDS[bend], "float32", BENT[2:], odd=0, options=DECIDED, steps=3
+    )
+    for bend in ("rows", "companions")
+}
 
 
 # Rules that ask for sums, by both: launches of two gradient dtypes that wait for each other are in test_gpu_sums.py.

@@ -19,6 +19,9 @@ from summing_rules import HYPER, RULES
 
 LR, WD, EPS = {"lr": 1e-3}, {"weight_decay": 0.0}, {"eps": 1e-8}
 ADAM = LR | {"betas": (0.9, 0.999)} | EPS | WD
+BENDING: dict[str, Any] = {"adaptive_clip": None, "cautious": False, "clip_update_rms": None, "radial_brake": None}
+BENDING |= {"update_floor": None, "update_norm": None, "row_update_floor": None, "hyperball": False}
+BENDING |= {"ema_decay": None, "tail_ema": None, "lookahead": None, "anchor": None}
 SIGNATURES = {
     "GD": {"lr": inspect.Parameter.empty} | WD,
     "SGD": LR | {"momentum": 0.0, "dampening": 0.0} | WD | {"nesterov": False},
@@ -122,7 +125,7 @@ def test_class_signature_and_create(title: str) -> None:
         issubclass(cls, gpuopt.Optimizer) and cls.__name__ == cls.__qualname__ == title and cls.__module__ == "gpuopt"
     )
     own = SIGNATURES[title] | {"maximize": False, "l1": 0.0, "clip_value": None}
-    own |= ({} if "weight_decay" in own else WD) | {"weight_decay_mode": None, "lr_max": None}
+    own |= ({} if "weight_decay" in own else WD) | {"weight_decay_mode": None, "lr_max": None} | BENDING
     own |= {"matrix": True} if title in OF_MATRICES else {}
     parameters_of = inspect.signature(cls).parameters
     assert list(parameters_of) == ["params", *own, *(name for name in SHARED if name not in own)]

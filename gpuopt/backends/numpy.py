@@ -23,6 +23,7 @@ from gpuopt.launch.launcher import Launch
 from gpuopt.launch.sums import Doubles, chunk_sums, column_sums, matrix_sums, row_sums, tensor_total
 from gpuopt.native.memory import memory
 from gpuopt.rules import options
+from gpuopt.rules.fragments import Fragment
 from gpuopt.rules.language import Rule
 from gpuopt.rules.primitives import NON_LOCAL, PRIMITIVES, Number, compute_dtype, reductions
 
@@ -97,7 +98,10 @@ class Backend(HostBackend):
         """Hyperparameters and what `prepare` derives from them, for each counter."""
         definition = launch.plan.program.signature.definition
         return [
-            ({**counter.values(), "grad_multiplier": multiplier}, dict(counter.prepared(definition)))
+            (
+                {**counter.values(), "grad_multiplier": multiplier, "step": counter.step},
+                dict(counter.prepared(definition)),
+            )
             for counter in launch.counters
         ]
 
@@ -292,7 +296,10 @@ def apply(
     rule's own statements, where formats correct the uses of states.
     """
     shared = {**scalars, **{n.removeprefix(OPTION): v for n, v in flags.items() if n.startswith(OPTION)}}
-    x["p"], x["g"], old = call(options.before.function, {**shared, "p": x["p"], "g": x["g"], "old": None})
+    around: dict[str, Any] = {**dict.fromkeys(options.variables()), "p": x["p"], "g": x["g"]}
+    around |= {name.removeprefix(OPTION): array for name, array in x.items() if name.startswith(OPTION)}
+    through(options.AHEAD, around, shared)
+    x |= {"p": around["p"], "g": around["g"]}
     own = {**{s.name: None for s in rule.states}, **scalars, **prepared, **flags, **x}
     names = ("p", *(s.name for s in rule.states if not s.readonly))
     if corrected:
@@ -302,8 +309,16 @@ def apply(
         result = call(rule.function, own)
         results = result if isinstance(result, tuple) else (result,)
     x |= {n: value for n, value in zip(names, results, strict=True) if n in x}
-    beside = {name: x.get(OPTION + name) for name in options.BESIDE}
-    x["p"] = call(options.after.function, {**shared, **beside, "p": x["p"], "old": old})
+    around["p"] = x["p"]
+    through(options.BEHIND, around, shared)
+    x |= {"p": around["p"]} | {n: around[n.removeprefix(OPTION)] for n in x if n.startswith(OPTION)}
+
+
+def through(fragments: Sequence[Fragment], around: dict[str, Any], shared: Mapping[str, Any]) -> None:
+    """Run fragments one after another on these variables, which become what they return."""
+    for fragment in fragments:
+        found = call(fragment.function, {**shared, **around})
+        around |= zip(fragment.tree.outputs, found if isinstance(found, tuple) else (found,), strict=True)
 
 
 def evaluated(statements: Sequence[Assign], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -223,7 +223,9 @@ class Cutter:
 
     def _scalar(self, expr: Expr, op: str, table: dict[Expr, int]) -> Expr:
         expr = expr.substitute(self.hyper)
-        return Expr(op, (table.setdefault(expr, len(table)),)) if expr.names() else Expr("const", (constant(expr),))
+        if not expr.names() and all(part.op != "count" for part in expr.parts()):
+            return Expr("const", (constant(expr),))
+        return Expr(op, (table.setdefault(expr, len(table)),))
 
     def wide(self, expr: Expr) -> Expr:
         """The expression in float64, for a number of the tensor."""

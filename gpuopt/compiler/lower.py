@@ -23,7 +23,10 @@ from gpuopt.compiler.stages import taken_out as taken_out_products
 from gpuopt.compiler.tree import Add, Assign, Expr, FunctionTree, straight_line
 from gpuopt.compiler.whole import RANDOM, Typed
 from gpuopt.errors import RuleSyntaxError
-from gpuopt.rules.options import after, before, sums
+from gpuopt.rules.options import AHEAD, BEHIND, scalars, sums
+
+# The step count in an option, exact below 2^32; not its name, which a variable of a rule may have.
+STEP = Expr("add", (Expr("count", (0,)), Expr("mul", (Expr("const", (65536.0,)), Expr("count", (16,))))))
 
 
 def renamed(tree: FunctionTree, flags: Mapping[str, object]) -> list[Assign]:
@@ -31,6 +34,7 @@ def renamed(tree: FunctionTree, flags: Mapping[str, object]) -> list[Assign]:
     statements = straight_line(tree.body, {name: flags[OPTION + name] for name in tree.flags})
     names = {*tree.positional, *tree.scalars, *(s.name for s in statements)} - {"p", "g"}
     values = {name: Expr("name", (OPTION + name,)) for name in names}
+    values |= {"step": STEP} if "step" in tree.scalars else {}
     new = {name: OPTION + name for name in names}
     return [Assign(new.get(s.name, s.name), s.expr.substitute(values), s.line, s.file) for s in statements]
 
@@ -160,8 +164,8 @@ def body_of(signature: Signature) -> tuple[list[Assign], tuple[Assign, ...], tup
     own = straight_line(signature.definition.tree.body, flags)
     for coded in signature.coded:
         own = corrected(coded, own) if coded.format.corrects else own
-    body = [*renamed(before.tree, flags), *own, *renamed(after.tree, flags)]
-    made, products = taken_out_products(body, signature)
+    ahead, behind = ([s for f in of for s in renamed(f.tree, flags)] for of in (AHEAD, BEHIND))
+    made, products = taken_out_products([*ahead, *own, *behind], signature)
     return made, tuple(own), products
 
 
@@ -197,8 +201,4 @@ def names_of(signature: Signature) -> set[str]:
     """What has a value before the first statement."""
     every = (*signature.cells, *signature.vectors)
     arrays = {r.variable for r in (*signature.roles, *signature.blocked)} | {r.name for r in every}
-    return (
-        arrays
-        | set(signature.definition.tree.scalars)
-        | {OPTION + n for n in (*before.tree.scalars, *after.tree.scalars)}
-    )
+    return arrays | set(signature.definition.tree.scalars) | {OPTION + n for n in scalars()}

@@ -19,7 +19,7 @@ from gpuopt.errors import DtypeError
 from gpuopt.optim import trees
 from gpuopt.optim.parameters import Parameter, is_number
 from gpuopt.pairs import as_pairs, is_complex
-from gpuopt.rules.options import BESIDE, after
+from gpuopt.rules.options import BESIDE, after, limits
 from gpuopt.rules.primitives import ELSEWHERE
 
 LIBRARIES = ("numpy", "cupy")
@@ -78,8 +78,11 @@ def nearest(x: Any, beside: Mapping[str, Any], l1: float = 0.0) -> Any:
         ELSEWHERE.setdefault(xp.ndarray, (_select, xp.sqrt))
     flags = {flag: name in beside for name, flag in BESIDE.items()} | {"sparse": bool(l1)}
     given = {name: beside.get(name) for name in BESIDE} | flags | {"lr": 1, "l1": l1}
-    names = after.tree.positional, after.tree.scalars, after.tree.flags
-    return after.function(**dict.fromkeys(chain(*names)) | {"p": x} | given)
+    for fragment in (after, limits):
+        names = fragment.tree.positional, fragment.tree.scalars, fragment.tree.flags
+        taken = dict.fromkeys(chain(*names))
+        x = fragment.function(**taken | {name: value for name, value in given.items() if name in taken} | {"p": x})
+    return x
 
 
 def _select(condition: Any, a: Any, b: Any, dtype: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The caller's arrays that lie beside a tensor and are only read: its mask and its bounds; checked, and found again when they move.
+"""The caller's arrays that lie beside a tensor and are only read: mask, bounds, anchor; checked, and found again when they move.
 
 Called by both optimizers, by the engine and where launches are made. `rules.options.BESIDE` is the table of their names. Knows no
 kernel and no array library.
@@ -18,13 +18,14 @@ from gpuopt.compiler.parts import Role
 from gpuopt.errors import InputError
 from gpuopt.formats.dtypes import numpy_dtype
 from gpuopt.messages import abbreviated
+from gpuopt.optim import decay
 from gpuopt.optim.parameters import Parameter, fitted, is_number
 from gpuopt.pairs import COMPLEX
 from gpuopt.rules.between import EVALUATE
 from gpuopt.rules.language import Rule
 from gpuopt.rules.options import BESIDE
 
-WORDS = {"lower": "lower bound", "upper": "upper bound", "mask": "mask"}
+WORDS = {"lower": "lower bound", "upper": "upper bound", "mask": "mask", "anchor": "anchor"}
 PAIR = "expected None or a pair (lower, upper), each a number, an array or None"
 
 
@@ -33,9 +34,24 @@ def label(name: str, p: Parameter) -> str:
     return f"{WORDS[name]} of {p.label}"
 
 
-def checked(rule: Rule, p: Parameter, mask: Any, bounds: Any) -> dict[str, Any]:
+def checked(rule: Rule, p: Parameter, mask: Any, bounds: Any, anchor: Any = None) -> dict[str, Any]:
     """Those that a tensor has, by name, in its memory order. Raises InputError or DtypeError for what does not fit it."""
-    return _bounds(rule, bounds, p) | _mask(mask, p)
+    return _bounds(rule, bounds, p) | _mask(mask, p) | _anchor(anchor, p)
+
+
+def _anchor(anchor: Any, p: Parameter) -> dict[str, Any]:
+    """A copy of the anchor in the parameter's dtype. Raises InputError unless it is numbers of p's shape."""
+    if anchor is None:
+        return {}
+    where, kind = label("anchor", p), arrays.kind_of(p.array, p.label)
+    view = arrays.describe(anchor, where, "use numpy.asarray(...)")
+    if view.shape != p.view.shape or view.pairs != p.view.pairs or view.device not in (p.view.device, "cpu"):
+        raise InputError(
+            f"{where}: {view.dtype} {view.shape} on {view.device}: expected {p.view.dtype} {p.view.shape} on {p.view.device}"
+        )
+    made = kind.zeros(p.array, p.view.dtype)
+    kind.assign(made, anchor)
+    return {"anchor": made}
 
 
 def _mask(mask: Any, p: Parameter) -> dict[str, Any]:
@@ -80,6 +96,15 @@ def _bounds(rule: Rule, bounds: Any, p: Parameter) -> dict[str, Any]:
     for name, array in made.items():
         arrays.kind_of(array, p.label).assign(array, values[name] if values[name].shape else float(values[name]))
     return made
+
+
+def check_anchors(anchors: Iterable[Any], group: Mapping[str, Any], where: str) -> None:
+    """Raise InputError where there are some and no decay draws to them, or to another point."""
+    if any(anchor is not None for anchor in anchors):
+        if group.get(decay.MODE) is None:
+            raise InputError(f"{where}: anchor: what it draws is a decay: expected a {decay.MODE} with it")
+        if group.get("anchor") is not None:
+            raise InputError(f"{where}: anchor = {group['anchor']!r} and arrays of anchors: expected one of the two")
 
 
 def pair(bounds: Any, where: str) -> tuple[Any, Any]:

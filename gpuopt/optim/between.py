@@ -15,7 +15,7 @@ import numpy as np
 from gpuopt import arrays, dlpack
 from gpuopt.errors import InputError, entries, entry
 from gpuopt.formats.dtypes import STORAGES, numpy_dtype
-from gpuopt.optim import coded, trees
+from gpuopt.optim import coded, companions, trees
 from gpuopt.optim.engine import Engine
 from gpuopt.optim.full_precision import decoded, encoded, keeps
 from gpuopt.optim.hyper import MODE, environment
@@ -33,9 +33,11 @@ def averages(rule: Rule) -> bool:
 
 
 def check_averages(rule: Rule, back: bool = False) -> None:
-    """Raise InputError unless it does; back: and there is a way back to those that are trained."""
-    if not averages(rule):
-        raise InputError(f"{rule.title} evaluates the parameters that it trains: expected no averaged_params()")
+    """Raise InputError unless it does, or keeps an average; back: and there is a way back to those that are trained."""
+    if not averages(rule) and (back or companions.AVERAGE not in {s.name for s in rule.states}):
+        raise InputError(
+            f"{rule.title} evaluates the parameters that it trains: expected no averaged_params(), or ema_decay"
+        )
     if back and RESUME not in rule.between:
         raise InputError(
             f"{rule.name} has no way back from eval(): expected @{rule.name}.resume in the rule, or averaged_params()"
@@ -145,8 +147,11 @@ class BetweenSteps:
         self._engine.wait()
         made = []
         for p in self._engine.parameters:
-            copy = arrays.kind_of(p.array, p.label).clone(p.array)
-            if p.states and self.param_groups[p.group].get(MODE, True):
+            kind = arrays.kind_of(p.array, p.label)
+            copy = kind.clone(p.array)
+            if companions.AVERAGE in p.states:
+                kind.assign(copy, p.states[companions.AVERAGE])
+            elif averages(self.rule) and p.states and self.param_groups[p.group].get(MODE, True):
                 self._ask(EVALUATE, p, copy)
             made.append(copy)
         return self._mirrored(made)

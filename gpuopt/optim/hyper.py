@@ -15,7 +15,8 @@ from gpuopt import arrays
 from gpuopt.compiler.names import GIVEN, OPTION
 from gpuopt.errors import DtypeError, InputError, KindError
 from gpuopt.messages import abbreviated, suggestion
-from gpuopt.optim import decay
+from gpuopt.optim import companions, decay, geometry
+from gpuopt.rules.between import EVALUATE
 from gpuopt.rules.definition import MATRIX, Definition
 from gpuopt.rules.language import Rule, plain_flag
 
@@ -29,6 +30,8 @@ RANGES: dict[str, str] = {
     "max_grad_norm": "[0, inf]",
     "grad_scale": "(0, inf)",
     decay.PEAK: "(0, inf)",
+    **geometry.RANGES,
+    **companions.RANGES,
 }
 # Options that every group has besides the rule's own hyperparameters.
 MODE = "train_mode"  # whether the parameters of a group are those to train; see `optim.between`
@@ -40,10 +43,12 @@ GROUP_OPTIONS: dict[str, Any] = {
     "weight_decay": 0.0,  # where the rule has none of its own
     decay.MODE: None,
     decay.PEAK: None,
+    **geometry.DEFAULTS,
+    **companions.DEFAULTS,
 }
 # For which None is a value; bounds of which there is none then.
 OPTIONAL = (*(name for name, value in GROUP_OPTIONS.items() if value is None), "max_grad_norm")
-CHOICES: dict[str, tuple[object, ...]] = {decay.MODE: (None, *decay.MODES)}
+CHOICES: dict[str, tuple[object, ...]] = {decay.MODE: (None, *decay.MODES), **geometry.CHOICES, **companions.CHOICES}
 
 
 def defaults_of(rule: Rule) -> dict[str, Any]:
@@ -117,6 +122,9 @@ def check_value(name: str, value: Any, rule: Rule, made: Definition, default: An
     if choices:
         if not any(type(plain_flag(value)) is type(c) and value == c for c in choices):
             raise InputError(f"{label}: {name} = {value!r}: expected one of {choices}")
+    elif name in companions.PAIRS:
+        if value is not None:
+            companions.checked_pair(name, value, check_number, label)
     elif callable(value):
         return  # what it returns is looked at when it is asked
     elif name in made.tuples:
@@ -193,6 +201,8 @@ def check_together(group: Mapping[str, Any], rule: Rule, label: str) -> None:
             f"{label}: l1 = {group['l1']}: its threshold is lr * l1, and {rule.title} has no lr: expected 0"
         )
     decay.check(group, rule.title, "weight_decay" in own, "lr" in own, label)
+    geometry.check(group, rule.title, "lr" in own, label)
+    companions.check(group, rule.states, EVALUATE in rule.between, rule.title, label)
     if not together <= group.keys() or any(changes(group[name]) for name in together):
         return  # what follows a schedule is looked at when it has been asked
     complaint = rule.complaint(group)
@@ -258,7 +268,7 @@ def environment(group: Mapping[str, Any], step: int, rule: Rule) -> dict[str, An
     """
     names = scheduled(group, rule)
     group = asked(group, names, step, rule) if names else group
-    values: dict[str, Any] = {GIVEN: group}
+    values: dict[str, Any] = {**geometry.NEUTRAL, **companions.NEUTRAL, GIVEN: group}
     made = rule.definition()
     tuples = made.tuples
     for name, value in group.items():
@@ -271,6 +281,8 @@ def environment(group: Mapping[str, Any], step: int, rule: Rule) -> dict[str, An
     clip = group.get("clip_value")
     values["direction"] = -1.0 if group.get("maximize") else 1.0
     values["clip_value"] = math.inf if clip is None else float(clip)
+    for name in companions.PAIRS:
+        values |= {} if group.get(name) is None else companions.checked_pair(name, group[name], check_number)
     values.setdefault("l1", 0.0)
     values.setdefault("lr", 0.0)  # a rule without one has no use for it, and no l1
     mode = group.get(decay.MODE)
@@ -281,8 +293,9 @@ def environment(group: Mapping[str, Any], step: int, rule: Rule) -> dict[str, An
 
 
 def switches(groups: Sequence[Mapping[str, Any]], scaled: bool, live: Collection[str] = ()) -> dict[str, bool]:
-    """The compile-time flags of the options, on for all groups if any needs them. scaled: whether gradients are multiplied by
-    something whatever the groups say. live: hyperparameters whose derivative is asked for, which count even where they are 0.
+    """The compile-time flags of the options that cost no pass, on for all groups if any needs them; those that do are each group's
+    own, see `geometry.flags`. scaled: whether gradients are multiplied by something whatever the groups say. live: hyperparameters
+    whose derivative is asked for, which count even where they are 0.
     """
     modes = {group.get(decay.MODE) for group in groups}
     on = {

@@ -10,16 +10,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpuopt.compiler.names import CODE
 from gpuopt.errors import InputError
 from gpuopt.formats import formats
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.formats.language import VISIBLE, Format
+from gpuopt.optim import companions
 from gpuopt.rules.declared import PARAMETER, State
 from gpuopt.rules.definition import Definition
 from gpuopt.rules.language import Rule
+
+if TYPE_CHECKING:
+    from gpuopt.optim.settings import Settings
 
 NARROW = CODE + "narrow"  # the flag of a parameter of 16 bits: the only ones that a format of parameters changes
 CODED = CODE + "coded"  # the flag of a parameter whose states are kept in codes
@@ -29,26 +33,34 @@ Codes = tuple[tuple[str, Format], ...]  # of states, by name
 
 
 class Keeping(Rule):
-    """What `Rule` is, by what `base` is. kept: the format of parameters, if any; codes: those of states."""
+    """What `Rule` is, by what `base` is. kept: the format of parameters, if any; codes: those of states; beside: states that
+    options of groups need, see `optim.companions`.
+    """
 
-    def __init__(self, base: Rule, kept: Format | None, codes: Codes) -> None:
-        self.base, self.kept, self.codes = base, kept, codes
+    def __init__(self, base: Rule, kept: Format | None, codes: Codes, beside: tuple[str, ...]) -> None:
+        self.base, self.kept, self.codes, self.beside = base, kept, codes, beside
+        self.of_options = tuple(map(companions.state, beside))
         known = {state.name: state for state in base.states}
         self.of_parameter = planes(kept) if kept else ()
         self.of_states = {name: planes(of, known[name]) for name, of in codes}
-        self.states = (*base.states, *self.of_parameter, *(p for every in self.of_states.values() for p in every))
+        of_states = (p for every in self.of_states.values() for p in every)
+        self.states = (*base.states, *self.of_options, *self.of_parameter, *of_states)
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("base", "kept", "codes"):  # of an object that is being made
+        if name in ("base", "kept", "codes", "beside"):  # of an object that is being made
             raise AttributeError(name)
         return getattr(self.base, name)
 
     def __reduce__(self) -> Any:
-        return keeping, (self.base, plain(self.kept) if self.kept else "native", self.codes)
+        return keeping, (self.base, plain(self.kept) if self.kept else "native", self.codes, self.beside)
 
     def definition(self) -> Definition:
         """That of the rule itself."""
         return self.base.definition()
+
+    def flags(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
+        """The rule's, and which of the states of options there are."""
+        return {**self.base.flags(hyper), **companions.flags(hyper)}
 
     def shaped(
         self, flags: Mapping[str, Any], shape: tuple[int, ...], pairs: bool = False, dtype: str = "float32"
@@ -70,6 +82,7 @@ class Keeping(Rule):
         found: list[State] = []
         for state in self.base.active_states(flags):
             found += self.of_states.get(state.name, (state,)) if flags.get(CODED) else (state,)
+        found += [state for state in self.of_options if flags.get(str(state.when))]
         return (*found, *(self.of_parameter if flags.get(NARROW) else ()))
 
 
@@ -104,12 +117,19 @@ def every_plane() -> frozenset[str]:
 
 
 @cache
-def keeping(base: Rule, kept: str | Format, codes: Codes = ()) -> Rule:
-    """The rule with parameters in that format, and states in these; the rule itself for "native" and no codes."""
-    if kept == "native" and not codes:
+def keeping(base: Rule, kept: str | Format, codes: Codes = (), beside: tuple[str, ...] = ()) -> Rule:
+    """The rule with parameters in that format, states in these, and states of options beside; the rule itself for "native", no
+    codes and no options.
+    """
+    if kept == "native" and not codes and not beside:
         return base
     found = formats()[kept] if isinstance(kept, str) and kept != "native" else kept
-    return Keeping(base, found if isinstance(found, Format) else None, codes)
+    return Keeping(base, found if isinstance(found, Format) else None, codes, beside)
+
+
+def of_settings(base: Rule, settings: Settings, group: Mapping[str, Any]) -> Rule:
+    """The rule with all that formats and the options of a group keep beside parameters."""
+    return keeping(base, settings.param_format, settings.codes(base), companions.states_of(group))
 
 
 def check_narrow(kept: str | Format, dtypes: Iterable[str]) -> None:

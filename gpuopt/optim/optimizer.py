@@ -17,7 +17,7 @@ from gpuopt.optim.decay import peak_of
 from gpuopt.optim.engine import Engine
 from gpuopt.optim.full_precision import bytes_of
 from gpuopt.optim.hyper import MODE, check_group, defaults_of
-from gpuopt.optim.keeping import check_narrow, keeping
+from gpuopt.optim.keeping import check_narrow, of_settings
 from gpuopt.optim.parameters import Parameter, parameter_view
 from gpuopt.optim.settings import Settings
 from gpuopt.rules.language import Rule, checked_rule
@@ -45,6 +45,8 @@ class Optimizer(between.BetweenSteps):
     bounds: mirrors params, for each array None or a pair (lower, upper), each None, a number or an array of its shape: after the
     update the parameter is brought between them. Bounds are copied, in the parameter's dtype; the first step is what brings
     parameters between them that were not. Pruned weights (mask) are 0 all the same. NaN stays NaN.
+    anchor: mirrors params, arrays or None: what a weight_decay_mode decays is how far parameters are from them; or "initial": from
+    what they are before their first step. Arrays are copied, in the parameter's dtype.
     weight_decay_mask: mirrors params with True or False, or a function of path and array, such as `lambda path, a: a.ndim > 1`;
     where it is false, parameters are in a group of their own, without decay. path: keys and indices in params, a tuple.
     matrices: of an optimizer of matrices (Muon and its kin), mirrors params with True or False, or a function of path and array;
@@ -71,6 +73,7 @@ class Optimizer(between.BetweenSteps):
         skip_nonfinite: bool = False,
         mask: Any = None,
         bounds: Any = None,
+        anchor: Any = None,
         weight_decay_mask: Any = None,
         matrices: Any = None,
         rest: Mapping[str, Any] | None = None,
@@ -82,14 +85,16 @@ class Optimizer(between.BetweenSteps):
         self.rule = rule = checked_rule(rule)
         if "max_grad_norm" in rule.hyperparameters:  # its own, with a default of its own that classes give
             hyper, max_grad_norm = hyper | {"max_grad_norm": max_grad_norm}, None
+        if isinstance(anchor, str):
+            hyper, anchor = hyper | {"anchor": anchor}, None
         self.settings = Settings(
             state_format, param_format, max_grad_norm, grad_scale, None, skip_nonfinite, capturable, seed, state_device
         )
         self.settings.check(rule)
         routes.check(rule, matrices, rest)
         self._rest = rest
-        self.rule = rule = keeping(rule, param_format, self.settings.codes(rule))
         self.defaults = defaults_of(rule) | hyper
+        self.rule = rule = of_settings(rule, self.settings, hyper)
         given = {k: v for k, v in self.defaults.items() if v is not inspect.Parameter.empty}
         options = inspect.signature(Optimizer).parameters.values()
         check_group(given | peak_of(given), rule, rule.title, [p.name for p in options if p.kind is p.KEYWORD_ONLY])
@@ -102,7 +107,8 @@ class Optimizer(between.BetweenSteps):
         )
         self._grouped = trees.is_group_list(params)
         groups = params if self._grouped else [{"params": params}]
-        of_tensors = {"mask": mask, "bounds": bounds, "weight_decay_mask": weight_decay_mask, "matrices": matrices}
+        of_tensors = {"mask": mask, "bounds": bounds, "anchor": anchor}
+        of_tensors |= {"weight_decay_mask": weight_decay_mask, "matrices": matrices}
         of_groups = [self._of_each(name, value, groups) for name, value in of_tensors.items()]
         for group, *own in zip(groups, *of_groups, strict=True):
             self.add_param_group(group, **dict(zip(of_tensors, own, strict=True)))
@@ -139,8 +145,8 @@ class Optimizer(between.BetweenSteps):
     # ------------------------------------------------------------------------------------------- groups
 
     def add_param_group(
-        self, group: Mapping[str, Any], *, mask: Any = None, bounds: Any = None, weight_decay_mask: Any = None,
-        matrices: Any = None,
+        self, group: Mapping[str, Any], *, mask: Any = None, bounds: Any = None, anchor: Any = None,
+        weight_decay_mask: Any = None, matrices: Any = None,
     ) -> None:  # fmt: skip
         """Add tensors with hyperparameters of their own; `group["params"]` is an array or a nested list or dict.
 
@@ -158,16 +164,17 @@ class Optimizer(between.BetweenSteps):
         prefix = f"{name}['params']" if self._grouped or index else "params"
         structure = trees.settled(group["params"], prefix)
         leaves = list(trees.flatten(structure, prefix))
-        masks, limits = (
+        around = [
             [None] * len(leaves) if value is None else list(trees.mirror(structure, value, name, "params"))
-            for name, value in (("mask", mask), ("bounds", bounds))
-        )
+            for name, value in (("mask", mask), ("bounds", bounds), ("anchor", anchor))
+        ]
+        beside.check_anchors(around[-1], made, name)
         routes.check(self.rule, matrices, None)
         of_each = self._kinds(structure, leaves, weight_decay_mask, matrices)
         kinds = sorted(set(of_each), reverse=True)  # of groups
         counters = {kind: self._engine.counter(index + k, 0) for k, kind in enumerate(kinds)}
         parameters = []
-        for (label, array), tensor_mask, limit, kind in zip(leaves, masks, limits, of_each, strict=True):
+        for (label, array), kind, *beside_it in zip(leaves, of_each, *around, strict=True):
             if getattr(array, "requires_grad", False):
                 raise InputError(
                     f"{label}: a {type(array).__name__} of torch that requires grad: expected one without, such as "
@@ -176,7 +183,7 @@ class Optimizer(between.BetweenSteps):
             counter = counters[kind]
             p = Parameter(label, array, parameter_view(array, label), counter.group, counter)
             self._engine.choice(p)
-            p.beside = beside.checked(self.rule, p, tensor_mask, limit)
+            p.beside = beside.checked(self.rule, p, *beside_it)
             parameters.append(p)
         self._engine.add(parameters)
         for kind in kinds or [(True, True)]:

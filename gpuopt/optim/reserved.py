@@ -33,12 +33,11 @@ OWN = ("weight_decay", "max_grad_norm")
 def _options() -> frozenset[str]:
     from gpuopt.optim.hyper import GROUP_OPTIONS
     from gpuopt.optim.optimizer import Optimizer
-    from gpuopt.rules.options import after, before
+    from gpuopt.rules.options import scalars
 
     parameters = inspect.signature(Optimizer).parameters.values()
     own = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
-    fragments = {name for f in (before, after) for name in f.tree.scalars} - {"lr"}
-    return frozenset({*own, *GROUP_OPTIONS, *fragments} - {*OWN})
+    return frozenset({*own, *GROUP_OPTIONS, *scalars()} - {"lr", "step", *OWN})
 
 
 def meaning(name: str) -> str | None:

@@ -54,6 +54,8 @@ def picked(
         raise InputError(
             "capturable: a captured step would be of the same rows for ever: expected all rows, found some"
         )
+    if settings.state_device == "host":
+        raise InputError("state_device = 'host': states travel as whole tensors: expected all rows, found some")
     return found
 
 

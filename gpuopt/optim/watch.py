@@ -13,7 +13,7 @@ from types import NoneType
 from typing import Any
 
 from gpuopt.errors import InputError
-from gpuopt.optim import hyper
+from gpuopt.optim import companions, geometry, hyper
 from gpuopt.rules.definition import MATRIX
 from gpuopt.rules.language import Rule
 
@@ -97,14 +97,16 @@ class Groups:
         self._flags.clear()
 
     def flags(self, scaled: bool) -> Flags:
-        """The compile-time constants of every group. Options are switched on for all groups if any needs them.
+        """The compile-time constants of every group. Options that cost no pass are switched on for all groups if any
+        needs them.
 
         scaled: whether gradients are multiplied by something whatever the groups say.
         """
         if scaled in self._flags and None not in self._environments:
             return self._flags[scaled]
         shared = hyper.switches(self.dicts, scaled)
-        made = tuple(tuple(sorted((self.rule.flags(g) | shared).items())) for g in self.dicts)
+        own = [self.rule.flags(g) | geometry.flags(g) | companions.flags(g) for g in self.dicts]
+        made = tuple(tuple(sorted((flags | shared).items())) for flags in own)
         self._flags[scaled] = made
         return made
 

@@ -8,7 +8,21 @@ from pkgutil import iter_modules
 from gpuopt.rules.language import Rule, State, rule
 
 # Files that hold no rule.
-MECHANISM = ("between", "declared", "definition", "find", "language", "options", "parts", "primitives")
+MECHANISM = (
+    *(
+        "between",
+        "companions",
+        "declared",
+        "definition",
+        "find",
+        "fragments",
+        "geometry",
+        "language",
+        "options",
+        "parts",
+    ),
+    "primitives",
+)
 NAMES = tuple(sorted(module.name for module in iter_modules(__path__) if module.name not in MECHANISM))
 
 __all__ = ["NAMES", "Rule", "State", "get", "rule", "titled", "titles"]

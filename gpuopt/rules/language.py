@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from gpuopt.compiler.names import OPTION
 from gpuopt.errors import InputError, entry
 from gpuopt.rules.between import EVALUATE, RESUME, Between
 from gpuopt.rules.declared import SHAPES, State, checked_ranges, checked_states, checked_tuples, refuse
@@ -242,12 +243,18 @@ class Rule:
     def shaped(
         self, flags: Mapping[str, Any], shape: tuple[int, ...], pairs: bool = False, dtype: str = "float32"
     ) -> dict[str, Any]:
-        """The flags for a tensor of this shape: `matrix` says whether it has rows and columns. pairs: of complex numbers."""
-        return {**flags, **({MATRIX: flags[MATRIX] and len(shape) > 1 and not pairs} if MATRIX in flags else {})}
+        """The flags for a tensor of this shape: `matrix` says whether it has rows and columns, that of the options where one of
+        them asks. pairs: of complex numbers.
+        """
+        asks = [name for name in (MATRIX, OPTION + MATRIX) if flags.get(name)]
+        return {**flags, **dict.fromkeys(asks, len(shape) > 1 and not pairs)}
 
     def axis(self, shape: tuple[int, ...]) -> int:
-        """The first axis of a tensor that counts its columns: the last one, or all behind the first, flattened."""
-        whole = len(shape) > 3 if self.flatten == CONVOLUTIONS else self.flatten
+        """The first axis of a tensor that counts its columns: the last one, or all behind the first, flattened. So are those of a
+        rule that looks at no rows or columns itself: options that do take each output of a convolution for a row.
+        """
+        looks = any(s.shape in ("row", "column") for s in self.states) or self.definition().along
+        whole = len(shape) > 3 if self.flatten == CONVOLUTIONS else self.flatten or not looks
         return min(1, len(shape)) if whole else max(0, len(shape) - 1)
 
     def matrix(self, shape: tuple[int, ...]) -> tuple[int, int]:

@@ -39,6 +39,7 @@ OPTIONS: dict[str, Any] = {
     "skip_nonfinite": False,
     "mask": None,
     "bounds": None,
+    "anchor": None,
     "matrices": None,
     "rest": None,
     "seed": 0,
@@ -110,6 +111,8 @@ def _made(rule: Rule, definition: Definition) -> type[TorchOptimizer]:
         if missing:
             raise ArgumentError(f"{rule.title} needs {missing[0]}")
         options = {k: default if k in own else values.pop(k, default) for k, default in OPTIONS.items()}
+        if isinstance(options["anchor"], str):
+            values["anchor"], options["anchor"] = options["anchor"], None
         extra = {k: values.pop(k) for k in EVERYWHERE if k in values and k not in fields}
         unknown = set(values) - set(fields) - {"capturable"}
         if unknown:

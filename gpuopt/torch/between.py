@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from gpuopt.compiler.names import OPTION
 from gpuopt.errors import InputError, entries, entry
 from gpuopt.formats.dtypes import STORAGES
-from gpuopt.optim import coded
-from gpuopt.optim.between import check_averages, computed, of_rule
+from gpuopt.optim import coded, companions
+from gpuopt.optim.between import averages, check_averages, computed, of_rule
 from gpuopt.optim.full_precision import decoded, encoded, keeps
 from gpuopt.optim.hyper import MODE, defaults_of, environment
 from gpuopt.optim.routes import Routing, routing
@@ -124,13 +125,15 @@ class BetweenSteps:
         Raises InputError where a rule evaluates what it trains.
         """
         check_averages(self.rule)
-        return [
-            self._asked_of(EVALUATE, group, p, p).to(p.dtype)
-            if self.state.get(p) and group.get(MODE, True)
-            else p.detach().clone()
-            for group in self.param_groups
-            for p in group["params"]
-        ]
+        return [self._averaged(group, p) for group in self.param_groups for p in group["params"]]
+
+    def _averaged(self, group: dict[str, Any], p: torch.Tensor) -> torch.Tensor:
+        """What is evaluated of a parameter, as a new tensor."""
+        state = self.state.get(p) or {}
+        if averages(self.rule) and state and group.get(MODE, True):
+            return self._asked_of(EVALUATE, group, p, p).to(p.dtype)
+        average = state.get(companions.AVERAGE.removeprefix(OPTION)) if not averages(self.rule) else None
+        return p.detach().clone() if average is None else average.detach().to(p.dtype, copy=True)
 
     def __getattr__(self, name: str) -> Any:
         return of_rule(self, type(self).rule, name)

@@ -21,6 +21,7 @@ from gpuopt.compiler.host import prepared_values
 from gpuopt.compiler.names import OPTION
 from gpuopt.errors import InputError, OptionError
 from gpuopt.formats.dtypes import STORAGES
+from gpuopt.optim import companions, geometry
 from gpuopt.optim.decay import names
 from gpuopt.optim.hyper import check_group, defaults_of, environment, switches
 from gpuopt.optim.settings import Settings
@@ -245,9 +246,9 @@ class Step:
         before = x | {"g": real(p.grad).to(TYPES[compute])}
         after = before | {OPTION + name: t.to(TYPES[compute]) for name, t in beside.items()}
         scalars = environment(hyper, count, self.rule) | live
-        scalars["grad_multiplier"] = 1.0 if multiplier is None else multiplier
+        scalars |= {"grad_multiplier": 1.0 if multiplier is None else multiplier, "step": count}
         with compute_dtype(np.dtype(compute), STORAGES[NAMES[p.dtype]].epsilon):
-            apply(self.rule, flags, after, scalars, self._prepared(count, scalars, live))
+            apply(getattr(self.rule, "base", self.rule), flags, after, scalars, self._prepared(count, scalars, live))
         written = ["p", *(s.name for s in mine)]
         values = [(tensors[name], like(after[name], before[name], tensors[name])) for name in written]
         return Update(missing, count if counted else None, values)
@@ -259,7 +260,9 @@ class Step:
         flags = self.rule.flags(hyper)
         lively = {name: True for name in flags if name.startswith("has_") and name[4:] in live}
         there = {OPTION + flag: name in beside for name, flag in BESIDE.items()}
-        return flags | lively | switches([hyper], scaled, live) | there
+        return (
+            flags | lively | switches([hyper], scaled, live) | geometry.flags(hyper) | companions.flags(hyper) | there
+        )
 
     def _missing(
         self, p: torch.Tensor, state: Mapping[str, Any], flags: Mapping[str, Any], hyper: Mapping[str, Any]

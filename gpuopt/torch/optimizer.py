@@ -19,7 +19,7 @@ from gpuopt.optim.between import averages, check_training
 from gpuopt.optim.decay import peak_of
 from gpuopt.optim.engine import Engine
 from gpuopt.optim.hyper import MODE, check_group, defaults_of, members
-from gpuopt.optim.keeping import check_narrow, keeping
+from gpuopt.optim.keeping import check_narrow, of_settings
 from gpuopt.optim.settings import Settings
 from gpuopt.rules.language import Rule
 from gpuopt.torch import differentiable, joint, loading, routes, sparse
@@ -30,6 +30,7 @@ from gpuopt.torch.parameters import (
     Member,
     any_has,
     check_apart,
+    in_rows,
     labelled,
     make_parameter,
     new_states,
@@ -59,7 +60,7 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
 
     def __init__(self, params: Any, defaults: dict[str, Any], options: dict[str, Any], backend: str | None) -> None:
         asked = dict(options)
-        mask, bounds = asked.pop("mask", None), asked.pop("bounds", None)
+        around = {name: asked.pop(name, None) for name in ("mask", "bounds", "anchor")}
         params = routes.grouped(self.rule, params, asked.pop("matrices", None), asked.pop("rest", None))
         self._given, self._asked = Settings(**asked), backend
         together = {k: members(defaults[k], defaults[k]) for k in self.rule.definition().tuples if k in defaults}
@@ -70,7 +71,7 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
         self._replayed = Replayed()
         self._reset()
         self._settings().check(self.rule)
-        self.rule = keeping(type(self).rule, self._given.param_format, self._given.codes(self.rule))
+        self.rule = of_settings(self.rule, self._given, defaults)
         self._check_group(defaults, self.rule.title)
         super().__init__(params, defaults)
         every = [p for group in self.param_groups for p in group["params"]]
@@ -78,7 +79,7 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
         check_narrow(self._given.param_format, [NAMES.get(p.dtype, str(p.dtype)) for p in every])
         if defaults.get("fused") and defaults.get("foreach"):
             raise OptionError("`fused` and `foreach` cannot be `True` together.")  # as torch
-        self._beside = Beside(mask, bounds, self.param_groups)
+        self._beside = Beside(around, self.param_groups)
         self._watch()
         if self.twin in EAGER:
             self._allocate([p for group in self.param_groups for p in group["params"] if p.layout is torch.strided])
@@ -167,7 +168,7 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
         """An engine for parameters with these labels and groups."""
         settings = self._settings()
         engine = Engine(self.rule, settings, self.param_groups, self._asked)
-        along = self.rule.definition().along or bool(getattr(self.rule, "codes", ()))
+        along = in_rows(self.rule, self.param_groups)
         walks = [(label, p, walked(p, label, along)) for label, p, *_ in members]
         check_apart(walks)
         parameters = []
@@ -373,7 +374,7 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
         state = dict(state)
         if "gpuopt" in state:
             self._given, self._asked, self._beside, self._keys = state.pop("gpuopt")
-            self.rule = keeping(type(self).rule, self._given.param_format, self._given.codes(type(self).rule))
+            self.rule = of_settings(type(self).rule, self._given, state["defaults"])
         super().__setstate__(state)
         for group in self.param_groups:
             for key in self._keys:  # what torch's class did not always have was as it says; ours are as given here

@@ -16,8 +16,8 @@ from gpuopt import arrays
 from gpuopt.errors import InputError
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.launch.launcher import StepCounter
-from gpuopt.optim import coded
-from gpuopt.optim.beside import checked
+from gpuopt.optim import coded, geometry
+from gpuopt.optim.beside import check_anchors, checked
 from gpuopt.optim.parameters import Parameter, parameter_view
 from gpuopt.optim.settings import Settings
 from gpuopt.optim.states import begins, kept_dtype
@@ -90,6 +90,11 @@ def new_states(
     return made
 
 
+def in_rows(rule: Rule, groups: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the rows of tensors have to lie one behind the other: for the rule, formats of states, or options of a group."""
+    return rule.definition().along or bool(getattr(rule, "codes", ())) or any(map(geometry.by_rows, groups))
+
+
 def walked(p: torch.Tensor, label: str, along: bool = False) -> torch.Tensor:
     """The parameter itself, or a dense tensor to step in its place where its memory has gaps, or holds its values conjugated or
     negated, or its rows do not lie one behind the other. Raises InputError where elements share memory, as torch does.
@@ -154,12 +159,14 @@ def make_parameter(
 
 
 class Beside:
-    """The masks and bounds of an optimizer's parameters, given by these or by their names. Raises InputError for what is no
-    parameter of it.
+    """The masks, bounds and anchors of an optimizer's parameters, given by these or by their names. Raises InputError for what is
+    no parameter of it.
     """
 
-    def __init__(self, mask: Any, bounds: Any, groups: Sequence[Mapping[str, Any]]) -> None:
-        self.given = {"mask": of_parameters("mask", mask, groups), "bounds": of_parameters("bounds", bounds, groups)}
+    def __init__(self, given: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> None:
+        self.given = {name: of_parameters(name, given.get(name), groups) for name in ("mask", "bounds", "anchor")}
+        for group in groups:
+            check_anchors((self.given["anchor"].get(p) for p in group["params"]), group, "anchor")
         self.given["mask"] = {p: _of_parts(mask, p) for p, mask in self.given["mask"].items()}
         # The arrays that were made of them, and the kind of tensor that they were made for.
         self.made: dict[torch.Tensor, tuple[Any, dict[str, Any]]] = {}
@@ -168,15 +175,15 @@ class Beside:
         """Those of a parameter, by name; work: what is stepped in its place. Raises InputError or DtypeError where one does not
         fit.
         """
-        mask, bounds = (self.given[name].get(p) for name in ("mask", "bounds"))
-        if mask is None and bounds is None:
+        given = {name: of[p] for name, of in self.given.items() if of.get(p) is not None}
+        if not given:
             return {}
         work = walked(p.detach(), label) if work is None else work
         key = work.device, work.dtype, work.shape
         if p not in self.made or self.made[p][0] != key:
             counter = StepCounter(0, 0, lambda step: {})
             stepped = Parameter(label, work, parameter_view(work, label), 0, counter)
-            self.made[p] = key, checked(rule, stepped, mask, bounds)
+            self.made[p] = key, checked(rule, stepped, given.get("mask"), given.get("bounds"), given.get("anchor"))
         return self.made[p][1]
 
 

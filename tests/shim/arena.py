@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 import gpuopt
 from gpuopt import rules
-from gpuopt.compiler.names import CODE, OPTION
+from gpuopt.compiler.names import OPTION
 from gpuopt.compiler.program import Program
 from gpuopt.formats.dtypes import numpy_dtype
 from gpuopt.formats.language import Format
@@ -26,6 +26,7 @@ from gpuopt.optim.coded import codes
 from gpuopt.optim.optimizer import Optimizer
 from gpuopt.optim.parameters import Parameter
 from gpuopt.rules.language import Rule
+from gpuopt.rules.options import BESIDE
 from gpuopt.source import program
 
 POISON = 0xA5  # as any floating type: a small negative number, neither NaN nor infinity
@@ -163,7 +164,8 @@ class Case:
         """What every run begins with: role -> arrays, mask and bounds without the mark of an option."""
         made = {}
         for k, role in enumerate(self.program.roles):
-            name = role.name if role.name.startswith(CODE) else role.name.removeprefix(OPTION)
+            bare = role.name.removeprefix(OPTION)
+            name = bare if bare in BESIDE else role.name
             dtype = role.storage.removeprefix("code-")
             arena = Arena(dtype, self.shapes, self.offsets.get(name, [0] * len(self.sizes)))
             for i, array in enumerate(a.reshape(-1) for a in arena.arrays):
