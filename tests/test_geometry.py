@@ -302,6 +302,14 @@ def test_options_may_follow_the_step() -> None:
     assert difference(p, q) < 1e-13
 
 
+@pytest.mark.parametrize(("p", "g"), [(5e-16, 1.0), (2e-15, 5e-16)])
+def test_what_is_next_to_nothing_is_no_length(p: float, g: float) -> None:
+    """A relative update is 0 where the parameter or the update is shorter than 1e-15."""
+    found = np.array([p])
+    gpuopt.GD(found, lr=LR, backend="numpy", update_norm="relative").step(np.array([g]))
+    assert found[0] == p
+
+
 def test_matrices_on_a_sphere() -> None:
     """MuonH: Muon around whose product of matrices the option is, its norms between the last stage's passes."""
     rng = np.random.default_rng(0)
