@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from formulas import FORMULAS
+from cases_matrices import ROWS
 from formulas_matrices import OF_MATRICES
 from formulas_sums import OF_SUMS, TOGETHER
 
@@ -369,54 +370,5 @@ CASES = [
         {"lr": 0.01, "betas": (0.5, 0.75), "weight_decay": 0.1, "b": 0.1},
         {"lr": 0.01, "a": 1.0, "b": 10.0, "weight_decay": 0.1, "maximize": True},
     ),
-    *_rows(
-        "Muon",
-        {},
-        {
-            "lr": 0.02,
-            "ns_coefficients": "polar_express",
-            "adjust_lr_fn": "match_rms_adamw",
-            "nesterov": False,
-            "maximize": True,
-        },
-        {
-            "lr": 0.02,
-            "ns_coefficients": "cubic5",
-            "adjust_lr_fn": "rms_to_rms",
-            "momentum": 0.5,
-            "adamw_betas": (0.5, 0.9),
-        },
-        {"lr": 0.02, "ns_steps": 3, "adjust_lr_fn": "none", "weight_decay": 0.0, "adamw_eps": 1e-3},
-    ),
-    *_rows(
-        "NorMuon",
-        {},
-        {"second_momentum": 0.5, "ns_coefficients": "cubic5", "eps": 1e-3, "weight_decay": 0.0, "maximize": True},
-        {"lr": 0.01, "adjust_lr_fn": "match_rms_adamw", "nesterov": False},
-    ),
-    # Matrices of signs have low ranks, and a small eps would show the noise of what is 0 in them.
-    *_rows(
-        "AdaMuon",
-        {"eps": 1e-4},
-        {"momentum": 0.5, "nesterov": False, "eps": 1e-3, "ns_steps": 3, "maximize": True},
-        {"lr": 0.01, "eps": 1e-3, "ns_coefficients": "cubic5", "weight_decay": 0.3},
-    ),
-    *_rows(
-        "Muon2",
-        {},
-        {"lr": 0.02, "second_momentum": 0.5, "adjust_lr_fn": "match_rms_adamw", "eps": 1e-3, "maximize": True},
-        {"lr": 0.01, "ns_steps": 4, "nesterov": False},
-    ),
-    *_rows(
-        "NAMO",
-        {},
-        {"second_momentum": 0.5, "ns_coefficients": "polar_express", "eps": 1e-3, "nesterov": False, "maximize": True},
-        {"lr": 0.01, "adjust_lr_fn": "rms_to_rms", "weight_decay": 0.3},
-    ),
-    *_rows(
-        "Scion",
-        {},
-        {"lr": 0.01, "momentum": 0.5, "scale": 3.0, "unconstrained": True, "maximize": True},
-        {"lr": 0.001, "ns_coefficients": "cubic5", "ns_steps": 4},
-    ),
+    *(case for name, rows in ROWS.items() for case in _rows(name, *rows)),
 ]

@@ -137,7 +137,16 @@ def numbers(tensor: torch.Tensor) -> torch.Tensor:
 
 
 TENSORS = Kind(
-    "torch", _is_tensor, describe, zeros, relayout, survives_fork(torch.clone), assign, hosted, pooled=True, numbers=numbers
+    "torch",
+    _is_tensor,
+    describe,
+    zeros,
+    relayout,
+    survives_fork(torch.clone),
+    assign,
+    hosted,
+    pooled=True,
+    numbers=numbers,
 )
 arrays.register(TENSORS)
 

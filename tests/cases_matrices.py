@@ -1,0 +1,52 @@
+"""Rows of `cases` for optimizers of matrices: class name -> hyperparameters, each of which is compared with the author's formula."""
+
+from __future__ import annotations
+
+from typing import Any
+
+ROWS: dict[str, tuple[dict[str, Any], ...]] = {
+    "Muon": (
+        {},
+        {
+            "lr": 0.02,
+            "ns_coefficients": "polar_express",
+            "adjust_lr_fn": "match_rms_adamw",
+            "nesterov": False,
+            "maximize": True,
+        },
+        {
+            "lr": 0.02,
+            "ns_coefficients": "cubic5",
+            "adjust_lr_fn": "rms_to_rms",
+            "momentum": 0.5,
+            "adamw_betas": (0.5, 0.9),
+        },
+        {"lr": 0.02, "ns_steps": 3, "adjust_lr_fn": "none", "weight_decay": 0.0, "adamw_eps": 1e-3},
+    ),
+    "NorMuon": (
+        {},
+        {"second_momentum": 0.5, "ns_coefficients": "cubic5", "eps": 1e-3, "weight_decay": 0.0, "maximize": True},
+        {"lr": 0.01, "adjust_lr_fn": "match_rms_adamw", "nesterov": False},
+    ),
+    # Matrices of signs have low ranks, and a small eps would show the noise of what is 0 in them.
+    "AdaMuon": (
+        {"eps": 1e-4},
+        {"momentum": 0.5, "nesterov": False, "eps": 1e-3, "ns_steps": 3, "maximize": True},
+        {"lr": 0.01, "eps": 1e-3, "ns_coefficients": "cubic5", "weight_decay": 0.3},
+    ),
+    "Muon2": (
+        {},
+        {"lr": 0.02, "second_momentum": 0.5, "adjust_lr_fn": "match_rms_adamw", "eps": 1e-3, "maximize": True},
+        {"lr": 0.01, "ns_steps": 4, "nesterov": False},
+    ),
+    "NAMO": (
+        {},
+        {"second_momentum": 0.5, "ns_coefficients": "polar_express", "eps": 1e-3, "nesterov": False, "maximize": True},
+        {"lr": 0.01, "adjust_lr_fn": "rms_to_rms", "weight_decay": 0.3},
+    ),
+    "Scion": (
+        {},
+        {"lr": 0.01, "momentum": 0.5, "scale": 3.0, "unconstrained": True, "maximize": True},
+        {"lr": 0.001, "ns_coefficients": "cubic5", "ns_steps": 4},
+    ),
+}
