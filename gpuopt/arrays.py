@@ -22,6 +22,11 @@ from gpuopt.errors import DtypeError, InputError
 from gpuopt.formats.dtypes import numpy_dtype
 from gpuopt.native.ndarrays import first_addresses
 from gpuopt.pairs import as_pairs, is_complex, paired, state_like
+from gpuopt.strides import canonical as canonical
+from gpuopt.strides import is_dense as is_dense
+from gpuopt.strides import lowest as lowest
+from gpuopt.strides import shifted as shifted
+from gpuopt.strides import strides_of
 
 LINE = 64  # bytes of a cache line
 
@@ -83,49 +88,13 @@ class Kind:
     firsts: Callable[[Sequence[Any]], NDArray[np.int64]] | None = None
 
 
-def lowest(address: int, shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> int:
-    """The address of the lowest element: not the first one where a stride is negative."""
-    return address + itemsize * sum((n - 1) * s for n, s in zip(shape, strides, strict=True) if s < 0 and n > 1)
-
-
-def shifted(address: int, itemsize: int) -> int:
-    """Elements from a multiple of 16 of them to this address: packs are of no more."""
-    return address // itemsize % 16
-
-
-def canonical(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
-    """Strides that matter: those of axes longer than 1."""
-    return tuple(s for n, s in zip(shape, strides, strict=True) if n > 1)
-
-
-def is_dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Whether the elements fill their memory without gaps or overlaps, in any order of axes."""
-    if 0 in shape:
-        return True
-    expected = 1
-    axes = sorted((abs(s), n) for n, s in zip(shape, strides, strict=True) if n > 1)
-    for stride, n in axes:
-        if stride != expected:
-            return False
-        expected *= n
-    return True
-
-
-# ---------------------------------------------------------------------------------------------------- NumPy and CuPy
-
-
-def _strides(array: Any) -> tuple[int, ...]:
-    size = array.dtype.itemsize
-    return tuple(s // size for s in array.strides) if size else ()
-
-
 def _numpy_view(array: Any) -> View:
     if isinstance(array, np.ma.MaskedArray):
         raise DtypeError(
             "a masked array: expected a plain one, since what lies under the mask would be used; use .filled(0)"
         )
     data = array.__array_interface__["data"]
-    strides = _strides(array)
+    strides = strides_of(array)
     if not array.dtype.isnative:
         raise DtypeError(
             f"dtype {array.dtype.str}: expected this machine's byte order; use .astype({array.dtype.name!r})"
@@ -153,7 +122,7 @@ def _in_order_of(xp: Any, like: Any, dtype: Any) -> Any:
 
 def _ordered(flat: Any, like: Any) -> Any:
     """Elements in the shape, the memory order and the signs of strides of `like`."""
-    strides = canonical(like.shape, _strides(like))
+    strides = canonical(like.shape, strides_of(like))
     order = sorted(range(like.ndim), key=lambda axis: -abs(like.strides[axis]) if like.shape[axis] > 1 else 0)
     result = flat.reshape([like.shape[axis] for axis in order]).transpose([int(k) for k in np.argsort(order)])
     if any(s < 0 for s in strides):
@@ -212,7 +181,7 @@ def _cupy() -> Any:
 
 
 def _cupy_view(array: Any) -> View:
-    strides = _strides(array)
+    strides = strides_of(array)
     address = lowest(array.data.ptr, array.shape, strides, array.dtype.itemsize)
     return paired(View(address, array.shape, strides, array.dtype.name, f"cuda:{array.device.id}"))
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from formulas import FORMULAS
 from cases_matrices import ROWS
+from formulas import FORMULAS
 from formulas_matrices import OF_MATRICES
 from formulas_sums import OF_SUMS, TOGETHER
 

@@ -1,4 +1,4 @@
-"""Rows of `cases` for optimizers of matrices: class name -> hyperparameters, each of which is compared with the author's formula."""
+"""Rows of `cases` for optimizers of matrices: class name -> hyperparameters, each compared with a formula of the author's."""
 
 from __future__ import annotations
 

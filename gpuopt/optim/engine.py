@@ -27,6 +27,7 @@ from gpuopt.optim import rows as some_rows
 from gpuopt.optim.alike import Alike
 from gpuopt.optim.launches import make_launches
 from gpuopt.optim.parameters import (
+    Change,
     Parameter,
     ParameterMemory,
     as_array,
@@ -34,6 +35,7 @@ from gpuopt.optim.parameters import (
     fitted,
     hosted,
     parameter_view,
+    reshapes,
     same_order,
 )
 from gpuopt.optim.rows import Pick
@@ -41,8 +43,6 @@ from gpuopt.optim.settings import Settings
 from gpuopt.optim.states import new_states
 from gpuopt.optim.watch import Flags, Groups
 from gpuopt.rules.language import Rule
-
-Change = tuple[Parameter, Any, View | None]  # a parameter, its new gradient, and that gradient's View
 
 UNSEEN = object()  # no gradient
 
@@ -393,10 +393,3 @@ class Engine:
 
     def _backends(self) -> list[tuple[Backend, dict[str, Any]]]:
         return [(backends.get(name, device), shared) for (device, name), shared in self._shared.items()]
-
-
-def reshapes(change: Change) -> bool:
-    """Whether a new gradient needs new launches, not only a new address."""
-    p, _, view = change
-    old = p.grad_view
-    return (view is None) != (old is None) or (view is not None and old is not None and view.dtype != old.dtype)

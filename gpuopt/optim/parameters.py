@@ -230,3 +230,13 @@ def bytes_of_gradients(parameters: Sequence[Parameter], device: str) -> tuple[ND
     found = [(k, numel * STORAGES[view.dtype].itemsize) for k, numel, view in chosen if view is not None]
     indices, sizes = np.array(found, np.int64).reshape(-1, 2).T
     return indices, sizes
+
+
+Change = tuple[Parameter, Any, View | None]  # a parameter, its new gradient, and that gradient's View
+
+
+def reshapes(change: Change) -> bool:
+    """Whether a new gradient needs new launches, not only a new address."""
+    p, _, view = change
+    old = p.grad_view
+    return (view is None) != (old is None) or (view is not None and old is not None and view.dtype != old.dtype)
