@@ -40,8 +40,13 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adamw": {"lr": 4e-3, "weight_decay": 0.1},
     "lion": {"lr": 1e-3, "weight_decay": 0.5},
     "sgd": {"lr": 0.2, "momentum": 0.9},
+    "muon": {"lr": 0.02, "weight_decay": 0.1},
+    "normuon": {"lr": 0.02, "weight_decay": 0.1},
 }
-CLASSES = {"adamw": gpuopt.torch.AdamW, "lion": gpuopt.torch.Lion, "sgd": gpuopt.torch.SGD}
+CLASSES = {name: getattr(gpuopt.torch, name) for name in ("AdamW", "Lion", "SGD", "Muon", "NorMuon")}
+CLASSES = {name.lower(): made for name, made in CLASSES.items()}
+# Of what is stepped by AdamW where the blocks are by Muon: the rate and the betas of AdamW.
+OF_MATRICES = {"rest": {"lr": 4e-3}, "adamw_betas": (0.9, 0.999), "matrices": lambda name, p: name.startswith("blocks")}
 BETA1, BETA2 = 0.9, (0.999, 0.95)  # of AdamW
 
 WARM_UP, CLIP = 60, 1.0
@@ -57,14 +62,17 @@ class Kept:
     def __init__(
         self, model: nn.Module, optimizer: str, recipe: str, gradients: str | None, given: dict[str, Any]
     ) -> None:
-        weights, options = RECIPES[recipe]
+        weights, options = RECIPES[recipe][0], dict(RECIPES[recipe][1])
         self.model = list(model.parameters())
         self.peer: Peer | None = PEERS[weights]() if weights in PEERS else None
         dtype = self.peer.master if self.peer else getattr(torch, weights)
         self.gradients = getattr(torch, gradients or ("float32" if weights == "float32" else "bfloat16"))
         self.same = weights == "float32" and self.gradients == torch.float32
         self.masters = self.model if self.same else [nn.Parameter(p.detach().to(dtype, copy=True)) for p in self.model]
-        self.opt = CLASSES[optimizer](self.masters, **given, **options)
+        names = [name for name, _ in model.named_parameters()]
+        options |= OF_MATRICES if optimizer.endswith("muon") else {}
+        self.opt = CLASSES[optimizer](list(zip(names, self.masters, strict=True)), **given, **options)
+        self.rates = [group["lr"] for group in self.opt.param_groups]
         self.show(self.masters)
 
     def show(self, weights: Iterable[Tensor]) -> None:
@@ -116,8 +124,8 @@ def trained(options: argparse.Namespace, optimizer: str, beta2: float, recipe: s
         model.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-        for group in kept.opt.param_groups:
-            group["lr"] = given["lr"] * rate(step, options.steps)
+        for group, first in zip(kept.opt.param_groups, kept.rates, strict=True):
+            group["lr"] = first * rate(step, options.steps)
         kept.step()
     found = validation_loss(model, held_out)
     return Row(

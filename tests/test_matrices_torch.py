@@ -1,0 +1,112 @@
+"""gpuopt.torch's optimizers of matrices over whole models, and the benchmark of a step beside torch.optim.Muon."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import gpuopt.torch
+from gpuopt.errors import InputError, KindError
+from repository import ROOT
+
+
+class Model(torch.nn.Module):
+    """Some of every kind of layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.hidden = torch.nn.Embedding(40, 8), torch.nn.Linear(8, 16)
+        self.norm, self.conv = torch.nn.BatchNorm1d(16), torch.nn.Conv2d(2, 4, 3)
+        self.out, self.score = torch.nn.Linear(16, 40, bias=False), torch.nn.Linear(16, 3)
+
+    def forward(self, codes: Any) -> Any:
+        x = self.norm(torch.relu(self.hidden(self.table(codes))))
+        return self.out(x).square().mean() + self.score(x).square().mean() + self.conv(torch.ones(1, 2, 4, 4)).sum()
+
+
+def stepped(opt: torch.optim.Optimizer, model: torch.nn.Module, steps: int) -> None:
+    for _ in range(steps):
+        opt.zero_grad()
+        model(torch.arange(40)).backward()
+        opt.step()
+
+
+def test_a_model_is_divided_by_its_layers() -> None:
+    torch.manual_seed(0)
+    model = Model()
+    opt = gpuopt.torch.NorMuon(model, lr=0.02, rest={"lr": 1e-3}, state_format="auto8")
+    found = {row[0]: row[2].split(" ")[0] for row in opt.routing().rows}
+    assert found.pop("hidden.weight") == found.pop("conv.weight") == "NorMuon"
+    assert set(found.values()) == {"AdamW"} and set(found) | {"hidden.weight", "conv.weight"} == {
+        n for n, _ in model.named_parameters()
+    }
+    stepped(opt, model, 2)
+    assert set(opt.state[model.out.weight]) == {"step", "exp_avg", "exp_avg_sq"}
+    assert opt.state[model.conv.weight]["second_momentum_buffer"].shape == (4, 1, 1, 1)
+    by_name = gpuopt.torch.Muon(model, matrices=lambda name, p: name == "out.weight")
+    assert [row[0] for row in by_name.routing().rows if row[2].startswith("Muon")] == ["out.weight"]
+
+
+def test_a_schedule_scales_both_groups_and_a_checkpoint_goes_on_bit_for_bit() -> None:
+    torch.manual_seed(0)
+    model = Model()
+    opt = gpuopt.torch.Muon(model, lr=0.02, rest={"lr": 1e-3})
+    schedule = torch.optim.lr_scheduler.LambdaLR(opt, lambda step: 0.5**step)
+    stepped(opt, model, 1)
+    schedule.step()
+    assert [group["lr"] for group in opt.param_groups] == [0.01, 5e-4]
+    twin = Model()
+    twin.load_state_dict(model.state_dict())
+    again = gpuopt.torch.Muon(twin, lr=0.02, rest={"lr": 1e-3})
+    again.load_state_dict(copy.deepcopy(opt.state_dict()))  # torch's would share the states
+    stepped(opt, model, 2)
+    stepped(again, twin, 2)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+def test_near_torchs_own() -> None:
+    """Which multiplies in bfloat16."""
+    made = torch.Generator().manual_seed(0)
+    params = [torch.randn(48, 64, generator=made, requires_grad=True) for _ in range(2)]
+    twins = [p.detach().clone().requires_grad_() for p in params]
+    ours, theirs = gpuopt.torch.Muon(params, lr=0.02), torch.optim.Muon(twins, lr=0.02)
+    before = [p.detach().clone() for p in params]
+    for _ in range(3):
+        for p, q in zip(params, twins, strict=True):
+            p.grad = torch.randn(p.shape, generator=made)
+            q.grad = p.grad.clone()
+        ours.step()
+        theirs.step()
+    for p, q, first in zip(params, twins, before, strict=True):
+        assert (p - q).norm() < 0.02 * (q - first).norm()
+
+
+def test_what_nobody_could_mean_is_refused() -> None:
+    with pytest.raises(
+        KindError, match=r"params: a model: expected its parameters, such as AdamW\(model.parameters\(\)\)"
+    ):
+        gpuopt.torch.AdamW(Model())
+    with pytest.raises(InputError, match="matrices: found list: expected a function of name and parameter"):
+        gpuopt.torch.Muon(Model(), matrices=[True])
+    with pytest.raises(InputError, match="rest: Lion does the same with every tensor"):
+        gpuopt.torch.Lion(Model().parameters(), rest={"lr": 0.1})
+
+
+def test_the_benchmark_writes_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.util.spec_from_file_location("bench_matrices", ROOT / "benchmarks" / "bench_matrices.py")
+    assert spec and spec.loader
+    bench = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, bench)
+    spec.loader.exec_module(bench)
+    monkeypatch.setattr(bench, "LAYER", ((12, 8), (8, 8)))
+    rows = bench.main(["--layers", "2", "--rounds", "1", "--out", str(tmp_path / "matrices.csv")])
+    assert [row.coefficients for row in rows] == list(bench.SETS) and all(
+        row.matrices == 4 and row.seconds > 0 for row in rows
+    )
+    assert len((tmp_path / "matrices.csv").read_text().splitlines()) == 1 + len(rows)
