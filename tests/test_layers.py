@@ -35,7 +35,7 @@ LAYERS = (
     ("launch",),
     ("backends",),
     ("optim",),
-    ("schedules", "streams", "source", "lookup"),
+    ("schedules", "streams", "source", "lookup", "attention"),
     ("rule_table", "minimizing"),
     ("torch", "native.torch"),
     ("",),  # gpuopt itself, whose names are looked up in all of these when they are first asked for

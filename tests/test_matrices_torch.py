@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -110,3 +111,16 @@ def test_the_benchmark_writes_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         row.matrices == 4 and row.seconds > 0 for row in rows
     )
     assert len((tmp_path / "matrices.csv").read_text().splitlines()) == 1 + len(rows)
+
+
+def test_qk_clip_takes_tensors() -> None:
+    query, key = torch.randn(8, 5), torch.randn(8, 5)
+    arrays = query.numpy().copy(), key.numpy().copy()
+    found = torch.tensor([300.0, 50.0])
+    factors = gpuopt.qk_clip(query, key, found)
+    assert torch.equal(factors, torch.from_numpy(gpuopt.qk_clip(*arrays, [300.0, 50.0])))
+    assert (
+        np.allclose(query.numpy(), arrays[0])
+        and np.allclose(key.numpy(), arrays[1])
+        and torch.equal(found, torch.tensor([300.0, 50.0]))
+    )

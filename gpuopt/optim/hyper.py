@@ -35,6 +35,7 @@ RANGES: dict[str, str] = {
 }
 # Options that every group has besides the rule's own hyperparameters.
 MODE = "train_mode"  # whether the parameters of a group are those to train; see `optim.between`
+HEADS = "split_heads"  # equal parts of the rows of a matrix, each a matrix by itself
 GROUP_KEYS = ("params", "param_names", "name", MODE)  # what a group has beside hyperparameters
 GROUP_OPTIONS: dict[str, Any] = {
     "maximize": False,
@@ -54,7 +55,7 @@ CHOICES: dict[str, tuple[object, ...]] = {decay.MODE: (None, *decay.MODES), **ge
 def defaults_of(rule: Rule) -> dict[str, Any]:
     """Name -> default (inspect.Parameter.empty where required): the rule's own, then the options of every group."""
     own = own_defaults(rule)
-    of_matrices = {MATRIX: True} if rule.definition().multiplies and MATRIX in rule.tree.flags else {}
+    of_matrices = {MATRIX: True, HEADS: 1} if rule.definition().multiplies and MATRIX in rule.tree.flags else {}
     return own | {k: v for k, v in (GROUP_OPTIONS | of_matrices).items() if k not in own}
 
 
@@ -118,6 +119,9 @@ def check_whole(name: str, value: Any, least: int, label: str = "") -> int:
 
 def check_value(name: str, value: Any, rule: Rule, made: Definition, default: Any, label: str) -> None:
     """Raise InputError unless this hyperparameter can take this value; made: what the rule means now."""
+    if name == HEADS and name not in made.hyperparameters:
+        check_whole(name, value, 1, label)
+        return
     choices = CHOICES.get(name) or made.tree.flags.get(name, (False, True) if isinstance(default, bool) else ())
     if choices:
         if not any(type(plain_flag(value)) is type(c) and value == c for c in choices):

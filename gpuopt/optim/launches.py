@@ -11,6 +11,7 @@ import numpy as np
 
 from gpuopt import arrays, linalg
 from gpuopt.compiler.lower import program_for
+from gpuopt.compiler.names import OPTION
 from gpuopt.compiler.parts import Coded, Role, Signature
 from gpuopt.compiler.program import Program
 from gpuopt.errors import InputError, LayoutError
@@ -24,8 +25,10 @@ from gpuopt.launch.plan import Plan
 from gpuopt.launch.products import Products
 from gpuopt.optim import beside
 from gpuopt.optim.full_precision import bytes_of
+from gpuopt.optim.hyper import HEADS
 from gpuopt.optim.keeping import CODED, NARROW
 from gpuopt.optim.parameters import Parameter
+from gpuopt.rules.definition import MATRIX
 from gpuopt.rules.language import Rule
 
 
@@ -73,7 +76,7 @@ def signature(
         role = Role(state.name, storage, not state.readonly, state.shape, state.per, state.name in packed)
         kinds.get(state.shape, vectors).append(role)
     roles += beside.storages(flags, dtype)
-    own = {name: value for name, value in flags.items() if name not in (NARROW, CODED)}
+    own = {name: value for name, value in flags.items() if name not in (NARROW, CODED, OPTION + HEADS)}
     return Signature(
         base,
         tuple(sorted(own.items())),
@@ -111,6 +114,7 @@ def make_launches(
     found: dict[tuple[int, Signature], list[Parameter]] = {}
     for p, of, portion in zip(parameters, flags, ferry.cut(sizes, ferry.PORTION), strict=True):
         found.setdefault((portion, signature_of(rule, p, of)), []).append(p)
+        p.heads = int(str(of[OPTION + HEADS])) if of.get(MATRIX) and OPTION + HEADS in of else 1
     return [make_launch(signature, of, seed, hosted, portion) for (portion, signature), of in found.items()]
 
 
@@ -162,7 +166,7 @@ def launch_of(
     views = [[arrays.describe(o[n], n).address for n in names] for o in of]
     addresses = np.array(views, np.int64).reshape(len(parameters), len(names))
     rows = [places[id(p.counter)] for p in parameters]
-    shapes = [signature.rule.matrix(p.view.shape) for p in parameters]
+    shapes = [matrix_of(program.signature.rule, p) for p in parameters]
     numels = [p.view.numel for p in parameters]
     by_rows = program.in_blocks or program.picked
     widths = [p.view.numel // p.view.shape[0] if by_rows else p.view.numel for p in parameters]
@@ -171,13 +175,21 @@ def launch_of(
     return Launch(plan, counters, of, dict(signature.flags), streamed, portion)
 
 
+def matrix_of(rule: Rule, p: Parameter) -> tuple[int, int]:
+    """Rows and columns of each matrix of a tensor. Raises InputError where its rows are not divided by its heads."""
+    rows, columns = rule.matrix(p.view.shape)
+    if rows % p.heads:
+        raise InputError(f"{p.label}: shape {p.view.shape}: {HEADS} = {p.heads} does not divide its {rows} rows")
+    return rows // p.heads, columns
+
+
 def operands(program: Program, parameters: Sequence[Parameter], of: Sequence[dict[str, Any]]) -> list[Any]:
     """Memory for what is multiplied, and its results: equal matrices one behind the other, one array for each shape. Every tensor
     is told of its part.
     """
     found: dict[tuple[int, int], list[int]] = {}
     for k, p in enumerate(parameters if program.products else ()):
-        found.setdefault(program.signature.rule.matrix(p.view.shape), []).append(k)
+        found.setdefault(matrix_of(program.signature.rule, p), []).append(k)
     batches = []
     for shape, members in found.items():
         like, counts = parameters[members[0]], [parameters[k].view.numel // math.prod(shape) for k in members]

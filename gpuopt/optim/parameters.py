@@ -37,6 +37,7 @@ class Parameter:
     given: Any = None  # what it was copied from
     pick: Any = None  # a `rows.Pick` where a step is of some rows only
     index: int = 0  # its place in the engine
+    heads: int = 1  # equal parts of its rows, each of which is a matrix
     number: int = -1  # its place in the optimizer, on which its random numbers depend; -1: as in the engine
 
 

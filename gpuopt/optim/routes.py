@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gpuopt.errors import InputError
-from gpuopt.optim.hyper import check_group
+from gpuopt.optim.hyper import HEADS, check_group
 from gpuopt.rules.definition import MATRIX
 from gpuopt.rules.language import Rule
 
@@ -59,8 +59,9 @@ def routing(rule: Rule, members: Iterable[tuple[str, tuple[int, ...], bool, Mapp
         flags = rule.shaped(rule.flags(group), shape, pairs)
         kind = rule.title if flags.get(MATRIX, True) else REST.get(rule.name, "AdamW")
         if rule.definition().multiplies and flags.get(MATRIX):
-            rows_, columns = rule.matrix(shape)
-            kind += f" ({rows_} x {columns})"
+            height, columns = rule.matrix(shape)
+            heads = group.get(HEADS, 1)
+            kind += f" ({f'{heads} times ' if heads > 1 else ''}{height // heads} x {columns})"
         rows.append((label, tuple(shape), kind, group.get("lr"), group.get("weight_decay")))
     return Routing(rows)
 

@@ -12,6 +12,7 @@ from operator import is_
 from types import NoneType
 from typing import Any
 
+from gpuopt.compiler.names import OPTION
 from gpuopt.errors import InputError
 from gpuopt.optim import companions, geometry, hyper
 from gpuopt.rules.definition import MATRIX
@@ -54,7 +55,7 @@ class Groups:
                     continue
                 if name in group:
                     hyper.check_value(name, value, self.rule, self.definition, self._known[name], label)
-                elif name in self.rule.hyperparameters or name not in (*hyper.GROUP_OPTIONS, MATRIX):
+                elif name in self.rule.hyperparameters or name not in (*hyper.GROUP_OPTIONS, MATRIX, hyper.HEADS):
                     raise InputError(f"{label}: {name} is missing, which {self.rule.title} needs at every step")
             hyper.check_together(group, self.rule, label)
             self._values[index : index + 1] = [values]
@@ -106,7 +107,8 @@ class Groups:
             return self._flags[scaled]
         shared = hyper.switches(self.dicts, scaled)
         own = [self.rule.flags(g) | geometry.flags(g) | companions.flags(g) for g in self.dicts]
-        made = tuple(tuple(sorted((flags | shared).items())) for flags in own)
+        heads = [{OPTION + hyper.HEADS: g[hyper.HEADS]} if hyper.HEADS in g else {} for g in self.dicts]
+        made = tuple(tuple(sorted((flags | of | shared).items())) for flags, of in zip(own, heads, strict=True))
         self._flags[scaled] = made
         return made
 
