@@ -4,6 +4,8 @@
     python benchmarks/bench_formats.py --recipe fp32 flashoptim --steps 20 --out /tmp/rows.csv
     python benchmarks/bench_formats.py --table                # only prints what was measured
     python benchmarks/bench_formats.py --plot benchmarks/results/formats_training.png
+    python benchmarks/bench_formats.py --optimizer adamw muon normuon --beta2 0.999 --recipe fp32 --every 50
+    python benchmarks/bench_formats.py --target 1.9           # steps to that loss, and a picture
 
 Run by hand. The text is the source of some modules of the standard library, the same for one version of Python, its last tenth
 held out; the model reads characters. It computes in float32 for every recipe: weights of 16 bits are copied into it after each
@@ -24,6 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import formats_curves
 import numba
 import torch
 from formats_emulated import PEERS, Peer
@@ -42,11 +45,15 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"lr": 0.2, "momentum": 0.9},
     "muon": {"lr": 0.02, "weight_decay": 0.1},
     "normuon": {"lr": 0.02, "weight_decay": 0.1},
+    # Matrices of the blocks keep their lengths; rates of the records of training.
+    "adamw+hyperball": {"lr": 0.018, "weight_decay": 0.0, "hyperball": True},
+    "muon+hyperball": {"lr": 0.018, "weight_decay": 0.0, "hyperball": True},
 }
+PLAIN = {"lr": 4e-3, "weight_decay": 0.1, "hyperball": False}  # of what is no matrix of a block
 CLASSES = {name: getattr(gpuopt.torch, name) for name in ("AdamW", "Lion", "SGD", "Muon", "NorMuon")}
 CLASSES = {name.lower(): made for name, made in CLASSES.items()}
 # Of what is stepped by AdamW where the blocks are by Muon: the rate and the betas of AdamW.
-OF_MATRICES = {"rest": {"lr": 4e-3}, "adamw_betas": (0.9, 0.999), "matrices": lambda name, p: name.startswith("blocks")}
+OF_MATRICES = {"rest": PLAIN, "adamw_betas": (0.9, 0.999), "matrices": lambda name, p: name.startswith("blocks")}
 BETA1, BETA2 = 0.9, (0.999, 0.95)  # of AdamW
 
 WARM_UP, CLIP = 60, 1.0
@@ -69,9 +76,15 @@ class Kept:
         self.gradients = getattr(torch, gradients or ("float32" if weights == "float32" else "bfloat16"))
         self.same = weights == "float32" and self.gradients == torch.float32
         self.masters = self.model if self.same else [nn.Parameter(p.detach().to(dtype, copy=True)) for p in self.model]
-        names = [name for name, _ in model.named_parameters()]
-        options |= OF_MATRICES if optimizer.endswith("muon") else {}
-        self.opt = CLASSES[optimizer](list(zip(names, self.masters, strict=True)), **given, **options)
+        named = list(zip((name for name, _ in model.named_parameters()), self.masters, strict=True))
+        kind, _, hyperball = optimizer.partition("+")
+        params: Any = named
+        if kind.endswith("muon"):
+            options |= OF_MATRICES
+        elif hyperball:
+            hidden = [(name, p) for name, p in named if p.ndim > 1 and name.startswith("blocks")]
+            params = [{"params": hidden}, {"params": [pair for pair in named if pair not in hidden], **PLAIN}]
+        self.opt = CLASSES[kind](params, **given, **options)
         self.rates = [group["lr"] for group in self.opt.param_groups]
         self.show(self.masters)
 
@@ -112,12 +125,13 @@ def rate(step: int, steps: int) -> float:
 
 def trained(options: argparse.Namespace, optimizer: str, beta2: float, recipe: str, seed: int) -> Row:
     """Train once."""
-    given = OPTIMIZERS[optimizer] | ({"betas": (BETA1, beta2)} if optimizer == "adamw" else {})
+    given = OPTIMIZERS[optimizer] | ({"betas": (BETA1, beta2)} if of_betas(optimizer) else {})
     given |= {"lr": options.lr} if options.lr else {}
     made = torch.Generator().manual_seed(seed)
     model = Transformer(options.width, options.layers, made)
     kept = Kept(model, optimizer, recipe, options.gradients, given | {"seed": seed})
     train, held_out = text()
+    curve: list[tuple[int, float]] = []
     begin = time.perf_counter()
     for step in range(options.steps):
         loss = loss_of(model, batch(train, made))
@@ -127,19 +141,37 @@ def trained(options: argparse.Namespace, optimizer: str, beta2: float, recipe: s
         for group, first in zip(kept.opt.param_groups, kept.rates, strict=True):
             group["lr"] = first * rate(step, options.steps)
         kept.step()
+        if options.every and (step + 1) % options.every == 0:
+            curve.append((step + 1, validation_loss(model, held_out)))
     found = validation_loss(model, held_out)
+    if curve:
+        where = (
+            f"{datetime.now(UTC):%Y-%m-%d}",
+            device_name("cpu"),
+            commit(),
+            optimizer,
+            float(given["lr"]),
+            recipe,
+            seed,
+        )
+        formats_curves.append(options.curves, [formats_curves.Point(*where, *point) for point in curve])
     return Row(
         f"{datetime.now(UTC):%Y-%m-%d}", f"{device_name('cpu').rsplit(',', 1)[0]}, torch on {torch.get_num_threads()}",
         platform.python_version(), torch.__version__, gpuopt.__version__, commit(), optimizer,
-        f"{beta2:g}" if optimizer == "adamw" else "", given["lr"], recipe, str(kept.gradients).split(".")[1], seed, options.steps,
+        f"{beta2:g}" if of_betas(optimizer) else "", given["lr"], recipe, str(kept.gradients).split(".")[1], seed, options.steps,
         sum(p.numel() for p in kept.masters), kept.bytes_each(), found, time.perf_counter() - begin,
     )  # fmt: skip
+
+
+def of_betas(optimizer: str) -> bool:
+    """Whether it has betas of its own."""
+    return optimizer.startswith("adamw")
 
 
 def runs(options: argparse.Namespace) -> Iterable[tuple[str, float, str, int]]:
     """Optimizer, beta2, recipe and seed of each training."""
     for optimizer in options.optimizer:
-        for beta2 in options.beta2 if optimizer == "adamw" else (math.nan,):
+        for beta2 in options.beta2 if of_betas(optimizer) else (math.nan,):
             for seed in options.seeds:
                 yield from ((optimizer, beta2, recipe, seed) for recipe in options.recipe)
 
@@ -160,11 +192,21 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--width", type=int, default=112)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--every", type=int, default=0, help="note the validation loss each so many steps, in --curves")
+    parser.add_argument("--curves", type=Path, default=RESULTS.parent / "training_curves.csv")
+    parser.add_argument(
+        "--target", type=float, help="train nothing, print from --curves the steps to this loss, and draw them"
+    )
     parser.add_argument("--table", action="store_true", help="train nothing, print what --out has")
     parser.add_argument("--plot", type=Path, help="train nothing, draw what --out has")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     numba.set_num_threads(options.threads)
+    if options.target:
+        curves = formats_curves.read(options.curves)
+        formats_curves.table(curves, options.target)
+        print(formats_curves.draw(curves, options.curves.with_suffix(".png"), options.target))
+        return
     for optimizer, beta2, recipe, seed in () if options.table or options.plot else runs(options):
         try:
             row = trained(options, optimizer, beta2, recipe, seed)
