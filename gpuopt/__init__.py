@@ -56,6 +56,7 @@ _HOMES = {
     "gpuopt.minimizing.scipy_method": ("scipy_method",),
     "gpuopt.streams": ("stream",),
     "gpuopt.optim.optimizer": ("Optimizer",),
+    "gpuopt.optim.sam": ("SAM",),
     "gpuopt.optim.factory": ("create", "optimizer", "optimizers", "make_optimizer"),
 }
 _MODULES = ("backends", "schedules", "training")  # the module itself is callable: gpuopt.backends()

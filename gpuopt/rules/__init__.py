@@ -21,6 +21,7 @@ MECHANISM = (
         "options",
         "parts",
     ),
+    "perturbation",
     "primitives",
 )
 NAMES = tuple(sorted(module.name for module in iter_modules(__path__) if module.name not in MECHANISM))

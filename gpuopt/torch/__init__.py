@@ -27,6 +27,7 @@ from gpuopt.torch.groups import decay_groups
 from gpuopt.torch.hooks import with_hooks
 from gpuopt.torch.optimizer import TorchOptimizer
 from gpuopt.torch.release import release_gradients
+from gpuopt.torch.sam import SAM
 
 # Of a group where they are asked for, or where torch's groups have them.
 EVERYWHERE: dict[str, Any] = {differentiable.KEY: False} | GROUP_OPTIONS
@@ -47,6 +48,7 @@ OPTIONS: dict[str, Any] = {
 }
 
 __all__ = [
+    "SAM",
     "TorchOptimizer",
     "create",
     "decay_groups",
