@@ -13,7 +13,7 @@ import pytest
 import gpuopt
 from gpuopt import DtypeError, InputError, rules
 from gpuopt.formats.dtypes import numpy_dtype
-from graphs import BACKENDS
+from graphs import BACKENDS, captured, device_array, new_stream, on
 from samples import HOST_BACKENDS, Array, bits, difference, gradients, parameters, refused
 
 FORMS = pytest.mark.parametrize("adaptive", [False, True])
@@ -103,6 +103,34 @@ def test_the_same_bits_on_a_gpu(backend: str, adaptive: bool) -> None:
             sam.step([there(g) for g in gradients(2 * step + 1, shapes, np.float32)])
             made.append([p.tolist() for p in params])
     assert made[:4] == made[4:]
+
+
+@pytest.mark.gpu
+def test_both_phases_are_one_graph() -> None:
+    stream = new_stream()
+    graphed, eager, first, second = (device_array(seed) for seed in (0, 0, 1, 2))
+    one, two = (
+        gpuopt.SAM(gpuopt.AdamW([p], lr=0.1, backend="cupy", capturable=p is graphed), 0.7) for p in (graphed, eager)
+    )
+
+    def step(sam: gpuopt.SAM) -> None:
+        sam.perturb([first])
+        sam.step([second])
+
+    with on(stream):
+        step(one)
+    graph = captured(stream, lambda: step(one))
+    for _ in range(2):
+        with on(stream):
+            graph.launch(stream)
+            first[:7] *= 2
+    first[:7] /= 4
+    stream.synchronize()
+    step(two)
+    for _ in range(2):
+        step(two)
+        first[:7] *= 2
+    assert bits(graphed.get()) == bits(eager.get())
 
 
 def test_every_optimizer_steps_by_the_second_gradients() -> None:
