@@ -192,6 +192,6 @@ def test_what_cannot_be_is_refused() -> None:
         sam.first_step()
     scaler = torch.amp.GradScaler("cpu")
     sam = gpuopt.torch.SAM(gpuopt.torch.Adam(params, lr=0.1))
-    params[0].grad = scaler.scale(torch.ones(4, 3))
+    params[0].grad = scaler.scale(torch.full((4, 3), torch.inf))  # which it would skip, and leave parameters perturbed
     with pytest.raises(InputError, match="expected a closure"):
         scaler.step(sam)

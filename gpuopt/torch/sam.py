@@ -54,7 +54,6 @@ class SAM(TwoPhases, torch.optim.Optimizer):
 
     phases = "first_step()", "second_step()"
     optimizer: TorchOptimizer
-    _step_supports_amp_scaling = False
 
     def __init__(self, optimizer: TorchOptimizer, rho: float = 0.05, adaptive: bool = False, eta: float = 0.01) -> None:
         self._begin(
