@@ -24,6 +24,7 @@ OF_SETTLED = ("eval", "train", "averaged_params", "_full_precision")  # what loo
 LIMITS = ("mask", "lower", "upper")  # what lies beside a parameter and holds for a perturbed one too
 
 
+@entries
 class TwoPhases:
     """What both classes share: which phase it is, what cannot be asked for in the middle of a step, hyperparameters."""
 
