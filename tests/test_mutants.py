@@ -25,7 +25,7 @@ EVERY_CHECK = re.findall(r"^def (\w+)\(\) -> None", CHECKS.read_text(), re.MULTI
 
 # what is broken: file, what stands there (a regular expression), what stands there instead, the check that must notice
 MUTANTS = {
-    "Adam without bias correction": ("rules/adam.py", r"step_size=lr / \(1 - beta1\*\*step\)", "step_size=lr", "adam"),
+    "Adam without bias correction": ("rules/parts.py", r"return lr / \(1 - beta1\*\*step\)", "return lr", "adam"),
     "betas swapped": ("optim/hyper.py", r"(tuples\[name\]), members\(value\)", r"\1[::-1], members(value)", "adam"),
     "eps inside the root": ("rules/adam.py", r"sqrt\(d\) \* inv_sqrt_bias2 \+ eps", "sqrt(d + eps) * inv_sqrt_bias2", "adam"),
     "steps not counted": ("launch/launcher.py", r"= counter\.step \+ 1", "= counter.step", "adam"),

@@ -24,7 +24,7 @@ def adamuon(
     """AdaMuon, Si et al. 2025: Muon on the signs of its momentum, each element then over the root of the average of its squares.
 
     u, b as of Muon;  o = O(sign(u));  q <- momentum q + (1 - momentum) o^2;  w = o / (sqrt(q) + eps);
-    p <- (1 - lr weight_decay) p - lr 0.2 sqrt(rows columns) w / |w|, the Frobenius norm of the matrix.
+    p <- (1 - lr weight_decay) p;  p <- p - lr 0.2 sqrt(rows columns) w / |w|, the Frobenius norm of the matrix.
     Vectors, and tensors of a group with matrix = False, are stepped by AdamW.
     """
     if matrix:

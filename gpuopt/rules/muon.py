@@ -21,8 +21,8 @@ def muon(
 ):  # fmt: skip
     """Muon, Jordan et al. 2024: the momentum of a matrix with its singular values brought near 1, O(.).
 
-    b <- b + (1 - momentum)(g - b);  u = g + momentum (b - g) (nesterov) or b;  p <- (1 - lr weight_decay) p - lr s O(u), with s by
-    adjust_lr_fn, see `parts.matrix_scale`. ns_coefficients and ns_steps are those of O, see `gpuopt.linalg`.
+    b <- b + (1 - momentum)(g - b);  u = g + momentum (b - g) (nesterov) or b;  p <- (1 - lr weight_decay) p;  p <- p - lr s O(u).
+    s is by adjust_lr_fn, see `parts.matrix_scale`; ns_coefficients and ns_steps are those of O, see `gpuopt.linalg`.
     Vectors, and tensors of a group with matrix = False, are stepped by AdamW.
     """
     if matrix:

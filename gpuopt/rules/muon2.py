@@ -24,7 +24,7 @@ def muon2(
     """Muon^2, arXiv April 2026: Muon on a momentum that is divided by the root of the average of squares, as Adam's.
 
     u, b as of Muon;  q <- second_momentum q + (1 - second_momentum) g^2;
-    p <- (1 - lr weight_decay) p - lr s O(u / (sqrt(q) + eps)), with s as Muon's.
+    p <- (1 - lr weight_decay) p;  p <- p - lr s O(u / (sqrt(q) + eps)), with s as Muon's.
     Preprint 2604.09967.
     Vectors, and tensors of a group with matrix = False, are stepped by AdamW.
     """

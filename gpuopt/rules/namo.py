@@ -25,7 +25,7 @@ def namo(
     """NAMO, arXiv February 2026: Muon with a step as long as the momentum is, over the usual length of the gradient.
 
     u, b as of Muon;  q <- second_momentum q + (1 - second_momentum) |g|^2;
-    p <- (1 - lr weight_decay) p - lr s |u| / (sqrt(q) + eps) O(u),
+    p <- (1 - lr weight_decay) p;  p <- p - lr s |u| / (sqrt(q) + eps) O(u),
     with norms of the tensor and s as Muon's. Preprint 2602.17080.
     Vectors, and tensors of a group with matrix = False, are stepped by AdamW.
     """

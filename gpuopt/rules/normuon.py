@@ -25,7 +25,7 @@ def normuon(
     """NorMuon, Li et al. 2025: Muon whose rows all move as much as they usually do, by an average of their squares.
 
     u, b as of Muon;  o = O(u);  r <- r + (1 - second_momentum)(mean of o^2 along the row - r);  w = o / (sqrt(r) + eps);
-    w <- w |o| / (|w| + eps), Frobenius norms of the matrix;  p <- (1 - lr weight_decay) p - lr s w, with s as Muon's.
+    w <- w |o| / (|w| + eps), Frobenius norms of the matrix;  p <- (1 - lr weight_decay) p;  p <- p - lr s w, with s as Muon's.
     Vectors, and tensors of a group with matrix = False, are stepped by AdamW.
     """
     if matrix:

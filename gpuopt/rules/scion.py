@@ -11,7 +11,7 @@ def scion(
 ):  # fmt: skip
     """Scion, Pethick et al. 2025: conditional gradients, by the norm of each layer.
 
-    b <- (1 - momentum) b + momentum g, the first gradient whole;  p <- (1 - lr) p (unconstrained: p) - lr scale d,
+    b <- (1 - momentum) b + momentum g, the first gradient whole;  p <- (1 - lr) p, unless unconstrained;  p <- p - lr scale d,
     d = sqrt(rows / columns) O(b) of a matrix, sign(b) of a vector or of a group with matrix = False, which has a scale of its own:
     3000 over its columns for an output layer. O is as Muon's.
     """
