@@ -6,7 +6,7 @@ Called by `launch.products` and by the NumPy backend, for what rules ask of whol
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
@@ -326,6 +326,3 @@ def by_rows(x: Any, table: Sequence[Row], by: Library) -> Any:
         x = by.product(x, product) if tall else by.product(product, x)
         begin += count
     return x
-
-
-RUNS: Mapping[str, Callable[..., Any]] = {"orthogonalize": orthogonalize}  # by their names in the rule language

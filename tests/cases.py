@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cases_matrices import ROWS
 from formulas import FORMULAS
-from formulas_matrices import OF_MATRICES
+from formulas_matrices import OF_MATRICES, matrices
 from formulas_sums import OF_SUMS, TOGETHER
 
 Array = NDArray[Any]
@@ -61,14 +61,19 @@ class FormulaOracle:
         self.formula, self.options = formula, options
         self.maximize = self.options.pop("maximize", False)
         self.params = [p.copy() for p in params]
-        self.states: list[dict[str, Array]] = [dict(state_of(k, p) for k in keys if exists(k, p)) for p in params]
+        self.kept: list[dict[str, Array]] = [dict(state_of(k, p) for k in keys if exists(k, p)) for p in params]
         self.steps = [0] * len(self.params)
+
+    @property
+    def states(self) -> list[dict[str, Array]]:
+        """Those of each parameter, without what a formula keeps for itself, under names with a "_" in front."""
+        return [{name: value for name, value in kept.items() if name[0] != "_"} for kept in self.kept]
 
     def step(self, grads: Gradients) -> None:
         for k, g in enumerate(grads):
             if g is not None:
                 self.steps[k] += 1
-                self.formula(self.steps[k], self.params[k], -g if self.maximize else g, self.states[k], **self.options)
+                self.formula(self.steps[k], self.params[k], -g if self.maximize else g, self.kept[k], **self.options)
 
 
 class JointOracle(FormulaOracle):
@@ -79,7 +84,7 @@ class JointOracle(FormulaOracle):
         for k in there:
             self.steps[k] += 1
         given = [-g if self.maximize else g for g in grads if g is not None]
-        steps, params, states = ([known[k] for k in there] for known in (self.steps, self.params, self.states))
+        steps, params, states = ([known[k] for k in there] for known in (self.steps, self.params, self.kept))
         self.formula(steps, params, given, states, **self.options)
 
 
@@ -89,7 +94,15 @@ def state_of(key: str, p: Array) -> tuple[str, Array]:
     shape = "".join(given)
     if shape == "start":
         return name, p.copy()
-    shapes = {"number": (), "row": (*p.shape[:-1], 1), "column": (*p.shape[:-2], 1, *p.shape[-1:])}
+    rows, columns = matrices(p)[1:] if p.ndim > 1 else (1, 1)
+    batch = p.shape[:-2] if p.ndim < 4 else ()
+    shapes = {
+        "left": (*batch, rows, rows),
+        "right": (*batch, columns, columns),
+        "number": (),
+        "row": (*p.shape[:-1], 1),
+        "column": (*p.shape[:-2], 1, *p.shape[-1:]),
+    }
     return name, np.zeros(shapes.get(shape, p.shape), p.dtype)
 
 

@@ -44,6 +44,19 @@ ROWS: dict[str, tuple[dict[str, Any], ...]] = {
         {"second_momentum": 0.5, "ns_coefficients": "polar_express", "eps": 1e-3, "nesterov": False, "maximize": True},
         {"lr": 0.01, "adjust_lr_fn": "rms_to_rms", "weight_decay": 0.3},
     ),
+    # With eps = 1e-8, what is all but 0 in a basis would show the noise of float32; see test_soap for it in float64.
+    "SOAP": (
+        {"lr": 0.01, "eps": 1e-5},
+        {
+            "lr": 0.02,
+            "precondition_frequency": 3,
+            "betas": (0.5, 0.9),
+            "shampoo_beta": 0.8,
+            "eps": 1e-3,
+            "maximize": True,
+        },
+        {"lr": 0.01, "max_precond_dim": 4, "correct_bias": False, "weight_decay": 0.3, "eps": 1e-3},
+    ),
     "Scion": (
         {},
         {"lr": 0.01, "momentum": 0.5, "scale": 3.0, "unconstrained": True, "maximize": True},

@@ -5,6 +5,7 @@ the iteration is written for one matrix at a time, as they have it. Used by `cas
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -165,6 +166,88 @@ def scion(
     p -= lr * scale * step
 
 
+class Soap:
+    """One matrix in the authors' code, `soap.py`: m and v in the bases, whose columns are sorted whenever they are renewed. order:
+    where each column was at first.
+    """
+
+    def __init__(self, p: Array, longest: float) -> None:
+        self.m, self.v, self.count = np.zeros_like(p), np.zeros_like(p), 0
+        self.grams = [np.zeros((n, n), p.dtype) if n <= longest else None for n in p.shape]
+        self.q: list[Array | None] = [None, None]
+        self.order = [np.arange(n) for n in p.shape]
+
+    def project(self, x: Array, back: bool = False) -> Array:
+        left, right = (q if q is None or not back else q.T for q in self.q)
+        x = x if left is None else left.T @ x
+        return x if right is None else x @ right
+
+    def step(self, g: Array, lr: float, betas: Betas, eps: float, correct_bias: bool) -> Array | float:
+        """What is taken off; zero for the first gradient."""
+        self.count += 1
+        if self.count == 1:
+            return 0.0
+        x, count = self.project(g), self.count - 1
+        self.m = betas[0] * self.m + (1 - betas[0]) * x
+        self.v = betas[1] * self.v + (1 - betas[1]) * x**2
+        if correct_bias:
+            lr = lr * (1 - betas[1] ** count) ** 0.5 / (1 - betas[0] ** count)
+        return lr * self.project(self.m / (np.sqrt(self.v) + eps), back=True)
+
+    def gather(self, g: Array, beta: float) -> None:
+        for gram, outer in zip(self.grams, (g @ g.T, g.T @ g), strict=True):
+            if gram is not None:
+                gram += (1 - beta) * (outer - gram)
+
+    def renew(self, frequency: int) -> None:
+        """Behind the step: the bases of the next."""
+        m = self.project(self.m, back=True)
+        for axis, gram in enumerate(self.grams):
+            q = self.q[axis]
+            if gram is None:
+                continue
+            if q is None:
+                self.q[axis] = np.linalg.eigh(gram)[1]
+            elif self.count > 1 and (self.count - 1) % frequency == 0:
+                order = np.argsort(-np.diag(q.T @ gram @ q))
+                self.v, self.order[axis] = np.take(self.v, order, axis), self.order[axis][order]
+                self.q[axis] = np.linalg.qr(gram @ q[:, order])[0]
+        self.m = self.project(m)
+
+    def tell(self, s: States, k: int) -> None:
+        """The states, their columns where they were at first."""
+        there = [np.argsort(order) for order in self.order]
+        shape = len(self.m), self.m.shape[1]
+        s["exp_avg"].reshape(-1, *shape)[k] = self.project(self.m, back=True)
+        s["exp_avg_sq"].reshape(-1, *shape)[k] = self.v[np.ix_(*there)]
+        for q, gram, back, side, n in zip(self.q, self.grams, there, ("left", "right"), shape, strict=True):
+            if gram is not None:
+                s[f"gram_{side}"].reshape(-1, n, n)[k] = gram
+                s[f"basis_{side}"].reshape(-1, n, n)[k] = 0 if q is None else q[:, back]
+
+
+def soap(
+    t: int, p: Array, g: Array, s: States, *, lr: float = 3e-3, weight_decay: float = 0.01, betas: Betas = (0.95, 0.95),
+    shampoo_beta: float = -1.0, eps: float = 1e-8, precondition_frequency: int = 10, max_precond_dim: int = 10000,
+    correct_bias: bool = True, matrix: bool = True,
+) -> None:  # fmt: skip
+    """Vyas et al. 2024, the authors' code, on every matrix of a tensor; AdamW for vectors."""
+    if p.ndim < 2 or not matrix:
+        p *= 1 - lr * weight_decay
+        m, v = average(s["exp_avg"], betas[0], g), average(s["exp_avg_sq"], betas[1], g, g)
+        size = (lr / (1 - betas[0] ** t), 1 - betas[1] ** t) if correct_bias else (lr, 1)
+        p -= size[0] * m / (np.sqrt(v / size[1]) + eps)
+    parts = zip(p.reshape(matrices(p)), g.reshape(matrices(p)), strict=True) if p.ndim > 1 and matrix else ()
+    for k, (own, grad) in enumerate(parts):
+        author: Any = s.setdefault(f"_{k}", Soap(own, max_precond_dim))  # type: ignore[arg-type]
+        taken = author.step(grad, lr, betas, eps, correct_bias)
+        own -= taken
+        own *= 1 - lr * weight_decay if t > 1 else 1
+        author.gather(grad, betas[1] if shampoo_beta < 0 else shampoo_beta)
+        author.tell(s, k)
+        author.renew(precondition_frequency)
+
+
 VECTORS = ("exp_avg flat", "exp_avg_sq flat")
 OF_MATRICES: dict[str, tuple[Callable[..., None], Sequence[str]]] = {
     "Muon": (of_matrices(muon, 0.1, 1e-3), ("momentum_buffer matrix", *VECTORS)),
@@ -173,4 +256,12 @@ OF_MATRICES: dict[str, tuple[Callable[..., None], Sequence[str]]] = {
     "Muon2": (of_matrices(muon2, 0.0125, 0.1), ("momentum_buffer matrix", "grad_sq matrix", *VECTORS)),
     "NAMO": (of_matrices(namo, 0.01, 0.02), ("momentum_buffer matrix", "grad_norm_sq ()", *VECTORS)),
     "Scion": (scion, ("momentum_buffer",)),
+    "SOAP": (
+        soap,
+        (
+            "exp_avg",
+            "exp_avg_sq",
+            *(f"{what}_{side} {side}" for what in ("basis", "gram") for side in ("left", "right")),
+        ),
+    ),
 }

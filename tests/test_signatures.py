@@ -92,6 +92,9 @@ OF_MATRICES = {
     | REST,
     "NAMO": {"lr": 0.02, "weight_decay": 0.01, "momentum": 0.95, "second_momentum": 0.95} | SCALED | EPS | REST,
     "Scion": {"lr": 2**-12, "momentum": 0.1, "scale": 50.0, "unconstrained": False} | NS,
+    "SOAP": {"lr": 3e-3, "weight_decay": 0.01, "betas": (0.95, 0.95), "shampoo_beta": -1.0}
+    | EPS
+    | {"precondition_frequency": 10, "max_precond_dim": 10000, "correct_bias": True},
 }
 SIGNATURES |= OF_MATRICES
 NAMED = {("Muon", "ns_coefficients"), ("Muon", "ns_steps")}  # torch has the numbers

@@ -64,6 +64,8 @@ FLOORS: list[tuple[str, dict[str, Any], str, int]] = [
     ("prodigy", {}, "p g s o, p g m v s > p m v s", 52),
     # Before a product of matrices x, an operand, is written; behind it the result is read. Lengths of rows come between, or of all.
     *((name, {}, "g b > b x | p x > p", 28) for name in ("muon", "scion")),
+    # The gradient x and its average y go into the bases, and the step z comes back.
+    ("soap", {}, "g m > m x y | x y v > v z | p z > p", 52),
     ("muon2", {}, "g b q > b q x | p x > p", 36),
     ("normuon", {}, "g b > b x | x, p x > p", 32),
     ("adamuon", {}, "g b > b x | x q, p x q > p q", 44),

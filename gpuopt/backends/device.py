@@ -190,7 +190,7 @@ class DeviceBackend:
             upload(decision.hyper, data, stream)
         if not request.on_device:
             for counter in counters:
-                counter.step += 1
+                counter.advance()
         if request.sums:
             assert decision.gradients is not None
             first = [d for launch, d in zip(launches, device_launches, strict=True) if launch.stage == 0]

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuopt import linalg
 from gpuopt.backends.host import HostBackend
 from gpuopt.backends.numpy_memory import Elements, elements_of, memories, part, put_back
 from gpuopt.compiler.lower import correction, gradient_sums
@@ -20,6 +19,7 @@ from gpuopt.formats import philox
 from gpuopt.formats.dtypes import STORAGES, numpy_dtype
 from gpuopt.launch import table as t
 from gpuopt.launch.launcher import Launch
+from gpuopt.launch.products import RUNS
 from gpuopt.launch.sums import Doubles, chunk_sums, column_sums, matrix_sums, row_sums, tensor_total
 from gpuopt.native.memory import memory
 from gpuopt.rules import options
@@ -72,7 +72,8 @@ class Backend(HostBackend):
         """Run the rule as often as it asks for a sum over all tensors that is not known yet; see HostBackend."""
         program, table = launch.plan.program, launch.plan.table
         scalars = self.scalars(launch, multiplier)
-        launch.private["sums"] = every = [Sums(program, record) for record in table]
+        squares = launch.squares or [{}] * len(table)
+        launch.private["sums"] = every = [Sums(program, *each) for each in zip(table, squares, strict=True)]
         while True:
             asked = []
             for record, found in zip(table, every, strict=True):
@@ -197,12 +198,13 @@ class Unknown(Exception):
 
 
 class Sums:
-    """The reductions of one tensor in one step. cells: its states of one number, as they were before anything was written; known:
-    the sums over all tensors in the order in which the rule asks for them.
+    """The reductions of one tensor in one step. squares: its square states, which products write; cells: those of one number, as they
+    were before anything was written; known: the sums over all tensors in the order in which the rule asks for them.
     """
 
-    def __init__(self, program: Program, record: NDArray[np.int64]) -> None:
-        self.program, self.asked, self.called, self.multiplied = program, 0, 0, 0
+    def __init__(self, program: Program, record: NDArray[np.int64], squares: Mapping[str, NDArray[Any]]) -> None:
+        self.program, self.squares = program, squares
+        self.asked = self.called = self.multiplied = 0
         self.products: list[NDArray[Any]] = []  # those that are made, in the order in which the rule asks for them
         rows, columns = record[-len(t.MATRIX) :][:2].tolist() if program.lined else (1, 1)
         self.sizes = {"numel": int(record[t.NUMEL]), "rows": rows, "columns": columns}
@@ -216,7 +218,7 @@ class Sums:
     def begin(self) -> dict[str, Any]:
         """The rule is run from its beginning."""
         self.asked = self.called = self.multiplied = 0
-        return self.cells | self.vectors
+        return {**self.cells, **self.vectors, **self.squares}
 
     def reduce(self, kind: str, x: Any) -> Any:
         if kind in self.sizes:
@@ -241,7 +243,7 @@ class Sums:
         if self.multiplied > len(self.products):
             operand = np.empty(self.shape_of_all(), self.program.compute)
             operand[...] = x
-            self.products.append(linalg.RUNS[kind](operand, *words))
+            self.products.append(RUNS[kind](operand, *words))
         return self.products[self.multiplied - 1]
 
     def shape_of_all(self) -> tuple[int, int, int]:

@@ -297,16 +297,23 @@ class Parser:
         return Expr(name, (first(node.args[0]), *(self.number(a) for a in node.args[1:])))
 
     def product(self, name: str, node: ast.Call) -> Expr:
-        """A product of matrices, `orthogonalize(u, ns_coefficients, ns_steps)`: values, and behind them flags by their names."""
-        values, words = PRODUCTS[name]
-        if len(node.args) != values + words:
-            self.fail(node, f"`{name}` takes {values + words} argument(s), not {len(node.args)}")
-        named = [a.id if isinstance(a, ast.Name) and a.id in self.flags else "" for a in node.args[values:]]
-        for argument, found in zip(node.args[values:], named, strict=True):
-            if not found:
-                text = f"a compile-time flag, such as `*, {argument.id if isinstance(argument, ast.Name) else 'x'}: Literal[...]`"
+        """A product of matrices, `orthogonalize(u, ns_coefficients, ns_steps)`: values, behind them flags by their names, and
+        behind those square states and scalars by theirs.
+        """
+        values, words, names = PRODUCTS[name]
+        if len(node.args) != values + words + names:
+            self.fail(node, f"`{name}` takes {values + words + names} argument(s), not {len(node.args)}")
+        behind = [argument.id if isinstance(argument, ast.Name) else "" for argument in node.args[values:]]
+        for argument, found in zip(node.args[values : values + words], behind, strict=False):
+            if found not in self.flags:
+                text = f"a compile-time flag, such as `*, {found or 'x'}: Literal[...]`"
                 self.fail(argument, f"`{name}` takes {text}, behind its values")
-        return Expr(name, (*map(self.number, node.args[:values]), *named))
+        for argument, found in zip(node.args[values + words :], behind[words:], strict=True):
+            if found not in self.arguments or self.callers:
+                self.fail(
+                    argument, f"`{name}` takes square states and scalars, arguments of the rule itself, by their names"
+                )
+        return Expr(name, (*map(self.number, node.args[:values]), *behind))
 
     def extreme(self, node: ast.Call, comparison: str) -> Expr:
         """Python's own min or max: the first of those that no other is smaller or larger than."""
@@ -336,6 +343,7 @@ class Parser:
     def parse(self) -> FunctionTree:
         self.check_mangled()
         positional, scalars, self.flags = self.signature()
+        self.arguments = {*positional[2:], *scalars}
         *body, last = self.node.body
         if not isinstance(last, ast.Return) or last.value is None:
             self.fail(last, "the last statement must be a `return`")

@@ -68,12 +68,15 @@ class Coded:
 
 @dataclass(frozen=True)
 class Product:
-    """A product of matrices: which, the variables of its operand and its result, and the values of the flags that it takes."""
+    """A product of matrices: which, the variables of its operand and its result, the values of the flags that it takes, and the
+    names of square states and scalars, for which whoever runs it gives memory and numbers, tensor by tensor.
+    """
 
     kind: str
     operand: str
     result: str
     words: tuple[object, ...]
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

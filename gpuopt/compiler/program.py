@@ -90,6 +90,11 @@ class Program:
         return bool(self.products) or not self.local
 
     @property
+    def counted(self) -> bool:
+        """Whether its products take scalars, which the host has to know."""
+        return any(name in self.signature.definition.tree.scalars for each in self.products for name in each.names)
+
+    @property
     def roles(self) -> tuple[Role, ...]:
         return self.signature.roles
 

@@ -26,6 +26,7 @@ def taken_out(statements: Iterable[Assign], signature: Signature) -> tuple[list[
     Raises RuleSyntaxError for tensors that are no matrices.
     """
     flags = dict(signature.flags)
+    known = {*signature.definition.tree.scalars, *(s.name for s in signature.rule.states if s.square)}
     found: list[Product] = []
     made: list[Assign] = []
 
@@ -38,9 +39,16 @@ def taken_out(statements: Iterable[Assign], signature: Signature) -> tuple[list[
             )
             raise RuleSyntaxError(message, at.file, at.line)
         (operand,) = (mapped(child, lambda inner: change(inner, at)) for child in part.children())
-        words = tuple(flags[word] for word in part.args if isinstance(word, str))
+        words = [word for word in part.args if isinstance(word, str)]
+        names = tuple(word for word in words if word not in flags)
+        for name in names:
+            if name not in known:
+                raise RuleSyntaxError(
+                    f"{part.op} takes square states and scalars, and `{name}` is neither", at.file, at.line
+                )
         k = len(found)
-        found.append(Product(part.op, f"{OPERAND}{k}", f"{RESULT}{k}", words))
+        values = tuple(flags[word] for word in words if word in flags)
+        found.append(Product(part.op, f"{OPERAND}{k}", f"{RESULT}{k}", values, names))
         made.append(replace(at, name=f"{OPERAND}{k}", expr=operand))
         return Expr("name", (f"{RESULT}{k}",))
 

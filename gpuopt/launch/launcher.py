@@ -43,6 +43,10 @@ class StepCounter:
     derived: Mapping[str, float] | None = None
     word: Any = None  # where a backend keeps the count on its device
 
+    def advance(self) -> None:
+        """A step is made: nothing is known of it yet."""
+        self.step, self.memo, self.derived = self.step + 1, None, None
+
     def values(self) -> Mapping[str, Any]:
         """The hyperparameters of the step that was just counted."""
         if self.memo is None:
@@ -96,6 +100,7 @@ class Launch:
     # Of a rule with products of matrices: what backends that compile run in its place, one after another, and of each of these the
     # products behind it.
     stages: Sequence[Launch] = ()
+    squares: Sequence[Mapping[str, Any]] = ()  # of each tensor its square states by name, as products take them
     products: Sequence[Products] = ()
     stage: int = 0
 
@@ -202,7 +207,7 @@ def advance(
 ) -> list[NDArray[Any]]:
     """Count the step and return the rows of every launch; counts stay as they were if a formula raises."""
     for counter in counters:
-        counter.step, counter.memo, counter.derived = counter.step + 1, None, None
+        counter.advance()
     try:
         rows = [launch.rows(grad_multiplier) for launch in launches]
         for launch in launches:

@@ -25,7 +25,7 @@ from gpuopt.native.objects import same
 from gpuopt.optim import beside, joint
 from gpuopt.optim import rows as some_rows
 from gpuopt.optim.alike import Alike
-from gpuopt.optim.launches import make_launches
+from gpuopt.optim.launches import check_counts, make_launches
 from gpuopt.optim.parameters import (
     Change,
     Parameter,
@@ -218,6 +218,8 @@ class Engine:
             raise InputError("max_grad_norm and skip_nonfinite need all parameters on one device")
         if request.on_device:
             self._check_rates()
+            for backend, launches, _ in self._launches:
+                check_counts(backend.device, launches)
         if len(self._launches) > 1:  # what one of them cannot do is not begun by another
             for backend, launches, _ in self._launches:
                 backend.ready(launches, request)

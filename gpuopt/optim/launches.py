@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,13 +24,13 @@ from gpuopt.formats.language import PACKED
 from gpuopt.launch import ferry
 from gpuopt.launch.launcher import Launch, StepCounter
 from gpuopt.launch.plan import Plan
-from gpuopt.launch.products import Products
+from gpuopt.launch.products import Products, square
 from gpuopt.optim import beside
 from gpuopt.optim.full_precision import bytes_of
 from gpuopt.optim.hyper import HEADS
 from gpuopt.optim.keeping import CODED, NARROW
 from gpuopt.optim.parameters import Parameter
-from gpuopt.rules.definition import MATRIX
+from gpuopt.rules.definition import MATRIX, Definition
 from gpuopt.rules.language import Rule
 
 
@@ -65,7 +67,7 @@ def signature(
     blocked: list[Role] = []
     kinds = {"parameter": roles, "scalar": cells, "global": cells, "blocks": blocked}
     packed = {plane for c in coded for plane, of in zip(c.planes, c.format.planes, strict=True) if of.dtype == PACKED}
-    for state in active:
+    for state in (s for s in active if not s.square):
         found = states[state.name]
         rounded = found == "bfloat16" and state.walked and not state.readonly and not state.plane
         if (
@@ -145,10 +147,40 @@ def make_launch(
     made = launch_of(program, *each)
     made.private = {"parameters": parameters, "indices": np.array([p.index for p in parameters], np.intp)}
     if program.products:
+        made.squares = [squares_of(signature, p) for p in parameters]
+        given = [
+            partial(taken, signature.definition, p.counter, s) for p, s in zip(parameters, made.squares, strict=True)
+        ]
         made.stages = [launch_of(stage, *each) for stage in program.stages]
         for k, stage in enumerate(made.stages):
-            stage.stage, stage.products = k, [Products(product, batches) for product in stage.plan.program.products]
+            stage.stage, stage.products = k, []
+            for product in stage.plan.program.products:
+                own = [o[product.operand] for o in of] if product.names else batches[product.operand]
+                stage.products.append(Products(product, own, given))
     return made
+
+
+def squares_of(signature: Signature, p: Parameter) -> dict[str, Any]:
+    """The square states of a tensor by name, as products take them."""
+    active = signature.rule.active_states(dict(signature.flags))
+    return {s.name: square(p.states[s.name], f"{s.key} of {p.label}") for s in active if s.square}
+
+
+def taken(definition: Definition, counter: StepCounter, squares: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
+    """What these names stand for in the step that is made: square states, None where a tensor has none, and scalars."""
+    known = {**counter.values(), **counter.prepared(definition), **squares}
+    return [known.get(name) for name in names]
+
+
+def check_counts(device: str, launches: Sequence[Launch]) -> None:
+    """Raise InputError for products of matrices that depend on a step count which stays on this device."""
+    for launch in launches if device != "cpu" else ():
+        if launch.plan.program.counted:
+            raise InputError(
+                f"{launch.plan.program.signature.rule.title} renews its bases by the step count, which stays on the GPU where a "
+                "step may be skipped or captured: expected no skip_nonfinite, capturable, found_inf, and neither grad_scale nor a "
+                "rate on the GPU"
+            )
 
 
 def launch_of(
@@ -183,15 +215,15 @@ def matrix_of(rule: Rule, p: Parameter) -> tuple[int, int]:
     return rows // p.heads, columns
 
 
-def operands(program: Program, parameters: Sequence[Parameter], of: Sequence[dict[str, Any]]) -> list[Any]:
-    """Memory for what is multiplied, and its results: equal matrices one behind the other, one array for each shape. Every tensor
-    is told of its part.
+def operands(program: Program, parameters: Sequence[Parameter], of: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Memory for what is multiplied in each product, by its operand's name, and for the result: equal matrices one behind the
+    other, one array for each shape. Every tensor is told of its part.
     """
     found: dict[tuple[int, int], list[int]] = {}
     for k, p in enumerate(parameters if program.products else ()):
         found.setdefault(matrix_of(program.signature.rule, p), []).append(k)
-    batches = []
-    for shape, members in found.items():
+    batches: dict[str, list[Any]] = {product.operand: [] for product in program.products}
+    for (shape, members), product in itertools.product(found.items(), program.products):
         like, counts = parameters[members[0]], [parameters[k].view.numel // math.prod(shape) for k in members]
         whole = sum(counts), *shape
         if like.view.device == "cpu":  # NumPy multiplies them, whoever they are of
@@ -200,10 +232,9 @@ def operands(program: Program, parameters: Sequence[Parameter], of: Sequence[dic
             batch = linalg.multipliable(
                 arrays.kind_of(like.array, like.label).zeros(like.array, program.compute, whole)
             )
-        batches.append(batch)
+        batches[product.operand].append(batch)
         first = 0
         for k, count in zip(members, counts, strict=True):
-            for product in program.products:
-                of[k] |= dict.fromkeys((product.operand, product.result), batch[first : first + count])
+            of[k] |= dict.fromkeys((product.operand, product.result), batch[first : first + count])
             first += count
     return batches

@@ -7,6 +7,7 @@ keep or move states. Knows no function of a rule and no optimizer.
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,11 @@ SHAPES: dict[str, Callable[[tuple[int, ...], int], tuple[int, ...]]] = {
     "global": lambda shape, axis: (),
     "row": lambda shape, axis: (*shape[:axis], *(1 for _ in shape[axis:])),
     "column": lambda shape, axis: (*shape[: axis - 1], 1, *shape[axis:]),
+    "left": lambda shape, axis: (*shape[: max(0, axis - 1)], *[math.prod(shape[max(0, axis - 1) : axis])] * 2),
+    "right": lambda shape, axis: (*shape[: max(0, axis - 1)], *[math.prod(shape[axis:])] * 2),
 }
+SIDES = ("left", "right")  # shapes of square states, and flags: whether there are some
+LONGEST = "max_precond_dim"  # the hyperparameter that says how long a side with some may be
 _INTERVAL = re.compile(r"[\[(] *-?(inf|[\d.e+-]+) *, *-?(inf|[\d.e+-]+) *[\])]")
 HOLDS = ("numbers", "squares", "sizes")
 NOT = "not "
@@ -35,14 +40,15 @@ PARAMETER = "parameter"  # a state that begins as the parameter is
 class State:
     """One tensor that a rule keeps beside each parameter, of the parameter's shape.
 
-    name: the variable in the rule; key: its name in `state_dict` (torch's where torch has the optimizer);
-    when: the flag that must be true for it to exist, or "not flag", or "flag == 'choice'"; init: its first value, a number, the
-    name of a hyperparameter, or "parameter": what the parameter is before its first step; readonly: read by the rule and never
-    written, as such a state, or a mask. shape: "parameter" (as the parameter), "scalar" (one number a tensor), "global" (one number
-    for all tensors), "row" or "column" (one a row or column of the matrix, see `rule`). exact: parameters in another place, which
-    are rounded only where `state_format` names them. holds: "numbers", of either sign; "squares", averages of what is never
-    negative, through whose root an update is divided; or "sizes", never negative either, which change by factors or only grow: in
-    fewer bits each of them is kept in another way.
+    name: the variable in the rule; key: its name in `state_dict` (torch's where torch has the optimizer); when: the flag that must
+    be true for it to exist, or "not flag", or "flag == 'choice'"; init: its first value, a number, the name of a hyperparameter, or
+    "parameter": what the parameter is before its first step; readonly: read by the rule and never written, as such a state, or a
+    mask. shape: "parameter" (as the parameter), "scalar" (one number a tensor), "global" (one number for all tensors), "row" or
+    "column" (one a row or column of the matrix, see `rule`), "left" or "right" (a square matrix of as many rows as the matrix has,
+    or columns; only products of matrices read and write it, so that it is readonly). exact: parameters in another place, which are
+    rounded only where `state_format` names them. holds: "numbers", of either sign; "squares", averages of what is never negative,
+    through whose root an update is divided; or "sizes", never negative either, which change by factors or only grow: in fewer bits
+    each of them is kept in another way.
 
     plane: the dtype of a plane of the parameter or of a state, see `optim.keeping`, which no function of a rule takes, and per: how
     many elements of a row have one number of it; empty and 1 for all others.
@@ -68,6 +74,11 @@ class State:
     def walked(self) -> bool:
         """Whether it is of the parameter's shape."""
         return self.shape == "parameter"
+
+    @property
+    def square(self) -> bool:
+        """Whether it is a square matrix beside each matrix, which no kernel knows."""
+        return self.shape in SIDES
 
     @property
     def large(self) -> bool:
@@ -108,6 +119,8 @@ def checked_states(spec: Iterable[str | State] | Mapping[str, str | State]) -> t
             refuse(f"state {name!r}: holds = {state.holds!r}: expected one of {', '.join(HOLDS)}")
         if state.shape not in SHAPES:
             refuse(f"state {name!r}: shape = {state.shape!r}: expected one of {', '.join(SHAPES)}")
+        if state.square and not state.readonly:
+            refuse(f"state {name!r}: shape = {state.shape!r}: only products write it, expected readonly=True")
         made.append(state)
     for what, found in (("name", [s.name for s in made]), ("key", [s.key for s in made])):
         for word in found:

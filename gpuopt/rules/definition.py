@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from gpuopt.compiler.origin import place
 from gpuopt.compiler.tree import PRODUCTS, operations
 from gpuopt.errors import RuleSyntaxError
-from gpuopt.rules.declared import PARAMETER
+from gpuopt.rules.declared import LONGEST, PARAMETER, SIDES
 
 if TYPE_CHECKING:
     from gpuopt.compiler.resolve import Names
@@ -118,7 +118,9 @@ class Definition:
         self.prepare_tree = prepare.tree if prepare and not words else None
         found = self._defaults(own)
         self.prepared = self._prepared(found)
+        self.sides = tuple(n for n in SIDES if n in tree.flags and LONGEST in found)  # flags that shapes decide too
         derived = {*self.prepared, *(n for n in tree.flags if n == MATRIX or (n.startswith("has_") and n[4:] in found))}
+        derived |= {*self.sides}
         self.hyperparameters = {name: default for name, default in found.items() if name not in derived}
         self.tuples = self._tuples(tuples)
         for state in states:

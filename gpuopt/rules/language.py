@@ -25,13 +25,15 @@ import numpy as np
 from gpuopt.compiler.names import OPTION
 from gpuopt.errors import InputError, entry
 from gpuopt.rules.between import EVALUATE, RESUME, Between
-from gpuopt.rules.declared import SHAPES, State, checked_ranges, checked_states, checked_tuples, refuse
+from gpuopt.rules.declared import LONGEST, SHAPES, SIDES, State, checked_ranges, checked_states, checked_tuples, refuse
 from gpuopt.rules.definition import MATRIX, Definition, Prepare
 from gpuopt.rules.primitives import (
     column_sum,
     columns,
     epsilon,
+    from_bases,
     global_sum,
+    learn_bases,
     maximum,
     minimum,
     numel,
@@ -42,6 +44,7 @@ from gpuopt.rules.primitives import (
     sqrt,
     tensor_max,
     tensor_sum,
+    to_bases,
     where,
 )
 
@@ -55,7 +58,9 @@ __all__ = [
     "column_sum",
     "columns",
     "epsilon",
+    "from_bases",
     "global_sum",
+    "learn_bases",
     "maximum",
     "minimum",
     "numel",
@@ -68,6 +73,7 @@ __all__ = [
     "sqrt",
     "tensor_max",
     "tensor_sum",
+    "to_bases",
     "where",
 ]
 
@@ -232,22 +238,29 @@ class Rule:
     def flags(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
         """The compile-time constants for these hyperparameters; a flag `has_x` is true where the hyperparameter x is not 0 (nor
         None). Whether there is a decay does not depend on who carries it out. `matrix` is false for tensors of any shape where a
-        group says so.
+        group says so. Those of sides are how long these may be, until the tensor is known, see `shaped`.
         """
-        known = self.hyperparameters
-        found = {n: n[4:] for n in self.tree.flags if n not in known and n != MATRIX}
-        given = {n: hyper[x] if x in hyper else self.value(hyper, x) for n, x in found.items()}
-        given |= {MATRIX: hyper.get(MATRIX, True)}
-        return {n: bool(given[n]) if n in given else plain_flag(hyper[n]) for n in self.tree.flags}
+        known, sides = self.hyperparameters, self.definition().sides
+        found = {n: n[4:] for n in self.tree.flags if n not in known and n not in (MATRIX, *sides)}
+        given = {n: bool(hyper[x] if x in hyper else self.value(hyper, x)) for n, x in found.items()}
+        given |= {MATRIX: bool(hyper.get(MATRIX, True))}
+        for name in sides:
+            longest = self.value(hyper, LONGEST)
+            given[name] = longest(0) if callable(longest) else longest
+        return {n: given[n] if n in given else plain_flag(hyper[n]) for n in self.tree.flags}
 
     def shaped(
         self, flags: Mapping[str, Any], shape: tuple[int, ...], pairs: bool = False, dtype: str = "float32"
     ) -> dict[str, Any]:
         """The flags for a tensor of this shape: `matrix` says whether it has rows and columns, that of the options where one of
-        them asks. pairs: of complex numbers.
+        them asks; `left` and `right`, whether the columns and the rows of a matrix are short enough. pairs: of complex numbers.
         """
         asks = [name for name in (MATRIX, OPTION + MATRIX) if flags.get(name)]
-        return {**flags, **dict.fromkeys(asks, len(shape) > 1 and not pairs)}
+        found = {**flags, **dict.fromkeys(asks, len(shape) > 1 and not pairs)}
+        for name in self.definition().sides:
+            length = self.matrix(shape)[SIDES.index(name)]
+            found[name] = bool(found.get(MATRIX)) and length <= flags[name]
+        return found
 
     def axis(self, shape: tuple[int, ...]) -> int:
         """The first axis of a tensor that counts its columns: the last one, or all behind the first, flattened. So are those of a

@@ -245,16 +245,43 @@ def orthogonalize(x: Any, coefficients: Any, steps: Any) -> Any:
     """The matrix (the last two axes) with its singular values brought near 1: by products of matrices alone, `steps` of them by the
     coefficients of this name, see `gpuopt.linalg`. Both are compile-time flags. Needs a tensor of two or more axes.
     """
-    multiply = getattr(_found("orthogonalize"), "product", None)
+    return _multiplied("orthogonalize", x, coefficients, steps)
+
+
+def learn_bases(
+    g: Any, q_left: Any, q_right: Any, gram_left: Any, gram_right: Any, known: Any, frequency: Any, gain: Any
+) -> Any:
+    """The matrix q_left' g q_right in the eigenvectors of averages of g g' and g' g of gradients before this one, which then
+    becomes part of these, with the weight `gain`. known: how many it was preceded by; frequency: after how many the bases are
+    renewed, see `gpuopt.bases`. Bases and averages are states of the shapes "left" and "right", None where a side has none.
+    """
+    return _multiplied("learn_bases", g, q_left, q_right, gram_left, gram_right, known, frequency, gain)
+
+
+def to_bases(x: Any, q_left: Any, q_right: Any) -> Any:
+    """The matrix q_left' x q_right, in the bases as they are now."""
+    return _multiplied("to_bases", x, q_left, q_right)
+
+
+def from_bases(x: Any, q_left: Any, q_right: Any) -> Any:
+    """The matrix q_left x q_right', the way back from `to_bases`."""
+    return _multiplied("from_bases", x, q_left, q_right)
+
+
+def _multiplied(name: str, x: Any, *given: Any) -> Any:
+    multiply = getattr(_found(name), "product", None)
     if multiply is None:
-        raise InputError("orthogonalize: matrices are not multiplied here, where derivatives of a step are asked for")
-    return multiply("orthogonalize", x, coefficients, steps)
+        raise InputError(f"{name}: matrices are not multiplied here, where derivatives of a step are asked for")
+    return multiply(name, x, *given)
 
 
 NON_LOCAL: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
         orthogonalize,
+        learn_bases,
+        to_bases,
+        from_bases,
         tensor_sum,
         tensor_max,
         global_sum,

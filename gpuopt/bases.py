@@ -1,0 +1,74 @@
+"""Matrices in the eigenvectors of what gradients have in common along their rows and along their columns: Vyas et al. 2024, SOAP.
+
+Called by `launch.products` for what rules ask of whole matrices, on arrays of NumPy, CuPy or torch. Bases q and averages ("grams")
+are square matrices [matrices, n, n], None where a side has none. Knows no rule, optimizer or kernel.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from gpuopt.linalg import library, library_of
+
+
+def learn_bases(
+    g: Any, q_left: Any, q_right: Any, gram_left: Any, gram_right: Any, known: float, frequency: float, gain: float
+) -> Any:
+    """Bring gradients [matrices, rows, columns] into the bases, in place, then into the averages of g g' and g' g, with this gain.
+
+    known: how many gradients the averages know by now. After the first one the bases are all its eigenvectors; after every
+    `frequency` others they are renewed by one power iteration, see `renew`. Until then they are zeros, and so is the result: of the
+    first gradient, and where a side got its basis later than its matrix the first step.
+    """
+    with np.errstate(all="ignore"):
+        for q, gram, tall in ((q_left, gram_left, False), (q_right, gram_right, True)):
+            if q is None:
+                continue
+            if known == 1:
+                q[...] = eigenvectors(gram)
+            elif known > 1 and (known - 1) % frequency == 0:
+                renew(q, gram)
+            gram += (library_of(g).square(g, tall=tall) - gram) * gain
+        return to_bases(g, q_left, q_right)
+
+
+def to_bases(x: Any, q_left: Any, q_right: Any) -> Any:
+    """q_left' x q_right, in the place of x."""
+    return between(x, None if q_left is None else q_left.swapaxes(1, 2), q_right)
+
+
+def from_bases(x: Any, q_left: Any, q_right: Any) -> Any:
+    """q_left x q_right', in the place of x."""
+    return between(x, q_left, None if q_right is None else q_right.swapaxes(1, 2))
+
+
+def between(x: Any, left: Any, right: Any) -> Any:
+    """left x right, in the place of x; None leaves out that side."""
+    by, made = library_of(x), x
+    with np.errstate(all="ignore"):
+        made = made if left is None else by.product(left, made)
+        made = made if right is None else by.product(made, right)
+    x[...] = made
+    return x
+
+
+def eigenvectors(gram: Any) -> Any:
+    """The eigenvectors of every matrix of a batch as columns; of one that is not finite, NaN, where LAPACK would give up."""
+    made = import_module(library(gram))
+    wrong = (gram * 0).sum((1, 2))[:, None, None]  # 0 or NaN
+    found = made.linalg.eigh(made.nan_to_num(gram, nan=0.0, posinf=0.0, neginf=0.0))[1]
+    return found + wrong
+
+
+def renew(q: Any, gram: Any) -> None:
+    """One power iteration and QR of every basis, in place, columns by falling eigenvalues as q has them now. Every column stays
+    where it is: the authors sort them, and the second moments along with them, which changes no update.
+    """
+    decompose = import_module(library(q)).linalg.qr
+    product = library_of(q).product(gram, q)
+    for basis, ahead in zip(q, product, strict=True):
+        order = (-(basis * ahead).sum(0)).argsort()
+        basis[:, order] = decompose(ahead[:, order])[0]

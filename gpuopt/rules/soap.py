@@ -1,0 +1,61 @@
+"""SOAP for matrices: Adam in the eigenbases of Shampoo; AdamW for all else."""
+
+import math
+
+from gpuopt.rules.language import State, from_bases, learn_bases, rule, sqrt, to_bases, where
+from gpuopt.rules.parts import adamw_step, debiased
+
+
+@rule(
+    state=(
+        State("m", "exp_avg"),
+        State("v", "exp_avg_sq", holds="squares"),
+        State("q_left", "basis_left", when="left", shape="left", readonly=True),
+        State("q_right", "basis_right", when="right", shape="right", readonly=True),
+        State("gram_left", "gram_left", when="left", shape="left", readonly=True),
+        State("gram_right", "gram_right", when="right", shape="right", readonly=True),
+    ),
+    title="SOAP",
+    flatten="convolutions",
+    ranges={"shampoo_beta": "(-inf, 1)", "precondition_frequency": "[1, inf)", "max_precond_dim": "[0, inf)"},
+)
+def soap(
+    p, g, m, v, q_left, q_right, gram_left, gram_right, *, lr=3e-3, weight_decay=0.01, beta1=0.95, beta2=0.95, shampoo_beta=-1.0,
+    eps=1e-8, precondition_frequency=10, max_precond_dim=10000, correct_bias: bool = True, matrix: bool, left: bool, right: bool,
+    known, begun, gain, correction, step_size, inverse,
+):  # fmt: skip
+    """SOAP, Vyas et al. 2024: Adam in the eigenvectors L, R of averages of g g' and g' g, see `gpuopt.bases`.
+
+    m <- beta1 m + (1 - beta1) g;  x = L' g R;  v <- beta2 v + (1 - beta2) x^2;  u = L (L' m R / (sqrt(v) + eps)) R';
+    p <- (1 - lr weight_decay)(p - lr a u), a = sqrt(1 - beta2^t) / (1 - beta1^t), or 1 without correct_bias.
+    The first gradient makes the bases and no step, and t counts those behind it. A step knows the averages up to the gradient
+    before its own; these have the beta shampoo_beta, or beta2 where that is negative. Every precondition_frequency steps the bases
+    are renewed. A side longer than max_precond_dim has none. Here m lies in the coordinates of p; the authors keep it in the bases
+    and turn it with them, which is the same. Vectors, and tensors of a group with matrix = False, are stepped by AdamW from the
+    first gradient on.
+    """
+    if matrix:
+        x = learn_bases(g, q_left, q_right, gram_left, gram_right, known, precondition_frequency, gain)
+        m = m + (g - m) * (begun * (1 - beta1))
+        v = v + (x * x - v) * (begun * (1 - beta2))
+        u = from_bases(to_bases(m, q_left, q_right) / (sqrt(v) + eps), q_left, q_right)
+        a = lr
+        if correct_bias:
+            a = lr * correction
+        p = where(begun > 0, (p - a * u) * (1 - lr * weight_decay), p)
+    elif correct_bias:
+        p, m, v = adamw_step(p, g, m, v, lr, weight_decay, beta1, beta2, eps, step_size, inverse)
+    else:
+        p, m, v = adamw_step(p, g, m, v, lr, weight_decay, beta1, beta2, eps, lr, 1)
+    return p, m, v
+
+
+@soap.prepare
+def _(step, *, lr, beta1, beta2, shampoo_beta):
+    known = step - 1
+    begun = 1 if known > 0 else 0
+    count = max(known, 1)
+    correction = math.sqrt(1 - beta2**count) / (1 - beta1**count)
+    step_size, inverse = debiased(step, lr, beta1, beta2)
+    gain = 1 - (beta2 if shampoo_beta < 0 else shampoo_beta)
+    return dict(known=known, begun=begun, correction=correction, gain=gain, step_size=step_size, inverse=inverse)

@@ -1,0 +1,175 @@
+"""SOAP and its square states: against the authors' code, over checkpoints, dtypes and what it refuses."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gpuopt
+from cases import Case
+from gpuopt import InputError, RuleSyntaxError, State, bases
+from gpuopt.rules.primitives import learn_bases, to_bases
+from samples import HOST_BACKENDS, bits, difference
+
+SHAPES = ((6, 8), (5,), (4, 2, 3, 3), (3, 5, 5), (9, 1))
+OPTIONS: dict[str, Any] = {"lr": 0.01, "precondition_frequency": 2}
+
+
+def arrays_of(seed: int, dtype: Any = np.float64) -> list[Any]:
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(shape).astype(dtype) for shape in SHAPES]
+
+
+def stepped(opt: Any, seeds: Any, dtype: Any = np.float64) -> Any:
+    for seed in seeds:
+        opt.step(arrays_of(seed, dtype))
+    return opt
+
+
+def test_defaults_are_the_authors_steps_and_the_first_gradient_makes_none() -> None:
+    mine = arrays_of(0)
+    oracle, opt = Case("SOAP").oracle(mine), gpuopt.SOAP(mine, backend="numpy")
+    before = [a.copy() for a in mine]
+    for seed in range(1, 51):
+        opt.step(arrays_of(seed))
+        oracle.step(arrays_of(seed))
+        if seed == 1:
+            moved = [not np.array_equal(a, b) for a, b in zip(mine, before, strict=True)]
+            assert moved == [len(shape) == 1 for shape in SHAPES]
+    assert max(difference(a, b) for a, b in zip(mine, oracle.params, strict=True)) < 1e-12
+
+
+def test_bases_are_orthogonal_and_diagonalize_what_gradients_have_in_common() -> None:
+    g = np.random.default_rng(0).standard_normal((2, 4, 6))
+    q_left, gram = np.zeros((2, 4, 4)), np.zeros((2, 4, 4))
+    assert not bases.learn_bases(g.copy(), q_left, None, gram, None, 0, 1, 1.0).any()
+    for known in range(1, 60):
+        x = bases.learn_bases(g.copy(), q_left, None, gram, None, known, 1, 0.0)
+    assert np.allclose(q_left.swapaxes(1, 2) @ q_left, np.eye(4)) and np.allclose(gram, g @ g.swapaxes(1, 2))
+    found = x @ x.swapaxes(1, 2)
+    assert np.allclose(found, found * np.eye(4)) and np.allclose(bases.from_bases(x, q_left, None), g)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64])
+def test_a_checkpoint_goes_on_bit_for_bit_and_backends_agree(dtype: Any) -> None:
+    found = []
+    for backend in HOST_BACKENDS:
+        whole, half = arrays_of(0, dtype), arrays_of(0, dtype)
+        options = OPTIONS | {"backend": backend, "max_grad_norm": 2.0}
+        first = stepped(gpuopt.SOAP(whole, **options), range(1, 8), dtype)
+        second = stepped(gpuopt.SOAP(half, **options), range(1, 4), dtype)
+        again = gpuopt.SOAP(half, **options)
+        again.load_state_dict(second.state_dict())
+        copied = stepped(pickle.loads(pickle.dumps(again)), range(4, 8), dtype)
+        stepped(again, range(4, 8), dtype)
+        others = [a for group in copied.param_groups for a in group["params"]]
+        assert bits(whole) == bits(half) == bits(others)
+        assert bits(first.state_dict()["state"]) == bits(again.state_dict()["state"])
+        found.append((bits(whole), bits(first.state_dict()["state"])))
+    assert found[0] == found[1]
+
+
+def test_square_states_are_kept_for_sides_that_are_short_enough() -> None:
+    mine = [np.ones((6, 8), np.float16), np.ones((4, 2, 3, 3)), np.ones((3, 5, 5)), np.ones(5)]
+    opt = gpuopt.SOAP([{"params": mine}, {"params": [np.ones((2, 2))], "matrix": False}], max_precond_dim=6)
+    opt.step([[a * 0.5 for a in mine], [np.ones((2, 2))]])
+    of_each = [
+        {name: (a.shape, a.dtype) for name, a in state.items() if name.startswith(("basis", "gram"))}
+        for state in opt.state_dict()["state"].values()
+    ]
+    assert {name: found for name, (found, _) in of_each[2].items()} == {
+        f"{what}_{side}": (3, 5, 5) for what in ("basis", "gram") for side in ("left", "right")
+    }
+    assert of_each[0] == dict.fromkeys(("basis_left", "gram_left"), ((6, 6), np.float32))
+    assert of_each[1] == dict.fromkeys(("basis_left", "gram_left"), ((4, 4), np.float64))
+    assert not of_each[3] and not of_each[4]
+    opt.param_groups[0]["max_precond_dim"] = 8  # the rows of 8 get theirs, from now on
+    opt.step([[a * 0.5 for a in mine], [np.ones((2, 2))]])
+    assert opt.state_dict()["state"][0]["gram_right"].shape == (8, 8)
+
+
+@pytest.mark.parametrize("backend", HOST_BACKENDS)
+def test_what_is_not_finite_spoils_its_own_matrix_alone_or_is_skipped(backend: str) -> None:
+    mine, clean = arrays_of(0), arrays_of(0)
+    opts = [
+        gpuopt.SOAP(a, backend=backend, skip_nonfinite=skip, **OPTIONS) for a, skip in ((mine, False), (clean, True))
+    ]
+    for opt in opts:
+        stepped(opt, (1, 2))
+        wrong = arrays_of(3)
+        wrong[0][1, 1] = np.inf
+        opt.step(wrong)
+        stepped(opt, (4, 5))
+    assert np.isnan(mine[0]).any() and all(np.isfinite(a).all() for a in mine[1:])
+    assert all(np.isfinite(a).all() for a in clean) and opts[1].skipped == 1
+
+
+def test_torch_steps_the_same_bits() -> None:
+    torch = pytest.importorskip("torch")
+    import gpuopt.torch
+
+    mine, tensors = arrays_of(0), [torch.tensor(a, requires_grad=True) for a in arrays_of(0)]
+    opt, theirs = gpuopt.SOAP(mine, backend="numba", **OPTIONS), gpuopt.torch.SOAP(tensors, **OPTIONS)
+    for seed in range(1, 6):
+        opt.step(arrays_of(seed))
+        for tensor, g in zip(tensors, arrays_of(seed), strict=True):
+            tensor.grad = torch.tensor(g)
+        theirs.step()
+        theirs.load_state_dict(theirs.state_dict())
+    assert all(np.array_equal(a, t.detach().numpy()) for a, t in zip(mine, tensors, strict=True))
+
+
+def test_bases_on_torchs_arrays_are_those_of_numpy() -> None:
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    mine = [np.zeros((2, n, n)) for n in (4, 6, 4, 6)]
+    theirs = [torch.tensor(a) for a in mine]
+    for known in range(8):
+        g = rng.standard_normal((2, 4, 6))
+        x, y = g.copy(), torch.tensor(g)
+        bases.learn_bases(x, *mine, known, 2, 0.1)
+        bases.learn_bases(y, *theirs, known, 2, 0.1)
+        back = [found(a, *states[:2]) for a, states in ((x, mine), (y, theirs)) for found in (bases.from_bases,)]
+        assert difference(back[1].numpy(), back[0]) < 1e-12 and (not known or difference(back[0], g) < 1e-12)
+    assert max(difference(a.numpy(), b) for a, b in zip(theirs[2:], mine[2:], strict=True)) < 1e-12
+    theirs[2][0, 0, 0] = torch.nan
+    assert [bool(found.isnan().all()) for found in bases.eigenvectors(theirs[2])] == [True, False]
+
+
+def test_where_the_host_does_not_know_the_step_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, whose backend alone keeps counts."""
+    opt = gpuopt.SOAP([np.ones((3, 4))], backend="numba", skip_nonfinite=True)
+    opt.step([np.ones((3, 4))])
+    for backend, *_ in opt._engine._launches:
+        monkeypatch.setattr(backend, "device", "cuda")
+    with pytest.raises(InputError, match="SOAP renews its bases by the step count, which stays on the GPU"):
+        opt.step([np.ones((3, 4))])
+
+
+def test_mistakes_of_a_rule_are_named() -> None:
+    with pytest.raises(RuleSyntaxError, match="only products write it, expected readonly=True"):
+        gpuopt.rule(state=[State("q", "q", shape="left")])
+    with pytest.raises(
+        RuleSyntaxError, match="`to_bases` takes square states and scalars, arguments of the rule itself"
+    ):
+
+        @gpuopt.rule(state=[State("q", "q", shape="left", readonly=True)])
+        def computed(p, g, q, *, lr):
+            return p - lr * to_bases(g, q, g + 1)
+
+    @gpuopt.rule(state=["m", State("q", "q", shape="left", readonly=True)])
+    def elements(p, g, m, q, *, lr, matrix: bool):
+        u = g
+        if matrix:
+            u = to_bases(g, q, m)
+        return p - lr * u, m
+
+    with pytest.raises(RuleSyntaxError, match="takes square states and scalars, and `m` is neither"):
+        gpuopt.optimizer(elements, np.ones((3, 3)), lr=0.1).step(np.ones((3, 3)))
+    with pytest.raises(InputError, match="learn_bases has a value only where an optimizer runs the rule"):
+        learn_bases(np.ones((2, 2)), None, None, None, None, 0, 1, 1)
+    with pytest.raises(InputError, match="unknown option 'split_heads' of SOAP"):
+        gpuopt.SOAP(np.ones((4, 4)), split_heads=2)
