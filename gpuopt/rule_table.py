@@ -78,7 +78,8 @@ def span(rule: Rule, count: Callable[[Program], float]) -> str:
 
 def variants(rule: Rule, made: Program) -> Iterator[Program]:
     """The program under every choice of the rule's own flags, for matrices."""
-    choices = {name: values for name, values in rule.tree.flags.items() if name != MATRIX}
+    derived = MATRIX, *rule.definition().sides
+    choices = {name: values for name, values in rule.tree.flags.items() if name not in derived}
     for chosen in product(*choices.values()):
         flags = dict(made.signature.flags) | dict(zip(choices, chosen, strict=True))
         yield of_flags(rule, flags, "float32", "float32", {s.name: "float32" for s in rule.states})

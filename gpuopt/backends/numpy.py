@@ -198,8 +198,8 @@ class Unknown(Exception):
 
 
 class Sums:
-    """The reductions of one tensor in one step. squares: its square states, which products write; cells: those of one number, as they
-    were before anything was written; known: the sums over all tensors in the order in which the rule asks for them.
+    """The reductions of one tensor in one step. squares: its square states, which products write; cells: those of one number, as
+    they were before anything was written; known: the sums over all tensors in the order in which the rule asks for them.
     """
 
     def __init__(self, program: Program, record: NDArray[np.int64], squares: Mapping[str, NDArray[Any]]) -> None:

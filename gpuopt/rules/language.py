@@ -259,7 +259,7 @@ class Rule:
         found = {**flags, **dict.fromkeys(asks, len(shape) > 1 and not pairs)}
         for name in self.definition().sides:
             length = self.matrix(shape)[SIDES.index(name)]
-            found[name] = bool(found.get(MATRIX)) and length <= flags[name]
+            found[name] = bool(found.get(MATRIX)) and (flags[name] is True or length <= flags[name])
         return found
 
     def axis(self, shape: tuple[int, ...]) -> int:

@@ -33,7 +33,9 @@ def lively(name: str) -> dict[str, Any]:
 
 @cache
 def _variants(name: str) -> tuple[Mapping[str, Any], ...]:
-    flags = {flag: choices for flag, choices in rules.get(name).tree.flags.items() if flag != MATRIX}
+    rule = rules.get(name)
+    derived = MATRIX, *rule.definition().sides
+    flags = {flag: choices for flag, choices in rule.tree.flags.items() if flag not in derived}
     found: dict[object, Mapping[str, Any]] = {}
     for values in chosen(list(flags.values())):
         hyper = lively(name)
