@@ -56,11 +56,23 @@ def between(x: Any, left: Any, right: Any) -> Any:
 
 
 def eigenvectors(gram: Any) -> Any:
-    """The eigenvectors of every matrix of a batch as columns; of one that is not finite, NaN, where LAPACK would give up."""
+    """The eigenvectors of every matrix of a batch as columns; of one that is not finite, NaN, and of one that LAPACK gives up, the
+    unit vectors, which later renewals turn.
+    """
     made = import_module(library(gram))
     wrong = (gram * 0).sum((1, 2))[:, None, None]  # 0 or NaN
-    found = made.linalg.eigh(made.nan_to_num(gram, nan=0.0, posinf=0.0, neginf=0.0))[1]
-    return found + wrong
+    finite = made.nan_to_num(gram, nan=0.0, posinf=0.0, neginf=0.0)
+    largest = made.amax(abs(finite).reshape(len(gram), -1), -1)[:, None, None]
+    extreme = (largest > 1e30) | ((largest < 1e-30) & (largest > 0))  # where LAPACK's own products leave the range
+    finite = finite / made.where(extreme, largest, largest * 0 + 1)
+    try:
+        return made.linalg.eigh(finite)[1] + wrong
+    except getattr(made.linalg, "LinAlgError", np.linalg.LinAlgError):
+        if len(gram) > 1:
+            return made.stack([eigenvectors(gram[k : k + 1])[0] for k in range(len(gram))])
+        found = gram * 0
+        found.reshape(1, -1)[:, :: gram.shape[1] + 1] += 1
+        return found
 
 
 def renew(q: Any, gram: Any) -> None:
