@@ -6,13 +6,15 @@ has no BLAS, runs them too; those of the arrays' own library are looked at where
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
 import gpuopt
-from gpuopt import linalg
+from gpuopt import InputError, bases, linalg
+from gpuopt.launch.products import RUNS
 from graphs import BACKENDS
 from samples import difference
 
@@ -52,13 +54,19 @@ def trained(backend: str, name: str, dtype: str, broken: int = -1, **options: An
 def hosted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products of arrays on a device are made on the host."""
 
-    def run(x: Any, *words: Any) -> Any:
-        if isinstance(x, np.ndarray):
-            return linalg.orthogonalize(x, *words)
-        x.set(linalg.orthogonalize(x.get(), *words))
-        return x
+    def on_host(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*given: Any) -> Any:
+            here = [a.get() if hasattr(a, "get") else a for a in given]
+            made = function(*here)
+            for there, array in zip(given, here, strict=True):
+                if there is not array:
+                    there.set(array)
+            return made if here[0] is given[0] else given[0]
 
-    monkeypatch.setattr(linalg, "RUNS", {"orthogonalize": run})
+        return run
+
+    for name, function in RUNS.items():
+        monkeypatch.setitem(RUNS, name, on_host(function))  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("hosted")
@@ -70,10 +78,38 @@ def hosted(monkeypatch: pytest.MonkeyPatch) -> None:
         ("normuon", "float32", {"state_format": "int8"}),
         ("namo", "bfloat16", {"rest": {"lr": 1e-3}, "state_format": "bfloat16", "param_format": "split8"}),
         ("adamuon", "float32", {"skip_nonfinite": True, "broken": 2}),
+        ("soap", "float32", {"max_grad_norm": 1.0, "precondition_frequency": 1}),
+        ("soap", "bfloat16", {"state_format": "bfloat16", "max_precond_dim": 40}),
     ],
 )
 def test_stages_have_the_bits_of_numpy(name: str, dtype: str, options: dict[str, Any], backend: str) -> None:
     assert trained(backend, name, dtype, **options) == trained("numpy", name, dtype, **options)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bases_are_not_renewed_where_the_count_is_on_the_device(backend: str) -> None:
+    for options in ({"skip_nonfinite": True}, {"capturable": True}):
+        p = there(np.ones((3, 4), np.float32))
+        opt = gpuopt.SOAP([p], backend=backend, **options)
+        with pytest.raises(InputError, match="SOAP renews its bases by the step count, which stays on the GPU"):
+            opt.step([there(np.ones((3, 4), np.float32))])
+        assert (p.get() == 1).all()
+
+
+@pytest.mark.hardware
+def test_bases_of_the_library_are_those_of_numpy() -> None:
+    import cupy
+
+    rng = np.random.default_rng(0)
+    mine = [np.zeros((2, n, n)) for n in (40, 60, 40, 60)]
+    theirs = [cupy.asarray(a) for a in mine]
+    for known in range(8):
+        g = rng.standard_normal((2, 40, 60))
+        x, y = g.copy(), cupy.asarray(g)
+        bases.learn_bases(x, *mine, known, 2, 0.1)
+        bases.learn_bases(y, *theirs, known, 2, 0.1)
+        assert difference(bases.from_bases(y, *theirs[:2]).get(), g if known else 0 * g) < 1e-10
+    assert max(difference(a.get(), b) for a, b in zip(theirs[2:], mine[2:], strict=True)) < 1e-10
 
 
 @pytest.mark.hardware

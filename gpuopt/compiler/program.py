@@ -72,7 +72,7 @@ class Program:
     @property
     def local(self) -> bool:
         """Whether every element is updated from itself and the row alone."""
-        return not self.cuts and not self.update.values and not self.update.lined
+        return not self.stages and not self.cuts and not self.update.values and not self.update.lined
 
     @property
     def parts(self) -> tuple[Program, ...]:
