@@ -28,7 +28,7 @@ MUTANTS = {
     "Adam without bias correction": ("rules/parts.py", r"return lr / \(1 - beta1\*\*step\)", "return lr", "adam"),
     "betas swapped": ("optim/hyper.py", r"(tuples\[name\]), members\(value\)", r"\1[::-1], members(value)", "adam"),
     "eps inside the root": ("rules/adam.py", r"sqrt\(d\) \* inv_sqrt_bias2 \+ eps", "sqrt(d + eps) * inv_sqrt_bias2", "adam"),
-    "steps not counted": ("launch/launcher.py", r"= counter\.step \+ 1", "= counter.step", "adam"),
+    "steps not counted": ("launch/launcher.py", r"= self\.step \+ 1", "= self.step", "adam"),
     "Adagrad's rate a step late": ("rules/adagrad.py", r"\(step - 1\)", "step", "rates"),
     "DGD's rate a step early": ("rules/dgd.py", r"\(step - 1\)", "step", "rates"),
     "the first gradient damped": ("rules/parts.py", r"1 if step == 1 else 1 - dampening", "1 - dampening", "rates"),

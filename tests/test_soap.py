@@ -107,15 +107,14 @@ def test_what_is_not_finite_spoils_its_own_matrix_alone_or_is_skipped(backend: s
     assert all(np.isfinite(a).all() for a in clean) and opts[1].skipped == 1
 
 
-def test_numbers_at_the_ends_of_their_range_have_bases_and_what_lapack_gives_up_has_unit_vectors(
+def test_what_is_not_finite_has_no_eigenvectors_and_what_lapack_gives_up_has_unit_vectors(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     gram = np.diag([3.0, 1.0, 2.0]) + 0.1
     expected = bases.eigenvectors(gram[None])
-    for scale in (1e306, 1e-306):
-        with np.errstate(all="ignore"):
-            found = bases.eigenvectors(scale * np.array([gram, np.full((3, 3), np.inf)]))
-        assert np.allclose(found[0], expected[0]) and np.isnan(found[1]).all()
+    with np.errstate(all="ignore"):
+        found = bases.eigenvectors(np.array([gram, np.full((3, 3), np.inf)]))
+    assert np.array_equal(found[0], expected[0]) and np.isnan(found[1]).all()
     real = np.linalg.eigh
 
     def eigh(a: Any) -> Any:
