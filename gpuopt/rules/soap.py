@@ -27,7 +27,7 @@ def soap(
     """SOAP, Vyas et al. 2024: Adam in the eigenvectors L, R of averages of g g' and g' g, see `gpuopt.bases`.
 
     m <- beta1 m + (1 - beta1) g;  x = L' g R;  v <- beta2 v + (1 - beta2) x^2;  u = L (L' m R / (sqrt(v) + eps)) R';
-    p <- (1 - lr weight_decay)(p - lr a u), a = sqrt(1 - beta2^t) / (1 - beta1^t), or 1 without correct_bias.
+    p <- p - lr a u;  p <- (1 - lr weight_decay) p;  a = sqrt(1 - beta2^t) / (1 - beta1^t), or 1 without correct_bias.
     The first gradient makes the bases and no step, and t counts those behind it. A step knows the averages up to the gradient
     before its own; these have the beta shampoo_beta, or beta2 where that is negative. Every precondition_frequency steps the bases
     are renewed. A side longer than max_precond_dim has none. Here m lies in the coordinates of p; the authors keep it in the bases
