@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpuopt.errors import InputError
+from gpuopt.messages import install
 
 Row = tuple[float, ...]  # (a, b, c): x <- a x + b (x x') x + c (x x')^2 x; without c of degree 3
 
@@ -99,7 +100,7 @@ def multipliable(x: Any) -> Any:
             continue
     raise InputError(
         f"products of matrices on arrays of {library(x)} are made by CuPy or torch, and neither is installed: "
-        "python -m pip install 'gpuopt[cuda13]'"
+        f"{install('cuda13')}"
     )
 
 

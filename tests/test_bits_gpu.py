@@ -17,6 +17,7 @@ from gpuopt import rules
 from gpuopt.formats import OF_PARAMETERS
 from gpuopt.launch.table import CHUNK
 from gpuopt.optim.optimizer import Optimizer
+from host_products import host_products
 from launches import exact_on_device
 from own_formats import sixteenths
 from shim.arena import Arena, Case, assert_same, parameters_of
@@ -30,6 +31,12 @@ BROKEN = [(16, 256), (13, 320), (3, 1367), (9, 8, 64)]  # whole and broken block
 WHOLE = "adamw"  # the rule that is tried in every way
 DECIDED = {"max_grad_norm": 1.0, "skip_nonfinite": True}  # rows by pointer, kernels that decide
 RATES = ({"lr": 0.01}, {"lr": 0.02}, {"lr": 0.03})
+
+
+@pytest.fixture(autouse=True)
+def products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of matrices: those of a GPU have other bits, and the driver in software makes none."""
+    host_products(monkeypatch)
 
 
 class OnDevice(Arena):

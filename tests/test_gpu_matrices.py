@@ -6,7 +6,6 @@ has no BLAS, runs them too; those of the arrays' own library are looked at where
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,8 @@ import pytest
 
 import gpuopt
 from gpuopt import InputError, bases, linalg
-from gpuopt.launch.products import RUNS
 from graphs import BACKENDS
+from host_products import host_products
 from samples import difference
 
 pytestmark = pytest.mark.gpu
@@ -53,20 +52,7 @@ def trained(backend: str, name: str, dtype: str, broken: int = -1, **options: An
 @pytest.fixture
 def hosted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products of arrays on a device are made on the host."""
-
-    def on_host(function: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*given: Any) -> Any:
-            here = [a.get() if hasattr(a, "get") else a for a in given]
-            made = function(*here)
-            for there, array in zip(given, here, strict=True):
-                if there is not array:
-                    there.set(array)
-            return made if here[0] is given[0] else given[0]
-
-        return run
-
-    for name, function in RUNS.items():
-        monkeypatch.setitem(RUNS, name, on_host(function))  # type: ignore[arg-type]
+    host_products(monkeypatch)
 
 
 @pytest.mark.usefixtures("hosted")

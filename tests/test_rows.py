@@ -110,7 +110,7 @@ def test_a_rule_that_flattens_has_channels_for_rows(backend: str) -> None:
 
 
 def test_flatten_is_yes_or_no() -> None:
-    with pytest.raises(gpuopt.RuleSyntaxError, match="flatten = 'rows': expected True or False"):
+    with pytest.raises(gpuopt.RuleSyntaxError, match="flatten = 'rows': expected True, False or 'convolutions'"):
         rule(flatten="rows")  # type: ignore[call-overload]
 
 

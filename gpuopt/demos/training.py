@@ -31,6 +31,7 @@ RATES = {
     "lamb": 0.01,
     "radam": 0.05,
     "schedulefreeradam": 0.05,
+    "muon": 0.02,
 }
 
 
