@@ -22,7 +22,7 @@ from gpuopt.formats.dtypes import STORAGES
 from gpuopt.launch import table
 
 # Arrays, scalars and words of random bits that 64 registers hold (80 in float64), by lanes.
-MANY = {2: 10, 4: 16, 8: 11}
+MANY = {2: 10, 4: 14, 8: 11}
 ROW_BYTES = 3840  # of the 4 KB that kernel arguments may take
 
 

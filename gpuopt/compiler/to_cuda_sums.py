@@ -15,6 +15,8 @@ from gpuopt.compiler.to_cuda import joins, print_double, vector_members
 from gpuopt.compiler.tree import Assign
 from gpuopt.formats.dtypes import STORAGES
 
+LANES = 24  # elements of all arrays that a lane of a pass asks for at once and 80 registers hold
+
 
 def reduce_source(layout: Layout, cut: Pass) -> str:
     """The translation unit of `gpuopt_reduce`, a pass that sums, or `gpuopt_reduce_along`, one along rows and columns."""
@@ -180,9 +182,10 @@ def finished(made: PerMatrix, derives: Pass, kind: str) -> list[str]:
 
 def reduce_blocks(layout: Layout, cut: Pass) -> int:
     """Blocks a multiprocessor: 4 leave 64 registers to a thread. Passes over several arrays, sums of columns (one for each that a
-    lane has) and numbers of rows need more, and twice as many in float64.
+    lane has) and numbers of rows need more, as do elements of more arrays than LANES hold at once, and twice as many in float64.
     """
-    reasons = (len(cut.reads) > 1) + cut.along + bool(layout.slots)
+    wide = len(cut.reads) * layout.lanes > LANES
+    reasons = (len(cut.reads) > 1) + wide + cut.along + bool(layout.slots)
     return max(2, 4 - reasons * (2 if layout.compute == "float64" else 1))
 
 
