@@ -17,10 +17,13 @@ from gpuopt.compiler.program import Program
 from gpuopt.formats.dtypes import numpy_dtype
 from gpuopt.launch.launcher import Launch, StepCounter
 from gpuopt.launch.plan import Plan
+from gpuopt.optim import companions, geometry
 from gpuopt.optim.decay import NONE
 from gpuopt.source import program
 
 HYPER = {
+    **geometry.NEUTRAL,
+    **companions.NEUTRAL,
     "lr": 1e-2,
     "beta1": 0.9,
     "beta2": 0.999,

@@ -110,9 +110,8 @@ def tolerance(case: Case, float32_sums: bool = False) -> float:
     """
     exact = case.state_format == "float32"
     rounding = 3 * EPSILON[case.dtype] * sqrt(case.steps) / max(change(case.optimizer, case.steps), 1e-300)
-    magnified = (
-        rules.get(case.optimizer).definition().multiplies
-    )  # what is near 0, by a hundred, and its rounding with it
+    # Products of matrices magnify what is near 0 a hundredfold, and its rounding with it.
+    magnified = rules.get(case.optimizer).definition().multiplies
     sums = SUMS if (float32_sums or magnified) and not elementwise(case.optimizer) else 0.0
     return (EXACT if exact else ROUNDED) + min(rounding, ROUNDED) + sums
 
