@@ -23,7 +23,7 @@ from gpuopt.backends.runtime import Runtime, Staging
 from gpuopt.compiler.names import GIVEN
 from gpuopt.errors import GpuoptError
 from gpuopt.launch.ferry import Ferry, Portion
-from gpuopt.launch.launcher import Launch, StepCounter, StepRequest, advance
+from gpuopt.launch.launcher import Launch, StepCounter, StepRequest, advance, parts_of
 from gpuopt.rules.primitives import divided
 
 FIRST = (
@@ -94,7 +94,7 @@ class DeviceBackend:
         with self.runtime.on_device(self.index):
             stream = self.runtime.stream(self.index)
             if not self.runtime.capturing(stream):
-                self._made([part for launch in launches for part in launch.parts], request, stream)
+                self._made(parts_of(launches), request, stream)
                 self.staging.fill()
 
     def _step(self, launches: Sequence[Launch], request: StepRequest, counters: Sequence[StepCounter]) -> None:
@@ -105,7 +105,7 @@ class DeviceBackend:
             return
         if self.graphs and any(life.over for life, _ in self.graphs):
             self.release()
-        launches = [part for launch in launches for part in launch.parts]
+        launches = parts_of(launches)
         device_launches, decision = self._made(launches, request, stream)
         if decision is not None:
             self._decide(launches, device_launches, decision, request, counters, stream, self.staging.upload)
@@ -154,7 +154,7 @@ class DeviceBackend:
                 "the current stream is captured into a CUDA graph, whose replays would repeat the rate and the step count of "
                 "this step for ever: make the optimizer with capturable=True"
             )
-        launches = [part for launch in launches for part in launch.parts]
+        launches = parts_of(launches)
         device_launches: list[DeviceLaunch] = [
             launch.private["device_launch"] for launch in launches if "device_launch" in launch.private
         ]

@@ -240,7 +240,9 @@ class DeviceDecision(DeviceBuffers):
             first = [launch for launch in launches if launch.stage == 0]
             passes = [gradient_passes(self.backend, launch.plan, stream, upload) for launch in first]
             self.gradients = StepPasses(self.backend, passes, stream, upload)
-        self.gradients.cut(stream, upload)
+        for each in self.gradients.passes:
+            if each.cuts != each.plan.cuts:
+                each.cut(stream, upload)
 
     def inputs(self, launches: Sequence[Launch]) -> tuple[NDArray[np.float64], bytes]:
         """What is to be there, and what will be there after the step, which counts."""

@@ -125,7 +125,7 @@ class HostBackend:
 
     def parts(self, launch: Launch) -> Sequence[Launch]:
         """What is run of a launch, one after another."""
-        return launch.parts
+        return launch.stages or (launch,)
 
     def stage(self, launches: Sequence[Launch], multiplier: float) -> None:
         """The passes of these launches, their updates, and the products of matrices behind them, portion by portion: all portions

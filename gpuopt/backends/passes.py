@@ -131,11 +131,6 @@ class StepPasses:
             for k in range(longest)
         ]
 
-    def cut(self, stream: Any, upload: Upload) -> None:
-        """See DevicePasses.cut."""
-        for each in self.passes:
-            each.cut(stream, upload)
-
     def begun(self, given: Sequence[Addresses], stream: Any) -> list[Iterator[None]]:
         """Each of them up to where it begins; what is joined between is `over_all`, in this order."""
         return [each.run(*addresses, stream) for each, addresses in zip(self.passes, given, strict=True)]

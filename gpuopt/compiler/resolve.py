@@ -21,10 +21,9 @@ class Names:
         self.function, code = function, function.__code__
         self.locals = {*code.co_varnames, *code.co_cellvars}
         self.cells: dict[str, CellType] = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
-        self._code: CodeType = code
+        self._codes: list[tuple[FunctionType, CodeType]] = [(function, code)]
         self._looked: list[tuple[Mapping[str, object], str, object]] = []
         self._opened: list[tuple[CellType, object]] = []
-        self._called: list[Names] = []
 
     def value(self, node: ast.expr) -> object:
         """What a name or `module.name` stands for, MISSING for anything else."""
@@ -39,8 +38,10 @@ class Names:
         return MISSING
 
     def also(self, called: Names) -> None:
-        """What the names of a function that is called stand for counts too."""
-        self._called.append(called)
+        """What the names of a function that is called stand for counts too; all of them were looked up by now."""
+        self._codes += called._codes
+        self._looked += called._looked
+        self._opened += called._opened
 
     def _name(self, name: str) -> object:
         if name in self.locals:
@@ -58,14 +59,17 @@ class Names:
         return found
 
     def hold(self) -> bool:
-        """Whether every look-up would give the same today, and the function is still the same code."""
+        """Whether every look-up would give the same today, and the functions are still the same code."""
         for space, name, found in self._looked:
             if space.get(name, MISSING) is not found:
                 return False
         for cell, found in self._opened:
             if content(cell) is not found:
                 return False
-        return self.function.__code__ is self._code and all(names.hold() for names in self._called)
+        for function, code in self._codes:
+            if function.__code__ is not code:
+                return False
+        return True
 
 
 def content(cell: CellType) -> object:

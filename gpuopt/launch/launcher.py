@@ -108,11 +108,6 @@ class Launch:
         default_factory=lambda: np.empty((0, 0))
     )  # of the step that is made: [counters, wides]
 
-    @property
-    def parts(self) -> Sequence[Launch]:
-        """The stages, or what there is without any."""
-        return self.stages or (self,)
-
     def move(self, role: int, addresses: NDArray[np.int64]) -> None:
         """New addresses of one role, parameter or gradient, one for each tensor."""
         for each in (self, *self.stages):
@@ -197,6 +192,14 @@ class Launch:
                         raise DtypeError(f"{self.keys[j]} on {view.device}: expected it on {device}, where it is read")
                     record[1].view(np.int64)[j] = view.address | (view.dtype == "float64")
         return result
+
+
+def parts_of(launches: Sequence[Launch]) -> list[Launch]:
+    """The stages of these launches in their order, or what there is without any."""
+    found: list[Launch] = []
+    for launch in launches:
+        found += launch.stages or (launch,)
+    return found
 
 
 def advance(

@@ -218,8 +218,6 @@ class Engine:
             raise InputError("max_grad_norm and skip_nonfinite need all parameters on one device")
         if request.on_device:
             self._check_rates()
-            for backend, launches, _ in self._launches:
-                check_counts(backend.device, launches)
         if len(self._launches) > 1:  # what one of them cannot do is not begun by another
             for backend, launches, _ in self._launches:
                 backend.ready(launches, request)
@@ -323,6 +321,9 @@ class Engine:
             running = [c for c in running if id(c) not in mine]
         programs = [launch.plan.program for _, launches, _ in self._launches for launch in launches]
         joint.check(self.rule, programs, list(names))
+        if self._on_device():
+            for backend, launches, _ in self._launches:
+                check_counts(backend.device, launches)
 
     def _fitted(self, p: Parameter) -> tuple[dict[str, Any], dict[str, Any]]:
         """What lies beside it and states as they are walked with the parameter, which may have moved or come with loaded states."""

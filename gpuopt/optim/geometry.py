@@ -54,15 +54,19 @@ NEUTRAL = dict.fromkeys(RANGES, 1.0)
 FLAGS = {flag for option in OPTIONS.values() for flag in option.flags}
 
 
-def on(group: Mapping[str, Any], name: str) -> bool:
-    """Whether a group has the option."""
-    found = group.get(name, OPTIONS[name].off)
-    return found is not None and found is not False
+def on(group: Mapping[str, Any]) -> list[tuple[str, Option]]:
+    """The options that a group has."""
+    found = []
+    for name, option in OPTIONS.items():
+        value = group.get(name)
+        if value is not None and value is not False:
+            found.append((name, option))
+    return found
 
 
 def flags(group: Mapping[str, Any]) -> dict[str, bool]:
     """The compile-time flags of a group: each group has passes of its own, for those of others would cost it reads."""
-    found = {flag for name, option in OPTIONS.items() if on(group, name) for flag in option.flags}
+    found = {flag for _, option in on(group) for flag in option.flags}
     if group.get("cautious") == UNSCALED:
         found -= {"in_mean"}
     return {OPTION + flag: flag in found for flag in FLAGS}
@@ -70,14 +74,12 @@ def flags(group: Mapping[str, Any]) -> dict[str, bool]:
 
 def by_rows(group: Mapping[str, Any]) -> bool:
     """Whether an option of the group looks at rows."""
-    return any(on(group, name) for name, option in OPTIONS.items() if "matrix" in option.flags)
+    return any("matrix" in option.flags for _, option in on(group))
 
 
 def check(group: Mapping[str, Any], title: str, rated: bool, label: str) -> None:
     """Raise InputError where options say something else of the same, or need a rate. rated: whether the rule has one."""
-    for name, option in OPTIONS.items():
-        if not on(group, name):
-            continue
+    for name, option in on(group):
         if option.rated and not rated:
             raise InputError(f"{label}: {name} = {group[name]!r} is of updates before lr, and {title} has no lr")
         for other in option.against:

@@ -232,7 +232,7 @@ def is_hyperparameter(name: str, rule: Rule) -> bool:
 
 def on_gpu(value: Any, label: str = "hyperparameter") -> bool:
     """Whether a hyperparameter is an array on a GPU. Raises DtypeError naming it unless it is one float32 or float64."""
-    if isinstance(value, (int, float)):
+    if value is None or isinstance(value, (int, float, str)):
         return False
     found = members(value)
     if found is not None:
