@@ -11,7 +11,8 @@ import pytest
 import gpuopt
 from gpuopt import InputError, LayoutError, RuleSyntaxError, linalg
 from gpuopt.bench.shapes import MODELS
-from gpuopt.rules.primitives import orthogonalize
+from gpuopt.rules.declared import State
+from gpuopt.rules.primitives import global_sum, orthogonalize
 
 SHAPES = {"w": (6, 8), "e": (10, 4), "b": (5,), "c": (4, 2, 3, 3), "x": (3, 5, 7)}
 
@@ -140,6 +141,28 @@ def test_a_rule_of_ones_own_multiplies_matrices_and_is_told_where_it_cannot() ->
         gpuopt.optimizer(unguarded, np.ones(3), lr=0.1).step(np.ones(3))
     with pytest.raises(InputError, match="orthogonalize has a value only where an optimizer runs the rule"):
         orthogonalize(np.ones((2, 2)), "keller", None)
+
+
+def test_a_number_of_all_tensors_is_stored_beside_products() -> None:
+    """By the last tensor, in the last stage that needs it."""
+
+    @gpuopt.rule(state=[State("d", "distance", shape="global"), State("b", "b")])
+    def travelled(p, g, d, b, *, lr, ns: Literal["keller"] = "keller", count: Literal[None] = None):
+        b = 0.5 * b + g
+        u = orthogonalize(b, ns, count)
+        d = d + global_sum(u * u)
+        return p - lr / (1 + d) * u, d, b
+
+    found = []
+    for backend in ("numpy", "numba"):
+        mine = [np.ones((3, 4)), np.ones((5, 2))]
+        opt = gpuopt.optimizer(travelled, mine, lr=0.1, backend=backend)
+        for seed in (1, 2, 3):
+            opt.step([np.random.default_rng(seed).standard_normal(a.shape) for a in mine])
+        states = opt.state_dict()["state"]
+        assert states[0]["distance"] == states[1]["distance"] > 5
+        found.append([*(a.tobytes() for a in mine), float(states[0]["distance"])])
+    assert found[0] == found[1]
 
 
 def test_a_step_makes_as_many_products_as_there_are_shapes_times_iterations(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,8 @@ def give_owners(launches: Sequence[Launch]) -> None:
     """
     owners = {launch.plan.program.compute: launch for launch in launches if len(launch.plan.table)}
     for launch in owners.values():
-        launch.plan.table[-1, OWNER] = 1
+        for each in (launch, *launch.stages):
+            each.plan.table[-1, OWNER] = 1
 
 
 def check(rule: Rule, programs: Sequence[Program], devices: Sequence[str]) -> None:
