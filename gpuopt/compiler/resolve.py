@@ -66,10 +66,10 @@ class Names:
         for cell, found in self._opened:
             if content(cell) is not found:
                 return False
+        same = True
         for function, code in self._codes:
-            if function.__code__ is not code:
-                return False
-        return True
+            same = same and function.__code__ is code
+        return same
 
 
 def content(cell: CellType) -> object:
