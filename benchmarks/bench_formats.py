@@ -31,12 +31,13 @@ import numba
 import torch
 from formats_emulated import PEERS, Peer
 from formats_model import Transformer, batch, loss_of, text, validation_loss
-from formats_rows import RECIPES, Row, append, draw, read, table
+from formats_rows import RECIPES, Row, draw, read, table
 from torch import Tensor, nn
 
 import gpuopt
 import gpuopt.torch
 from gpuopt.bench.machine import commit, device_name
+from gpuopt.bench.rows import append
 
 # Rates: of those tried with fp32, factors of 2 apart or more, the ones with the least loss (seed 0; AdamW by 300 steps, 0.95).
 OPTIMIZERS: dict[str, dict[str, Any]] = {
@@ -154,7 +155,7 @@ def trained(options: argparse.Namespace, optimizer: str, beta2: float, recipe: s
             recipe,
             seed,
         )
-        formats_curves.append(options.curves, [formats_curves.Point(*where, *point) for point in curve])
+        append(options.curves, [formats_curves.Point(*where, *point) for point in curve])
     return Row(
         f"{datetime.now(UTC):%Y-%m-%d}", f"{device_name('cpu').rsplit(',', 1)[0]}, torch on {torch.get_num_threads()}",
         platform.python_version(), torch.__version__, gpuopt.__version__, commit(), optimizer,
@@ -213,7 +214,7 @@ def main(arguments: list[str] | None = None) -> None:
         except gpuopt.GpuoptError as error:
             print(f"{optimizer} {recipe}: not trained: {error}", flush=True)
             continue
-        append(options.out, row)
+        append(options.out, [row])
         print(
             f"{optimizer} {row.beta2:5} lr {row.lr:g}  {recipe:14} seed {seed}  {row.bytes:.2f} bytes  loss {row.loss:.4f}  "
             f"{row.seconds:.1f} s", flush=True,

@@ -10,10 +10,9 @@ fast as float32 and others far slower; ours is in float32 on a CPU. Rows of the 
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import torch
 import gpuopt
 import gpuopt.torch
 from gpuopt.bench.machine import commit, device_name
+from gpuopt.bench.rows import append
 
 RESULTS = Path(__file__).parent / "results" / "matrices.csv"
 LAYER = ((2304, 768), (768, 768), (3072, 768), (768, 3072))
@@ -63,17 +63,6 @@ def least(turns: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
             if number:
                 found[name] = min(found[name], time.perf_counter() - begin)
     return found
-
-
-def append(path: Path, rows: list[Row]) -> None:
-    """Add rows, under a header where there is none yet."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if fresh:
-            writer.writerow([field.name for field in fields(Row)])
-        writer.writerows([f"{v:.6g}" if isinstance(v, float) else v for v in asdict(row).values()] for row in rows)
 
 
 def main(arguments: list[str] | None = None) -> list[Row]:

@@ -11,11 +11,10 @@ are only ever added.
 from __future__ import annotations
 
 import argparse
-import csv
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import cycle
 from pathlib import Path
@@ -26,6 +25,7 @@ import torch
 
 import gpuopt
 from gpuopt.bench.machine import commit, device_name
+from gpuopt.bench.rows import append
 
 RESULTS = Path(__file__).parent / "results" / "rows.csv"
 SETS = 16  # of rows, in turns
@@ -87,17 +87,6 @@ def least(turns: list[tuple[Callable[[], Any], int]], rounds: int) -> list[float
     return found
 
 
-def append(path: Path, row: Row) -> None:
-    """Add a row, under a header where there is none yet."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if fresh:
-            writer.writerow([field.name for field in fields(Row)])
-        writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in asdict(row).values()])
-
-
 def main(arguments: list[str] | None = None) -> Row:
     """Measure, print and write a row."""
     parser = argparse.ArgumentParser(description="steps of some rows")
@@ -112,7 +101,7 @@ def main(arguments: list[str] | None = None) -> Row:
     table = f"{options.rows} x {options.width} float32"
     made = datetime.now(UTC).strftime("%Y-%m-%d"), device_name("cpu"), commit(), table, options.share
     row = Row(*made, full, some, sparse, some / (options.share * full), sparse / some)
-    append(options.out, row)
+    append(options.out, [row])
     print(row)
     return row
 

@@ -13,12 +13,11 @@ ever added.
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import time
 import warnings
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from threadpoolctl import threadpool_info
 
 import gpuopt.sklearn as ours
 from gpuopt.bench.machine import device_name
+from gpuopt.bench.rows import append
 
 FEATURES, SHARE = 100, 10
 PASSES = 20, 5, 2  # on the small data; of a linear model, of a network on the large ones
@@ -141,17 +141,6 @@ def machine() -> str:
     return f"{device_name('cpu')}, BLAS on {max(found, default=1)}"
 
 
-def append(path: Path, row: Row) -> None:
-    """Add a row, under a header where there is none yet."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if fresh:
-            writer.writerow([field.name for field in fields(Row)])
-        writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in asdict(row).values()])
-
-
 def main(arguments: list[str] | None = None) -> list[Row]:
     """Measure, print and write rows."""
     parser = argparse.ArgumentParser(description="gpuopt.sklearn beside scikit-learn")
@@ -169,7 +158,7 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     for (data, classes, folds), passes, network in cases(options):
         for theirs, mine, both in pairs(classes, passes, network, len(folds[0][0])):
             rows.append(row := compared(data, theirs, mine, both, folds, options.repeats))
-            append(options.out, row)
+            append(options.out, [row])
             print(
                 f"{row.data:45} {row.theirs:18} {row.passes:3} passes  score {row.score_theirs:.4f} {row.score_ours:.4f}  "
                 f"seconds {row.seconds_theirs:.3f} {row.seconds_ours:.3f}  ratio {row.ratio:.2f}",

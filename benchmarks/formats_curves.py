@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import csv
 import statistics
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 
@@ -32,19 +31,6 @@ class Point:
 
 
 Curves = dict[str, dict[int, list[Point]]]  # by optimizer and recipe, then by seed
-
-
-def append(path: Path, points: Iterable[Point]) -> None:
-    """Add points, under a header where there is none yet."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if fresh:
-            writer.writerow([field.name for field in fields(Point)])
-        writer.writerows(
-            [f"{v:.6g}" if isinstance(v, float) else v for v in asdict(point).values()] for point in points
-        )
 
 
 def read(path: Path) -> Curves:

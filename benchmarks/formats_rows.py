@@ -9,7 +9,7 @@ import csv
 import math
 import statistics
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -58,17 +58,6 @@ class Row:
     bytes: float
     loss: float
     seconds: float
-
-
-def append(path: Path, row: Row) -> None:
-    """Add a row, under a header where there is none yet."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if fresh:
-            writer.writerow([field.name for field in fields(Row)])
-        writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in asdict(row).values()])
 
 
 def read(path: Path) -> list[Row]:

@@ -1,9 +1,11 @@
-"""The CSV of measurements: one row each, only ever added to. Written by `measure`, read by `plot`, `compare` and `report`."""
+"""The CSV of measurements: one row each, only ever added to. Written by `measure`, read by `plot`, `compare` and `report`; other
+tables, of the folder `benchmarks`, are written by the same function.
+"""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -85,20 +87,25 @@ def text(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def append(path: Path, rows: Iterable[Row]) -> None:
-    """Add rows to the end of a CSV file, made with a header where there is none. Raises GpuoptError for another header."""
+def append(path: Path, rows: Sequence[Any]) -> None:
+    """Add rows, all of one dataclass, to the end of a CSV file, made with its fields as a header where there is none. Raises
+    GpuoptError for another header.
+    """
+    if not rows:
+        return
+    header = [field.name for field in fields(rows[0])]
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = not path.exists() or not path.stat().st_size
     if not fresh:
         with path.open(newline="") as file:
-            if next(csv.reader(file)) != HEADER:
+            if next(csv.reader(file)) != header:
                 raise GpuoptError(
                     f"{path}: its columns are not those of this version; write to another folder with --out"
                 )
     with path.open("a", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         if fresh:
-            writer.writerow(HEADER)
+            writer.writerow(header)
         for row in rows:
             writer.writerow([text(value) for value in asdict(row).values()])
 
