@@ -22,11 +22,7 @@ from gpuopt.errors import DtypeError, InputError
 from gpuopt.formats.dtypes import numpy_dtype
 from gpuopt.native.ndarrays import first_addresses
 from gpuopt.pairs import as_pairs, is_complex, paired, state_like
-from gpuopt.strides import canonical as canonical
-from gpuopt.strides import is_dense as is_dense
-from gpuopt.strides import lowest as lowest
-from gpuopt.strides import shifted as shifted
-from gpuopt.strides import strides_of
+from gpuopt.strides import canonical, lowest, shifted, strides_of
 
 LINE = 64  # bytes of a cache line
 

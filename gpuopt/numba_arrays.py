@@ -19,6 +19,7 @@ from gpuopt import arrays
 from gpuopt.arrays import View
 from gpuopt.formats.dtypes import numpy_dtype
 from gpuopt.pairs import REAL
+from gpuopt.strides import is_dense, shifted
 
 
 def _cuda() -> Any:
@@ -92,9 +93,9 @@ def _empty(like: Any, dtype: Any) -> Any:
     made: Any = devicearray.DeviceNDArray
     cuda, view, dtype = _cuda(), arrays.describe(like, "array"), np.dtype(dtype)
     strides = view.strides
-    if not arrays.is_dense(view.shape, strides):
+    if not is_dense(view.shape, strides):
         strides = tuple(s // dtype.itemsize for s in np.empty(view.shape, dtype).strides)
-    shift = arrays.shifted(view.address, _dtype(like).itemsize)  # as `like`: one head makes accesses to both aligned
+    shift = shifted(view.address, _dtype(like).itemsize)  # as `like`: one head makes accesses to both aligned
     first = _first(view.shape, strides) + shift
     with cuda.gpus[int(view.device.partition(":")[2])]:
         buffer = cuda.device_array(max(1, view.numel + shift) * dtype.itemsize, np.uint8)

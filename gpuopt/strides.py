@@ -33,9 +33,16 @@ def is_dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     return True
 
 
-# ---------------------------------------------------------------------------------------------------- NumPy and CuPy
+def in_c_order(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether the elements lie in the order of their indices, without gaps: rows one behind the other."""
+    size, expected = 1, list[int]()
+    for n in reversed(shape):
+        expected.append(size)
+        size *= max(1, n)
+    return canonical(shape, strides) == canonical(shape, tuple(reversed(expected)))
 
 
 def strides_of(array: Any) -> tuple[int, ...]:
+    """Those of an array of NumPy or CuPy, in elements."""
     size = array.dtype.itemsize
     return tuple(s // size for s in array.strides) if size else ()

@@ -32,6 +32,7 @@ from gpuopt.optim.keeping import CODED, NARROW
 from gpuopt.optim.parameters import Parameter
 from gpuopt.rules.definition import MATRIX, Definition
 from gpuopt.rules.language import Rule
+from gpuopt.strides import in_c_order
 
 
 def signature_of(rule: Rule, p: Parameter, flags: Mapping[str, object]) -> Signature:
@@ -94,11 +95,7 @@ def signature(
 
 def check_rows(p: Parameter, what: str) -> None:
     """Raise LayoutError unless the rows of a tensor lie one behind the other, as what is said of the optimizer needs."""
-    expected, size = [], 1
-    for length in reversed(p.view.shape):
-        expected.append(size)
-        size *= max(1, length)
-    if arrays.canonical(p.view.shape, p.view.strides) != arrays.canonical(p.view.shape, tuple(expected[::-1])):
+    if not in_c_order(p.view.shape, p.view.strides):
         raise LayoutError(
             f"{p.label}: shape {p.view.shape} with strides {p.view.strides} (in elements): this optimizer {what} and "
             "expects them in C order, the last axis contiguous; make a contiguous copy"

@@ -18,6 +18,7 @@ from gpuopt.formats.dtypes import CODED, PARAMETER_DTYPES, STORAGES, numpy_dtype
 from gpuopt.launch.launcher import StepCounter
 from gpuopt.messages import abbreviated
 from gpuopt.pairs import COMPLEX, REAL
+from gpuopt.strides import canonical, is_dense
 
 
 @dataclass
@@ -52,7 +53,7 @@ def parameter_view(array: Any, label: str) -> View:
             f"{label}: the array is read-only: expected a writable one, since it is updated in place; numpy.array(...) "
             "makes a copy that is"
         )
-    if not arrays.is_dense(view.shape, view.strides):
+    if not is_dense(view.shape, view.strides):
         raise InputError(
             f"{label}: shape {view.shape} with strides {view.strides} (in elements) leaves gaps or overlaps itself: "
             f"expected a dense array (any order of axes); make it contiguous with {copying(array)}"
@@ -72,8 +73,8 @@ def copying(array: Any) -> str:
 
 def same_order(view: View, like: View) -> bool:
     """Whether two arrays of one shape lie in memory in the same order."""
-    strides = arrays.canonical(view.shape, view.strides)
-    return strides == arrays.canonical(like.shape, like.strides) and arrays.is_dense(view.shape, view.strides)
+    strides = canonical(view.shape, view.strides)
+    return strides == canonical(like.shape, like.strides) and is_dense(view.shape, view.strides)
 
 
 def fitted(array: Any, p: Parameter, label: str) -> Any:
@@ -103,7 +104,7 @@ def hosted(array: Any, p: Parameter, walked: bool, label: str) -> Any:
     if walked and view.shape != like.shape:
         raise InputError(f"{label}: shape {view.shape}: expected {like.shape}, as {p.label}")
     check_storage(view, label)
-    ready = same_order(view, like) if walked else arrays.is_dense(view.shape, view.strides)
+    ready = same_order(view, like) if walked else is_dense(view.shape, view.strides)
     if ready and view.device == "cpu" and (like.device == "cpu" or driver.pinned(view.address)):
         return array
     made = arrays.kind_of(p.array, p.label).hosted(p.array, view.dtype, None if walked else view.shape)

@@ -18,6 +18,7 @@ from gpuopt.errors import DtypeError, InputError, LayoutError
 from gpuopt.launch.launcher import Launch
 from gpuopt.optim.parameters import Parameter, gradient_view
 from gpuopt.optim.settings import Settings
+from gpuopt.strides import in_c_order
 
 REMEDY = "use numpy.asarray(..., numpy.int64), or bool"
 INDICES = ("int32", "int64")
@@ -118,7 +119,7 @@ def gradient(grad: Any, p: Parameter, pick: Pick | None, settings: Settings) -> 
         return grad, None if grad is None else gradient_view(grad, p, label), None
     view = gradient_view(grad, p, label, pick.shape(p))
     if view.shape != p.view.shape:
-        if not _in_c_order(view):
+        if not in_c_order(view.shape, view.strides):
             kind = arrays.kind_of(grad, label)
             copy = kind.zeros(p.array, view.dtype, view.shape)
             kind.assign(copy, grad)
@@ -138,12 +139,3 @@ def gradient(grad: Any, p: Parameter, pick: Pick | None, settings: Settings) -> 
         )
     taken = arrays.kind_of(grad, label).take(grad, pick.rows)
     return taken, arrays.describe(taken, label), Pick(pick.rows, pick.address, pick.count, pick.numbers, True)
-
-
-def _in_c_order(view: View) -> bool:
-    """Whether the elements lie in the order of their indices, without gaps."""
-    expected, size = [], 1
-    for length in reversed(view.shape):
-        expected.append(size)
-        size *= max(1, length)
-    return arrays.canonical(view.shape, view.strides) == arrays.canonical(view.shape, tuple(expected[::-1]))

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from gpuopt import arrays
 from gpuopt.errors import InputError
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.launch.launcher import StepCounter
@@ -24,6 +23,7 @@ from gpuopt.optim.states import begins, kept_dtype
 from gpuopt.pairs import filled
 from gpuopt.rules.declared import PARAMETER
 from gpuopt.rules.language import Rule
+from gpuopt.strides import is_dense
 from gpuopt.torch.tensors import DEVICES, NAMES, hosted, zeros
 
 # What errors call a parameter, the parameter, its group, and its place among all.
@@ -104,7 +104,7 @@ def walked(p: torch.Tensor, label: str, along: bool = False) -> torch.Tensor:
     if p.layout is not torch.strided or p.device.type not in DEVICES:
         return p  # to be refused in words
     rows = along and p.ndim > 1 and not p.is_complex()
-    if not arrays.is_dense(tuple(p.shape), p.stride()):
+    if not is_dense(tuple(p.shape), p.stride()):
         if overlaps_itself(p):
             raise InputError(f"{label}: shape {tuple(p.shape)} with strides {p.stride()} overlaps itself: use .clone()")
     elif not (p.is_conj() or p.is_neg() or (rows and not p.is_contiguous())):
