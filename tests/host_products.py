@@ -1,5 +1,6 @@
 """Products of matrices of arrays on a device, made on the host by what NumPy does: bits can be compared with the NumPy backend's,
-whatever BLAS a GPU has, and the driver in software, which has none, runs optimizers of matrices too. Used by tests marked `gpu`.
+whatever BLAS a GPU has, and the driver in software, which has none, runs optimizers of matrices too. And what those of another
+library are compared with. Used by tests marked `gpu`, and of torch.
 """
 
 from __future__ import annotations
@@ -7,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
+from gpuopt import bases
 from gpuopt.launch.products import RUNS
+from samples import difference
 
 
 def on_host(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -30,3 +34,22 @@ def host_products(patch: pytest.MonkeyPatch) -> None:
     """All of them, as long as the patch holds."""
     for name, function in RUNS.items():
         patch.setitem(RUNS, name, on_host(function))  # type: ignore[arg-type]
+
+
+def check_bases(
+    there: Callable[[Any], Any], here: Callable[[Any], Any], rows: int, columns: int, tolerance: float
+) -> list[Any]:
+    """That a library learns NumPy's averages, and bases that lead there and back; gives its square states. there, here: an array of
+    NumPy as one of the library, and back.
+    """
+    rng = np.random.default_rng(0)
+    mine = [np.zeros((2, n, n)) for n in (rows, columns, rows, columns)]
+    theirs = [there(a) for a in mine]
+    for known in range(8):
+        g = rng.standard_normal((2, rows, columns))
+        x, y = g.copy(), there(g)
+        bases.learn_bases(x, *mine, known, 2, 0.1)
+        bases.learn_bases(y, *theirs, known, 2, 0.1)
+        assert difference(here(bases.from_bases(y, *theirs[:2])), g if known else 0 * g) < tolerance
+    assert max(difference(here(a), b) for a, b in zip(theirs[2:], mine[2:], strict=True)) < tolerance
+    return theirs

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import gpuopt
-from gpuopt import InputError, bases, linalg
+from gpuopt import InputError, linalg
 from graphs import BACKENDS
-from host_products import host_products
+from host_products import check_bases, host_products
 from samples import difference
 
 pytestmark = pytest.mark.gpu
@@ -86,16 +86,7 @@ def test_bases_are_not_renewed_where_the_count_is_on_the_device(backend: str) ->
 def test_bases_of_the_library_are_those_of_numpy() -> None:
     import cupy
 
-    rng = np.random.default_rng(0)
-    mine = [np.zeros((2, n, n)) for n in (40, 60, 40, 60)]
-    theirs = [cupy.asarray(a) for a in mine]
-    for known in range(8):
-        g = rng.standard_normal((2, 40, 60))
-        x, y = g.copy(), cupy.asarray(g)
-        bases.learn_bases(x, *mine, known, 2, 0.1)
-        bases.learn_bases(y, *theirs, known, 2, 0.1)
-        assert difference(bases.from_bases(y, *theirs[:2]).get(), g if known else 0 * g) < 1e-10
-    assert max(difference(a.get(), b) for a, b in zip(theirs[2:], mine[2:], strict=True)) < 1e-10
+    check_bases(cupy.asarray, cupy.asnumpy, 40, 60, 1e-10)
 
 
 @pytest.mark.hardware

@@ -1,4 +1,4 @@
-"""Products of matrices: what iterations make of singular values, of every shape, on NumPy and torch; and how many there are."""
+"""Products of matrices: what iterations make of singular values, of every shape, and how many there are."""
 
 from __future__ import annotations
 
@@ -95,22 +95,6 @@ def test_zeros_low_ranks_and_what_is_not_finite() -> None:
     found = linalg.orthogonalize(both)
     assert np.isnan(found[0]).all() and np.isfinite(found[1]).all(), "of the same batch, but another matrix"
     assert linalg.orthogonalize(np.ones((0, 3, 3))).shape == (0, 3, 3)
-
-
-def test_torch_gives_what_numpy_gives_and_half_precision_is_near() -> None:
-    torch = pytest.importorskip("torch")
-    x = np.random.default_rng(4).standard_normal((2, 20, 48))
-    for name in linalg.COEFFICIENTS:
-        expected = linalg.orthogonalize(x.copy(), name)
-        assert difference(linalg.orthogonalize(torch.from_numpy(x.copy()), name).numpy(), expected) < 1e-12, name
-    table = linalg.COEFFICIENTS["cubic5"].steps(None)
-    exact = x / np.linalg.norm(x, axis=(1, 2), keepdims=True)
-    half = torch.from_numpy(exact).half()
-    for by in (linalg.by_matrix, linalg.by_rows):
-        found = by(half.clone(), table, linalg.library_of(half)).double().numpy()
-        assert difference(found, by(exact.copy(), table, linalg.library_of(exact))) < 0.02, (
-            "float16 has 11 bits, and five steps magnify"
-        )
 
 
 def test_an_unknown_name_is_refused_in_words() -> None:

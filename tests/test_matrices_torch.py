@@ -13,8 +13,11 @@ import pytest
 import torch
 
 import gpuopt.torch
+from gpuopt import bases, linalg
 from gpuopt.errors import InputError, KindError
+from host_products import check_bases
 from repository import ROOT
+from samples import difference
 
 
 class Model(torch.nn.Module):
@@ -124,3 +127,42 @@ def test_qk_clip_takes_tensors() -> None:
         and np.allclose(key.numpy(), arrays[1])
         and torch.equal(found, torch.tensor([300.0, 50.0]))
     )
+
+
+def test_torch_gives_what_numpy_gives_and_half_precision_is_near() -> None:
+    x = np.random.default_rng(4).standard_normal((2, 20, 48))
+    for name in linalg.COEFFICIENTS:
+        expected = linalg.orthogonalize(x.copy(), name)
+        assert difference(linalg.orthogonalize(torch.from_numpy(x.copy()), name).numpy(), expected) < 1e-12, name
+    table = linalg.COEFFICIENTS["cubic5"].steps(None)
+    exact = x / np.linalg.norm(x, axis=(1, 2), keepdims=True)
+    half = torch.from_numpy(exact).half()
+    for by in (linalg.by_matrix, linalg.by_rows):
+        found = by(half.clone(), table, linalg.library_of(half)).double().numpy()
+        assert difference(found, by(exact.copy(), table, linalg.library_of(exact))) < 0.02, (
+            "float16 has 11 bits, and five steps magnify"
+        )
+
+
+def soap_arrays(seed: int) -> list[Any]:
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(shape) for shape in ((6, 8), (5,), (4, 2, 3, 3), (3, 5, 5), (9, 1))]
+
+
+def test_soap_steps_the_same_bits() -> None:
+    options: dict[str, Any] = {"lr": 0.01, "precondition_frequency": 2}
+    mine, tensors = soap_arrays(0), [torch.tensor(a, requires_grad=True) for a in soap_arrays(0)]
+    opt, theirs = gpuopt.SOAP(mine, backend="numba", **options), gpuopt.torch.SOAP(tensors, **options)
+    for seed in range(1, 6):
+        opt.step(soap_arrays(seed))
+        for tensor, g in zip(tensors, soap_arrays(seed), strict=True):
+            tensor.grad = torch.tensor(g)
+        theirs.step()
+        theirs.load_state_dict(theirs.state_dict())
+    assert all(np.array_equal(a, t.detach().numpy()) for a, t in zip(mine, tensors, strict=True))
+
+
+def test_bases_of_torch_are_those_of_numpy() -> None:
+    grams = check_bases(torch.tensor, lambda tensor: tensor.numpy(), 4, 6, 1e-12)[2]
+    grams[0, 0, 0] = torch.nan
+    assert [bool(found.isnan().all()) for found in bases.eigenvectors(grams)] == [True, False]
