@@ -13,18 +13,23 @@ from gpuopt.rules.fragments import Fragment
 from gpuopt.rules.primitives import maximum, minimum, numel, row_sum, sign, sqrt, tensor_sum, where
 
 
+def unit_length(x: Any, *, matrix: bool) -> Any:
+    """The length of each row, or of a tensor without rows."""
+    if matrix:
+        n = sqrt(row_sum(x * x))
+    else:
+        n = sqrt(tensor_sum(x * x))
+    return n
+
+
 @Fragment
 def by_units(p: Any, g: Any, *, adaptive_clip: Any, by_unit: bool, matrix: bool) -> Any:
     """The gradient of each row, at most adaptive_clip times as long as the row or, where that is shorter than 1e-3, as 1e-3: Brock
     et al. 2021. A tensor without rows is one.
     """
     if by_unit:
-        if matrix:
-            slope = sqrt(row_sum(g * g))
-            held = sqrt(row_sum(p * p))
-        else:
-            slope = sqrt(tensor_sum(g * g))
-            held = sqrt(tensor_sum(p * p))
+        slope = unit_length(g, matrix=matrix)
+        held = unit_length(p, matrix=matrix)
         allowed = adaptive_clip * maximum(held, 1e-3)
         g = g * where(slope > allowed, allowed / slope, 1)
     return g
@@ -87,12 +92,8 @@ def bending(
     if in_mean or measured:
         move = move * scale
     if floored_rows:
-        if matrix:
-            length = sqrt(row_sum(move * move))
-            size = sqrt(row_sum(old * old))
-        else:
-            length = sqrt(tensor_sum(move * move))
-            size = sqrt(tensor_sum(old * old))
+        length = unit_length(move, matrix=matrix)
+        size = unit_length(old, matrix=matrix)
         move = move * where(length > 0, maximum(lr * row_update_floor * size / length, 1), 1)
     if bent:
         p = where(move == d, p, old - move)
