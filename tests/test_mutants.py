@@ -27,7 +27,7 @@ EVERY_CHECK = re.findall(r"^def (\w+)\(\) -> None", CHECKS.read_text(), re.MULTI
 MUTANTS = {
     "Adam without bias correction": ("rules/parts.py", r"return lr / \(1 - beta1\*\*step\)", "return lr", "adam"),
     "betas swapped": ("optim/hyper.py", r"(tuples\[name\]), members\(value\)", r"\1[::-1], members(value)", "adam"),
-    "eps inside the root": ("rules/adam.py", r"sqrt\(d\) \* inv_sqrt_bias2 \+ eps", "sqrt(d + eps) * inv_sqrt_bias2", "adam"),
+    "eps inside the root": ("rules/parts.py", r"sqrt\(v\) \* inverse \+ eps", "sqrt(v + eps) * inverse", "adam"),
     "steps not counted": ("launch/launcher.py", r"= self\.step \+ 1", "= self.step", "adam"),
     "Adagrad's rate a step late": ("rules/adagrad.py", r"\(step - 1\)", "step", "rates"),
     "DGD's rate a step early": ("rules/dgd.py", r"\(step - 1\)", "step", "rates"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -113,7 +114,8 @@ def make_launches(
     found: dict[tuple[int, Signature], list[Parameter]] = {}
     for p, of, portion in zip(parameters, flags, ferry.cut(sizes, ferry.PORTION), strict=True):
         found.setdefault((portion, signature_of(rule, p, of)), []).append(p)
-        p.heads = int(str(of[OPTION + HEADS])) if of.get(MATRIX) and OPTION + HEADS in of else 1
+        heads: Any = of.get(OPTION + HEADS, 1)
+        p.heads = operator.index(heads) if of.get(MATRIX) else 1
     return [make_launch(signature, of, seed, hosted, portion) for (portion, signature), of in found.items()]
 
 

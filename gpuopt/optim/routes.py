@@ -57,13 +57,10 @@ def routing(rule: Rule, members: Iterable[tuple[str, tuple[int, ...], bool, Mapp
     rows = []
     for label, shape, pairs, group in members:
         flags = rule.shaped(rule.flags(group), shape, pairs)
-        kind = rule.title if flags.get(MATRIX, True) else REST.get(rule.name, "AdamW")
+        kind = rule.title if flags.get(MATRIX, True) else rule.rest
         if rule.definition().multiplies and flags.get(MATRIX):
             height, columns = rule.matrix(shape)
             heads = group.get(HEADS, 1)
             kind += f" ({f'{heads} times ' if heads > 1 else ''}{height // heads} x {columns})"
         rows.append((label, tuple(shape), kind, group.get("lr"), group.get("weight_decay")))
     return Routing(rows)
-
-
-REST = {"scion": "sign"}  # what tensors that are no matrices are stepped by, where that is not AdamW

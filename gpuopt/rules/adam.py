@@ -1,7 +1,7 @@
 """Adam, as in torch.optim.Adam."""
 
-from gpuopt.rules.language import State, maximum, rule, sqrt, where
-from gpuopt.rules.parts import adam_moments, debiased
+from gpuopt.rules.language import State, maximum, rule, where
+from gpuopt.rules.parts import adam_moments, adam_moved, debiased
 
 
 @rule(
@@ -31,7 +31,7 @@ def adam(
     if amsgrad:
         w = maximum(w, v)
         d = w
-    p = p - step_size * m / (sqrt(d) * inv_sqrt_bias2 + eps)
+    p = adam_moved(p, m, d, eps, step_size, inv_sqrt_bias2)
     return p, m, v, w
 
 

@@ -1,20 +1,29 @@
 """AdaMuon for matrices, and AdamW for all else."""
 
 from gpuopt.rules.language import State, column_sum, columns, orthogonalize, row_sum, rows, rule, sign, sqrt, where
-from gpuopt.rules.parts import Coefficients, Steps, adamw_step, debiased, momentum_of
+from gpuopt.rules.parts import (
+    REST,
+    REST_BETAS,
+    REST_RANGES,
+    Coefficients,
+    Steps,
+    adamw_step,
+    momentum_of,
+    rest_prepared,
+)
 
 
 @rule(
     state=(
         State("b", "momentum_buffer", when="matrix"),
         State("q", "orthogonal_sq", when="matrix", holds="squares"),
-        State("m", "exp_avg", when="not matrix"),
-        State("v", "exp_avg_sq", when="not matrix", holds="squares"),
+        *REST,
     ),
     flatten="convolutions",
     title="AdaMuon",
-    tuples={"adamw_betas": ("adamw_beta1", "adamw_beta2")},
-    ranges={"adamw_betas": "[0, 1)"},
+    tuples=REST_BETAS,
+    ranges=REST_RANGES,
+    rest="AdamW",
 )
 def adamuon(
     p, g, b, q, m, v, *, lr=0.02, weight_decay=0.01, momentum=0.95, nesterov: bool = True, ns_coefficients: Coefficients = "keller",
@@ -40,7 +49,4 @@ def adamuon(
     return p, b, q, m, v
 
 
-@adamuon.prepare
-def _(step, *, lr, adamw_beta1, adamw_beta2):
-    step_size, inverse = debiased(step, lr, adamw_beta1, adamw_beta2)
-    return dict(step_size=step_size, inverse=inverse)
+adamuon.prepare(rest_prepared)

@@ -92,9 +92,10 @@ class Rule:
         ranges: Mapping[str, str],
         tuples: Mapping[str, tuple[str, ...]] = {},
         flatten: bool | str = False,
+        rest: str = "vector",
     ) -> None:
         self.function, self.ranges, self._tuples, self.flatten = function, dict(ranges), dict(tuples), flatten
-        self.states = states
+        self.states, self.rest = states, rest
         self._parse()  # now, so that a mistake is reported where the rule is written
         self.name = function.__name__
         self.title = title or "".join(part.capitalize() for part in self.name.split("_")) or "Rule"
@@ -322,6 +323,7 @@ def rule(
     ranges: Mapping[str, str] = {},
     tuples: Mapping[str, tuple[str, ...]] = {},
     flatten: bool | str = False,
+    rest: str = "vector",
 ) -> Callable[[Callable[..., Any]], Rule]: ...
 @entry
 def rule(
@@ -333,6 +335,7 @@ def rule(
     ranges: Mapping[str, str] = {},
     tuples: Mapping[str, tuple[str, ...]] = {},
     flatten: bool | str = False,
+    rest: str = "vector",
 ) -> Rule | Callable[[Callable[..., Any]], Rule]:
     """Make an update rule out of a function `f(p, g, *states, *, scalars, flags)` that returns `p, *states`.
 
@@ -343,6 +346,7 @@ def rule(
     `betas` of themselves. flatten: the rows of a tensor of three or more axes are counted by the first axis, as the channels of a
     convolution, and its columns by all others; by default it is a batch of matrices of the last two axes; "convolutions" flattens
     those of four axes or more, and three are a batch, of experts say.
+    rest: what `opt.routing()` calls the steps of tensors for which the flag `matrix` is false, of a rule that multiplies matrices.
     A rule without states needs no parentheses: `@rule`.
     Raises RuleSyntaxError (a SyntaxError) naming file and line for anything outside the language.
 
@@ -359,10 +363,10 @@ def rule(
         refuse(f"flatten = {flatten!r}: expected True, False or {CONVOLUTIONS!r}")
     states, ranges, tuples = checked_states(state), checked_ranges(ranges), checked_tuples(tuples)
     if function is not None:
-        return Rule(function, states, title, ranges, tuples, flatten)
+        return Rule(function, states, title, ranges, tuples, flatten, rest)
 
     @entry
     def decorate(function: Callable[..., Any]) -> Rule:
-        return Rule(function, states, title, ranges, tuples, flatten)
+        return Rule(function, states, title, ranges, tuples, flatten, rest)
 
     return decorate

@@ -1,18 +1,29 @@
 """Muon for matrices, as in torch.optim.Muon, and AdamW for all else."""
 
 from gpuopt.rules.language import State, orthogonalize, rule
-from gpuopt.rules.parts import Coefficients, Scaling, Steps, adamw_step, debiased, matrix_scale, momentum_of
+from gpuopt.rules.parts import (
+    REST,
+    REST_BETAS,
+    REST_RANGES,
+    Coefficients,
+    Scaling,
+    Steps,
+    adamw_step,
+    matrix_scale,
+    momentum_of,
+    rest_prepared,
+)
 
 
 @rule(
     state=(
         State("b", "momentum_buffer", when="matrix"),
-        State("m", "exp_avg", when="not matrix"),
-        State("v", "exp_avg_sq", when="not matrix", holds="squares"),
+        *REST,
     ),
     flatten="convolutions",
-    tuples={"adamw_betas": ("adamw_beta1", "adamw_beta2")},
-    ranges={"adamw_betas": "[0, 1)"},
+    tuples=REST_BETAS,
+    ranges=REST_RANGES,
+    rest="AdamW",
 )
 def muon(
     p, g, b, m, v, *, lr=1e-3, weight_decay=0.1, momentum=0.95, nesterov: bool = True, ns_coefficients: Coefficients = "keller",
@@ -34,7 +45,4 @@ def muon(
     return p, b, m, v
 
 
-@muon.prepare
-def _(step, *, lr, adamw_beta1, adamw_beta2):
-    step_size, inverse = debiased(step, lr, adamw_beta1, adamw_beta2)
-    return dict(step_size=step_size, inverse=inverse)
+muon.prepare(rest_prepared)

@@ -1,19 +1,30 @@
 """Muon^2 for matrices, and AdamW for all else."""
 
 from gpuopt.rules.language import State, orthogonalize, rule, sqrt
-from gpuopt.rules.parts import Coefficients, Scaling, Steps, adamw_step, debiased, matrix_scale, momentum_of
+from gpuopt.rules.parts import (
+    REST,
+    REST_BETAS,
+    REST_RANGES,
+    Coefficients,
+    Scaling,
+    Steps,
+    adamw_step,
+    matrix_scale,
+    momentum_of,
+    rest_prepared,
+)
 
 
 @rule(
     state=(
         State("b", "momentum_buffer", when="matrix"),
         State("q", "grad_sq", when="matrix", holds="squares"),
-        State("m", "exp_avg", when="not matrix"),
-        State("v", "exp_avg_sq", when="not matrix", holds="squares"),
+        *REST,
     ),
     flatten="convolutions",
-    tuples={"adamw_betas": ("adamw_beta1", "adamw_beta2")},
-    ranges={"adamw_betas": "[0, 1)"},
+    tuples=REST_BETAS,
+    ranges=REST_RANGES,
+    rest="AdamW",
 )
 def muon2(
     p, g, b, q, m, v, *, lr=0.1, weight_decay=0.0125, momentum=0.95, second_momentum=0.95, nesterov: bool = True,
@@ -39,7 +50,4 @@ def muon2(
     return p, b, q, m, v
 
 
-@muon2.prepare
-def _(step, *, lr, adamw_beta1, adamw_beta2):
-    step_size, inverse = debiased(step, lr, adamw_beta1, adamw_beta2)
-    return dict(step_size=step_size, inverse=inverse)
+muon2.prepare(rest_prepared)

@@ -1,20 +1,31 @@
 """NAMO for matrices, and AdamW for all else."""
 
 from gpuopt.rules.language import State, orthogonalize, rule, sqrt, tensor_sum
-from gpuopt.rules.parts import Coefficients, Scaling, Steps, adamw_step, debiased, matrix_scale, momentum_of
+from gpuopt.rules.parts import (
+    REST,
+    REST_BETAS,
+    REST_RANGES,
+    Coefficients,
+    Scaling,
+    Steps,
+    adamw_step,
+    matrix_scale,
+    momentum_of,
+    rest_prepared,
+)
 
 
 @rule(
     state=(
         State("b", "momentum_buffer", when="matrix"),
         State("q", "grad_norm_sq", when="matrix", shape="scalar"),
-        State("m", "exp_avg", when="not matrix"),
-        State("v", "exp_avg_sq", when="not matrix", holds="squares"),
+        *REST,
     ),
     flatten="convolutions",
     title="NAMO",
-    tuples={"adamw_betas": ("adamw_beta1", "adamw_beta2")},
-    ranges={"adamw_betas": "[0, 1)"},
+    tuples=REST_BETAS,
+    ranges=REST_RANGES,
+    rest="AdamW",
 )
 def namo(
     p, g, b, q, m, v, *, lr=0.02, weight_decay=0.01, momentum=0.95, second_momentum=0.95, nesterov: bool = True,
@@ -40,7 +51,4 @@ def namo(
     return p, b, q, m, v
 
 
-@namo.prepare
-def _(step, *, lr, adamw_beta1, adamw_beta2):
-    step_size, inverse = debiased(step, lr, adamw_beta1, adamw_beta2)
-    return dict(step_size=step_size, inverse=inverse)
+namo.prepare(rest_prepared)

@@ -1,20 +1,31 @@
 """NorMuon for matrices, and AdamW for all else."""
 
 from gpuopt.rules.language import State, column_sum, columns, orthogonalize, row_sum, rule, sqrt
-from gpuopt.rules.parts import Coefficients, Scaling, Steps, adamw_step, debiased, matrix_scale, momentum_of
+from gpuopt.rules.parts import (
+    REST,
+    REST_BETAS,
+    REST_RANGES,
+    Coefficients,
+    Scaling,
+    Steps,
+    adamw_step,
+    matrix_scale,
+    momentum_of,
+    rest_prepared,
+)
 
 
 @rule(
     state=(
         State("b", "momentum_buffer", when="matrix"),
         State("r", "second_momentum_buffer", when="matrix", shape="row"),
-        State("m", "exp_avg", when="not matrix"),
-        State("v", "exp_avg_sq", when="not matrix", holds="squares"),
+        *REST,
     ),
     flatten="convolutions",
     title="NorMuon",
-    tuples={"adamw_betas": ("adamw_beta1", "adamw_beta2")},
-    ranges={"adamw_betas": "[0, 1)"},
+    tuples=REST_BETAS,
+    ranges=REST_RANGES,
+    rest="AdamW",
 )
 def normuon(
     p, g, b, r, m, v, *, lr=0.02, weight_decay=0.1, momentum=0.95, second_momentum=0.95, nesterov: bool = True,
@@ -42,7 +53,4 @@ def normuon(
     return p, b, r, m, v
 
 
-@normuon.prepare
-def _(step, *, lr, adamw_beta1, adamw_beta2):
-    step_size, inverse = debiased(step, lr, adamw_beta1, adamw_beta2)
-    return dict(step_size=step_size, inverse=inverse)
+normuon.prepare(rest_prepared)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypeAlias
 
-from gpuopt.rules.language import column_sum, columns, maximum, rows, sqrt, where
+from gpuopt.rules.language import State, column_sum, columns, maximum, rows, sqrt, where
 
 # Of rules that orthogonalize: coefficients and steps of the iteration (`gpuopt.linalg`), and what the rate is multiplied with.
 Coefficients: TypeAlias = Literal["keller", "polar_express", "cubic5", "cans", "aol", "deepseek"]
@@ -82,6 +82,12 @@ def adam_moments(m: Any, v: Any, g: Any, beta1: Any, beta2: Any) -> Any:
     return m, v
 
 
+def adam_moved(p: Any, m: Any, v: Any, eps: Any, step_size: Any, inverse: Any) -> Any:
+    """A parameter behind its step by both averages; step_size, inverse: see `debiased`."""
+    p = p - step_size * m / (sqrt(v) * inverse + eps)
+    return p
+
+
 def adamw_step(
     p: Any,
     g: Any,
@@ -98,13 +104,25 @@ def adamw_step(
     """A step of Loshchilov & Hutter 2019; step_size, inverse: see `debiased`."""
     p = p * (1 - lr * weight_decay)
     m, v = adam_moments(m, v, g, beta1, beta2)
-    p = p - step_size * m / (sqrt(v) * inverse + eps)
+    p = adam_moved(p, m, v, eps, step_size, inverse)
     return p, m, v
 
 
 def debiased(step: Any, lr: Any, beta1: Any, beta2: Any) -> Any:
     """The rate over the bias of the first average, and one over the root of that of the second."""
     return lr / (1 - beta1**step), 1 / sqrt(1 - beta2**step)
+
+
+# Of rules of matrices that step all else by AdamW: its states, its betas as a tuple and what they may be, and its `prepare`.
+REST = (State("m", "exp_avg", when="not matrix"), State("v", "exp_avg_sq", when="not matrix", holds="squares"))
+REST_BETAS = {"adamw_betas": ("adamw_beta1", "adamw_beta2")}
+REST_RANGES = {"adamw_betas": "[0, 1)"}
+
+
+def rest_prepared(step: Any, *, lr: Any, adamw_beta1: Any, adamw_beta2: Any) -> Any:
+    """What `adamw_step` takes of the step."""
+    step_size, inverse = debiased(step, lr, adamw_beta1, adamw_beta2)
+    return dict(step_size=step_size, inverse=inverse)
 
 
 def momentum_of(g: Any, b: Any, momentum: Any, *, nesterov: bool) -> Any:

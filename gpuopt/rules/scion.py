@@ -4,7 +4,12 @@ from gpuopt.rules.language import columns, orthogonalize, rows, rule, sign, sqrt
 from gpuopt.rules.parts import Coefficients, Steps
 
 
-@rule(state={"b": "momentum_buffer"}, flatten="convolutions", ranges={"momentum": "[0, 1]", "scale": "(0, inf)"})
+@rule(
+    state={"b": "momentum_buffer"},
+    flatten="convolutions",
+    rest="sign",
+    ranges={"momentum": "[0, 1]", "scale": "(0, inf)"},
+)
 def scion(
     p, g, b, *, lr=2**-12, momentum=0.1, scale=50.0, unconstrained: bool = False, ns_coefficients: Coefficients = "keller",
     ns_steps: Steps = None, matrix: bool, share,

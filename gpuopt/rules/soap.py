@@ -17,6 +17,7 @@ from gpuopt.rules.parts import adamw_step, debiased
     ),
     title="SOAP",
     flatten="convolutions",
+    rest="AdamW",
     ranges={"shampoo_beta": "(-inf, 1)", "precondition_frequency": "[1, inf)", "max_precond_dim": "[0, inf)"},
 )
 def soap(
