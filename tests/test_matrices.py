@@ -79,14 +79,14 @@ def test_a_checkpoint_goes_on_bit_for_bit() -> None:
 @pytest.mark.parametrize("name", ["Muon", "NorMuon", "AdaMuon"])
 def test_heads_of_one_weight_are_matrices_of_their_own(name: str, backend: str) -> None:
     rng = np.random.default_rng(0)
-    whole, parts = rng.standard_normal((12, 5)), []
-    parts = [np.ascontiguousarray(part) for part in np.split(whole, 3)]
+    whole = rng.standard_normal((12, 5))
+    parts = [part.copy() for part in np.split(whole, 3)]
     one = getattr(gpuopt, name)([{"params": [whole], "split_heads": 3}, {"params": [np.ones((2, 2))]}], backend=backend)
     each = getattr(gpuopt, name)([parts, np.ones((2, 2))], backend=backend)
     for _ in range(3):
         g, other = rng.standard_normal((12, 5)), np.ones((2, 2))
         one.step([[g], [other]])
-        each.step([[np.ascontiguousarray(part) for part in np.split(g, 3)], other])
+        each.step([np.split(g, 3), other])
     assert np.array_equal(whole, np.concatenate(parts)) and "Muon (3 times 4 x 5)" in str(one.routing())
     with pytest.raises(InputError, match=r"shape \(12, 5\): split_heads = 5 does not divide its 12 rows"):
         getattr(gpuopt, name)(np.ones((12, 5)), split_heads=5, backend=backend).step(np.ones((12, 5)))

@@ -129,24 +129,31 @@ def test_torch_takes_derivatives_through_parts() -> None:
 
 
 def test_what_a_part_means_is_looked_at_before_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A part, and what a part calls, may be bound anew."""
+    """A part, and what a part calls, may be bound anew, or be given other code."""
     moved = []
-    for name in ("lifted", "halves", None):
+    for name in ("lifted", "halves", None, "code"):
         p = np.ones((2, 2))
         opt = gpuopt.optimizer(by_parts, p, backend="numba", **HYPER)
         opt.step(np.ones((2, 2)))
         if name:
             with monkeypatch.context() as patch:
-                patch.setitem(globals(), name, {"lifted": twice, "halves": plainly}[name])
+                if name == "code":
+                    patch.setattr(lifted, "__code__", thrice.__code__)
+                else:
+                    patch.setitem(globals(), name, {"lifted": twice, "halves": plainly}[name])
                 opt.step(np.ones((2, 2)))
         else:
             opt.step(np.ones((2, 2)))
         moved.append(bits(p))
-    assert len(set(map(str, moved))) == 3
+    assert len(set(map(str, moved))) == 4
 
 
 def twice(m, p):  # type: ignore[no-untyped-def]
     return m + 2 * p
+
+
+def thrice(m, p):  # type: ignore[no-untyped-def]
+    return m + 3 * p
 
 
 def plainly(x, p, *, up: bool):  # type: ignore[no-untyped-def]

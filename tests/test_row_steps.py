@@ -252,6 +252,10 @@ def test_what_takes_no_rows_says_so() -> None:
         gpuopt.Adam(np.ones(()), lr=0.1).step(np.ones(()), rows=rows)
     with pytest.raises(gpuopt.InputError, match="capturable: a captured step would be of the same rows"):
         gpuopt.Adam(np.ones((4, 2)), lr=0.1, capturable=True).step(g, rows=rows)
+    with pytest.raises(
+        gpuopt.InputError, match="state_device = 'host': states travel as whole tensors: expected all rows"
+    ):
+        gpuopt.Adam(np.ones((4, 2)), lr=0.1, state_device="host").step(g, rows=rows)
 
 
 @pytest.mark.parametrize("state_format", ["float32", "int8"])
