@@ -1,29 +1,13 @@
 """AdaMuon for matrices, and AdamW for all else."""
 
-from gpuopt.rules.language import State, column_sum, columns, orthogonalize, row_sum, rows, rule, sign, sqrt, where
-from gpuopt.rules.parts import (
-    REST,
-    REST_BETAS,
-    REST_RANGES,
-    Coefficients,
-    Steps,
-    adamw_step,
-    momentum_of,
-    rest_prepared,
-)
+from gpuopt.rules.language import State, column_sum, columns, orthogonalize, row_sum, rows, sign, sqrt, where
+from gpuopt.rules.parts import Coefficients, Steps, adamw_step, momentum_of, rest_prepared, with_adamw
 
 
-@rule(
-    state=(
-        State("b", "momentum_buffer", when="matrix"),
-        State("q", "orthogonal_sq", when="matrix", holds="squares"),
-        *REST,
-    ),
-    flatten="convolutions",
+@with_adamw(
+    State("b", "momentum_buffer", when="matrix"),
+    State("q", "orthogonal_sq", when="matrix", holds="squares"),
     title="AdaMuon",
-    tuples=REST_BETAS,
-    ranges=REST_RANGES,
-    rest="AdamW",
 )
 def adamuon(
     p, g, b, q, m, v, *, lr=0.02, weight_decay=0.01, momentum=0.95, nesterov: bool = True, ns_coefficients: Coefficients = "keller",

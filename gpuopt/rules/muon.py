@@ -1,10 +1,7 @@
 """Muon for matrices, as in torch.optim.Muon, and AdamW for all else."""
 
-from gpuopt.rules.language import State, orthogonalize, rule
+from gpuopt.rules.language import State, orthogonalize
 from gpuopt.rules.parts import (
-    REST,
-    REST_BETAS,
-    REST_RANGES,
     Coefficients,
     Scaling,
     Steps,
@@ -12,19 +9,11 @@ from gpuopt.rules.parts import (
     matrix_scale,
     momentum_of,
     rest_prepared,
+    with_adamw,
 )
 
 
-@rule(
-    state=(
-        State("b", "momentum_buffer", when="matrix"),
-        *REST,
-    ),
-    flatten="convolutions",
-    tuples=REST_BETAS,
-    ranges=REST_RANGES,
-    rest="AdamW",
-)
+@with_adamw(State("b", "momentum_buffer", when="matrix"))
 def muon(
     p, g, b, m, v, *, lr=1e-3, weight_decay=0.1, momentum=0.95, nesterov: bool = True, ns_coefficients: Coefficients = "keller",
     ns_steps: Steps = None, adjust_lr_fn: Scaling = None, adamw_beta1=0.9, adamw_beta2=0.95, adamw_eps=1e-8, matrix: bool,

@@ -1,10 +1,7 @@
 """Muon^2 for matrices, and AdamW for all else."""
 
-from gpuopt.rules.language import State, orthogonalize, rule, sqrt
+from gpuopt.rules.language import State, orthogonalize, sqrt
 from gpuopt.rules.parts import (
-    REST,
-    REST_BETAS,
-    REST_RANGES,
     Coefficients,
     Scaling,
     Steps,
@@ -12,20 +9,11 @@ from gpuopt.rules.parts import (
     matrix_scale,
     momentum_of,
     rest_prepared,
+    with_adamw,
 )
 
 
-@rule(
-    state=(
-        State("b", "momentum_buffer", when="matrix"),
-        State("q", "grad_sq", when="matrix", holds="squares"),
-        *REST,
-    ),
-    flatten="convolutions",
-    tuples=REST_BETAS,
-    ranges=REST_RANGES,
-    rest="AdamW",
-)
+@with_adamw(State("b", "momentum_buffer", when="matrix"), State("q", "grad_sq", when="matrix", holds="squares"))
 def muon2(
     p, g, b, q, m, v, *, lr=0.1, weight_decay=0.0125, momentum=0.95, second_momentum=0.95, nesterov: bool = True,
     ns_coefficients: Coefficients = "keller", ns_steps: Steps = None, adjust_lr_fn: Scaling = None, eps=1e-10,

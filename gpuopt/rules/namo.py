@@ -1,10 +1,7 @@
 """NAMO for matrices, and AdamW for all else."""
 
-from gpuopt.rules.language import State, orthogonalize, rule, sqrt, tensor_sum
+from gpuopt.rules.language import State, orthogonalize, sqrt, tensor_sum
 from gpuopt.rules.parts import (
-    REST,
-    REST_BETAS,
-    REST_RANGES,
     Coefficients,
     Scaling,
     Steps,
@@ -12,20 +9,14 @@ from gpuopt.rules.parts import (
     matrix_scale,
     momentum_of,
     rest_prepared,
+    with_adamw,
 )
 
 
-@rule(
-    state=(
-        State("b", "momentum_buffer", when="matrix"),
-        State("q", "grad_norm_sq", when="matrix", shape="scalar"),
-        *REST,
-    ),
-    flatten="convolutions",
+@with_adamw(
+    State("b", "momentum_buffer", when="matrix"),
+    State("q", "grad_norm_sq", when="matrix", shape="scalar"),
     title="NAMO",
-    tuples=REST_BETAS,
-    ranges=REST_RANGES,
-    rest="AdamW",
 )
 def namo(
     p, g, b, q, m, v, *, lr=0.02, weight_decay=0.01, momentum=0.95, second_momentum=0.95, nesterov: bool = True,

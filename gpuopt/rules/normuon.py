@@ -1,10 +1,7 @@
 """NorMuon for matrices, and AdamW for all else."""
 
-from gpuopt.rules.language import State, column_sum, columns, orthogonalize, row_sum, rule, sqrt
+from gpuopt.rules.language import State, column_sum, columns, orthogonalize, row_sum, sqrt
 from gpuopt.rules.parts import (
-    REST,
-    REST_BETAS,
-    REST_RANGES,
     Coefficients,
     Scaling,
     Steps,
@@ -12,20 +9,14 @@ from gpuopt.rules.parts import (
     matrix_scale,
     momentum_of,
     rest_prepared,
+    with_adamw,
 )
 
 
-@rule(
-    state=(
-        State("b", "momentum_buffer", when="matrix"),
-        State("r", "second_momentum_buffer", when="matrix", shape="row"),
-        *REST,
-    ),
-    flatten="convolutions",
+@with_adamw(
+    State("b", "momentum_buffer", when="matrix"),
+    State("r", "second_momentum_buffer", when="matrix", shape="row"),
     title="NorMuon",
-    tuples=REST_BETAS,
-    ranges=REST_RANGES,
-    rest="AdamW",
 )
 def normuon(
     p, g, b, r, m, v, *, lr=0.02, weight_decay=0.1, momentum=0.95, second_momentum=0.95, nesterov: bool = True,

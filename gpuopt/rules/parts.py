@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypeAlias
 
-from gpuopt.rules.language import State, column_sum, columns, maximum, rows, sqrt, where
+from gpuopt.rules.language import State, column_sum, columns, maximum, rows, rule, sqrt, where
 
 # Of rules that orthogonalize: coefficients and steps of the iteration (`gpuopt.linalg`), and what the rate is multiplied with.
 Coefficients: TypeAlias = Literal["keller", "polar_express", "cubic5", "cans", "aol", "deepseek"]
@@ -113,10 +113,20 @@ def debiased(step: Any, lr: Any, beta1: Any, beta2: Any) -> Any:
     return lr / (1 - beta1**step), 1 / sqrt(1 - beta2**step)
 
 
-# Of rules of matrices that step all else by AdamW: its states, its betas as a tuple and what they may be, and its `prepare`.
-REST = (State("m", "exp_avg", when="not matrix"), State("v", "exp_avg_sq", when="not matrix", holds="squares"))
-REST_BETAS = {"adamw_betas": ("adamw_beta1", "adamw_beta2")}
-REST_RANGES = {"adamw_betas": "[0, 1)"}
+def with_adamw(*states: State, title: str | None = None) -> Any:
+    """The decorator of a rule that steps matrices with these states, under `if matrix:`, and all else by `adamw_step`. Its `prepare`
+    is `rest_prepared`.
+    """
+    rest = State("m", "exp_avg", when="not matrix"), State("v", "exp_avg_sq", when="not matrix", holds="squares")
+    betas = {"adamw_betas": ("adamw_beta1", "adamw_beta2")}
+    return rule(
+        state=(*states, *rest),
+        title=title,
+        flatten="convolutions",
+        tuples=betas,
+        ranges={"adamw_betas": "[0, 1)"},
+        rest="AdamW",
+    )
 
 
 def rest_prepared(step: Any, *, lr: Any, adamw_beta1: Any, adamw_beta2: Any) -> Any:
