@@ -114,8 +114,8 @@ def debiased(step: Any, lr: Any, beta1: Any, beta2: Any) -> Any:
 
 
 def with_adamw(*states: State, title: str | None = None) -> Any:
-    """The decorator of a rule that steps matrices with these states, under `if matrix:`, and all else by `adamw_step`. Its `prepare`
-    is `rest_prepared`.
+    """The decorator of a rule that steps matrices with these states, under `if matrix:`, and all else by `adamw_step`; its
+    `prepare` is `rest_prepared`.
     """
     rest = State("m", "exp_avg", when="not matrix"), State("v", "exp_avg_sq", when="not matrix", holds="squares")
     betas = {"adamw_betas": ("adamw_beta1", "adamw_beta2")}
