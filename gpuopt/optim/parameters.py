@@ -16,6 +16,7 @@ from gpuopt.arrays import View
 from gpuopt.errors import DtypeError, InputError
 from gpuopt.formats.dtypes import CODED, PARAMETER_DTYPES, STORAGES, numpy_dtype
 from gpuopt.launch.launcher import StepCounter
+from gpuopt.launch.shards import Shard
 from gpuopt.messages import abbreviated
 from gpuopt.pairs import COMPLEX, REAL
 from gpuopt.strides import canonical, is_dense
@@ -40,6 +41,7 @@ class Parameter:
     index: int = 0  # its place in the engine
     heads: int = 1  # equal parts of its rows, each of which is a matrix
     number: int = -1  # its place in the optimizer, on which its random numbers depend; -1: as in the engine
+    shard: Shard | None = None  # which part of a tensor it is, where other processes have the others
 
 
 def parameter_view(array: Any, label: str) -> View:
