@@ -177,12 +177,14 @@ template <class U>
 __device__ __forceinline__ void draw(const int64* at, const float* s, int64 i, bool whole, unsigned (&words)[EACH][U::STREAMS + 1]) {
   if constexpr (U::STREAMS > 0) {
     const Source from = source<U>(at, s);
+    const int64* end = at + U::ADDRESSES;
+    const int64 first = element_of<U::SHARDED>(end, i);
 #pragma unroll
     for (int k = 0; k < EACH; k += PER_BLOCK)
 #pragma unroll
       for (int w = 0; w < U::STREAMS; ++w)
         if (whole) {
-          const Block block = philox(from, (i + k) / PER_BLOCK, w);
+          const Block block = philox(from, (first + k) / PER_BLOCK, w);
 #pragma unroll
           for (int j = 0; j < PER_BLOCK; ++j) words[k + j][w] = block.words[j];
         }
@@ -190,7 +192,7 @@ __device__ __forceinline__ void draw(const int64* at, const float* s, int64 i, b
 #pragma unroll 1
       for (int k = 0; k < EACH; ++k) {
         Random<U::STREAMS, 1> one;
-        one.draw(from, i + k, 0);
+        one.draw(from, element_of<U::SHARDED>(end, i + k), 0);
 #pragma unroll
         for (int j = 0; j < EACH; ++j)  // an index that is not known would send the words to local memory
 #pragma unroll

@@ -42,19 +42,21 @@ def walk(table, tiles, lo, hi, tile_size, rows, values, slots):
             begin = block_row * block_width + first
             length = min(GROUP, block_width - first)
             HOLE("addresses")
-            if STREAMS > 0 and begin % PER_BLOCK == 0:
+            HOLE("drawn")
+            if STREAMS > 0 and together and drawn % PER_BLOCK == 0:
                 for k in range((length + PER_BLOCK - 1) // PER_BLOCK):
                     for stream in range(STREAMS):
-                        a, b, c, d = philox(begin // PER_BLOCK + k, stream, step, tensor, seed)
+                        a, b, c, d = philox(drawn // PER_BLOCK + k, stream, step, tensor, seed)
                         store_bits(bits, stream * GROUP + k * PER_BLOCK, a)
                         store_bits(bits, stream * GROUP + k * PER_BLOCK + 1, b)
                         store_bits(bits, stream * GROUP + k * PER_BLOCK + 2, c)
                         store_bits(bits, stream * GROUP + k * PER_BLOCK + 3, d)
             elif STREAMS > 0:
                 for k in range(length):
+                    HOLE("drawn_alone")
                     for stream in range(STREAMS):
-                        words = philox((begin + k) // PER_BLOCK, stream, step, tensor, seed)
-                        store_bits(bits, stream * GROUP + k, chosen(words, (begin + k) % PER_BLOCK))
+                        words = philox(drawn // PER_BLOCK, stream, step, tensor, seed)
+                        store_bits(bits, stream * GROUP + k, chosen(words, drawn % PER_BLOCK))
             HOLE("unpack")
             for part in range(0, length, PART):  # one number of every array of blocks
                 end = min(part + PART, length)

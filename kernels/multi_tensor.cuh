@@ -11,6 +11,7 @@
 //   U::store_cells(record, s)     states of one number, once a tensor
 //   U::VECTORS, U::vectors(shape, slots, i, out)   numbers of the row, column and matrix of element i, behind those of x
 //   U::PICKED                     whether only some rows of each tensor are walked: see rows.cuh
+//   U::SHARDED                    whether the arrays are parts of tensors: see shards.cuh
 //   U::STREAMS                    words of random bits an element takes; where there are any, the last two scalars are the
 //                                 lower and the upper 16 bits of the step count
 //
@@ -91,7 +92,7 @@ __device__ __forceinline__ void update_at(const int64* at, const int64* slots, c
   constexpr int UNROLL = unroll<U, N>();
   const int64 i = place.i;
   typename U::C x[UNROLL][U::ROLES + U::VECTORS];
-  random.draw(source<U>(at, s), i, OFFSET);  // before the arrays take their registers
+  random.draw(source<U>(at, s), element_of<U::SHARDED>(at + U::ADDRESSES, i), OFFSET);  // before the arrays take their registers
   packs.template load<OFFSET>(at, place, x);
 #pragma unroll
   for (int k = 0; k < UNROLL; ++k) {

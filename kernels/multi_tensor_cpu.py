@@ -47,8 +47,9 @@ def walk(table, tiles, lo, hi, tile_size, rows, values, slots):
                     tensor = load_word(record, COL_TENSOR)
                     seed = load_word(record, COL_SEED)
                     HOLE("step")
-                    block = element // PER_BLOCK
-                    ahead = element - block * PER_BLOCK - start  # from i to where its bits are
+                    HOLE("drawn")
+                    block = drawn // PER_BLOCK
+                    ahead = drawn - block * PER_BLOCK - start  # from i to where its bits are
                     for k in range((ahead + stop + PER_BLOCK - 1) // PER_BLOCK):
                         for stream in range(STREAMS):
                             a, b, c, d = philox(block + k, stream, step, tensor, seed)

@@ -15,7 +15,7 @@ from gpuopt.compiler.parts import Layout, Pass, PerTensor, Step
 from gpuopt.launch.ferry import Portion
 from gpuopt.launch.launcher import Launch, StepCounter, StepRequest, advance
 from gpuopt.launch.plan import Plan
-from gpuopt.launch.sums import Doubles, over_all
+from gpuopt.launch.sums import Doubles, Joined, complete
 from gpuopt.rules.primitives import divided, minimum
 
 
@@ -37,10 +37,11 @@ class Passes:
     """Passes that sum, and what is done once a tensor between them. backend: prepares each of them."""
 
     def __init__(
-        self, backend: HostBackend, plan: Plan, layout: Layout, schedule: Sequence[Step], slots: bool = False
+        self, backend: HostBackend, launch: Launch, layout: Layout, schedule: Sequence[Step], slots: bool = False
     ) -> None:
         """slots: whether the passes are those of a program, which may have some."""
-        self.schedule = schedule
+        plan, self.communicator = launch.plan, launch.communicator
+        self.schedule, self.sharded = schedule, plan.program.sharded if slots else launch.communicator is not None
         layouts = [plan.program.layout_of(step) if slots and isinstance(step, Pass) else layout for step in schedule]
         self.runs = [backend.prepared(plan, *each) for each in zip(layouts, schedule, strict=True)]
         tensors, totals = (
@@ -56,16 +57,14 @@ class Passes:
         there = (self.partials, self.totals, self.values, self.places)
         self.at = Addresses(0, 0, *(array.ctypes.data for array in there))
 
-    def run(
-        self, rows: NDArray[Any] | None = None, wide: NDArray[Any] | None = None
-    ) -> Iterator[tuple[Doubles, list[int]]]:
-        """Yields totals [tensors, sums], and which of them have to be joined over all tensors of all launches."""
+    def run(self, rows: NDArray[Any] | None = None, wide: NDArray[Any] | None = None) -> Iterator[Joined]:
+        """Yields totals that have to be completed over all processes, or tensors of all launches."""
         if rows is not None and wide is not None:
             self.at = self.at._replace(rows=rows.ctypes.data, wide=wide.ctypes.data)
         for step, run in zip(self.schedule, self.runs, strict=True):
             run(self.at)
-            if isinstance(step, PerTensor) and step.over_all:
-                yield self.totals, step.over_all
+            if isinstance(step, PerTensor) and (kinds := step.open(self.sharded)):
+                yield Joined(self.totals, kinds, self.communicator)
 
 
 class HostBackend:
@@ -83,21 +82,20 @@ class HostBackend:
     def prepared(self, plan: Plan, layout: Layout, step: Step) -> Callable[[Addresses], None]:
         raise NotImplementedError
 
-    def gradients(self, launch: Launch) -> Doubles:
+    def gradients(self, launch: Launch) -> Joined:
         """Squares and counts of what is not finite, of the gradient of every tensor: [tensors, 2]."""
         plan = launch.plan
         layout, cut = gradient_sums(plan.program.roles[1].storage, plan.program.compute)
         joins = PerTensor(cut, None, layout.compute, len(cut.sums))
-        passes: Passes = launch.kept("gradients", lambda: Passes(self, plan, layout, (cut, joins)))
-        next(passes.run())
-        return passes.totals
+        passes: Passes = launch.kept("gradients", lambda: Passes(self, launch, layout, (cut, joins)))
+        return next(passes.run())
 
-    def passes(self, launch: Launch, multiplier: float) -> Iterator[tuple[Doubles, list[int]]]:
+    def passes(self, launch: Launch, multiplier: float) -> Iterator[Joined]:
         """Everything before the update; see Passes.run."""
         private, plan = launch.private, launch.plan
         if "passes" not in private:
-            private["passes"] = Passes(self, plan, plan.program.layout, plan.program.schedule, slots=True)
-        found: Iterator[tuple[Doubles, list[int]]] = private["passes"].run(private["rows"], launch.wide)
+            private["passes"] = Passes(self, launch, plan.program.layout, plan.program.schedule, slots=True)
+        found: Iterator[Joined] = private["passes"].run(private["rows"], launch.wide)
         return found
 
     def update(self, launch: Launch, multiplier: float) -> None:
@@ -129,11 +127,11 @@ class HostBackend:
 
     def stage(self, launches: Sequence[Launch], multiplier: float) -> None:
         """The passes of these launches, their updates, and the products of matrices behind them, portion by portion: all portions
-        as often as something is summed over all tensors, and once more.
+        as often as something is summed over all tensors or processes, and once more.
         """
         summing = [self.passes(launch, multiplier) if self.sums(launch) else None for launch in launches]
         ferry: HostFerry = launches[0].private["ferry"]
-        left, again, waiting = ferry.portions, list[Portion](), list[tuple[Doubles, list[int]]]()
+        left, again, waiting = ferry.portions, list[Portion](), list[Joined]()
 
         def run(portion: Portion) -> bool:
             found = [next(each, None) for k in portion.launches if (each := summing[k]) is not None]
@@ -148,7 +146,7 @@ class HostBackend:
 
         while left:
             ferry.go(left, run)
-            over_all(waiting)
+            complete(waiting)
             left = again[:]
             again.clear()
             waiting.clear()
@@ -160,13 +158,13 @@ class HostBackend:
     def decide(self, launches: Sequence[Launch], request: StepRequest) -> tuple[float, bool]:
         """The factor every gradient is multiplied by, and whether to skip; the twin of kernels/prepare.cuh."""
         inverse = 1.0 if request.grad_scale is None else divided(1.0, first(request.grad_scale))
-        skip = request.found_inf is not None and first(request.found_inf) != 0
+        skip = request.found_inf is not None and anywhere(first(request.found_inf), launches) != 0
         if not request.sums:
             return inverse, skip
         with np.errstate(all="ignore"):
             totals = [self.gradients(launch) for launch in launches]
-            over_all([(each, [0, 1]) for each in totals])
-            squares, broken = next((each[0] for each in totals if len(each)), (0.0, 0.0))
+            complete(totals)
+            squares, broken = next((each.totals[0] for each in totals if len(each.totals)), (0.0, 0.0))
             norm = float(np.sqrt(squares)) * inverse
         bound = np.inf if request.max_norm is None else request.max_norm
         # Without a bound the norm plays no part: squares may overflow where the gradients themselves are finite.
@@ -188,6 +186,15 @@ class HostBackend:
     def synchronize(self, counters: Sequence[StepCounter], shared: Mapping[str, Any]) -> int:
         """Nothing to do: step counts are on the host, and skipped steps were counted as they happened."""
         return 0
+
+
+def anywhere(value: float, launches: Sequence[Launch]) -> float:
+    """The largest of this number on all processes that have parts of the tensors."""
+    for communicator in dict.fromkeys(launch.communicator for launch in launches if launch.communicator is not None):
+        found = np.array([value])
+        communicator.all_reduce(found, "max")
+        value = float(found[0])
+    return value
 
 
 def first(value: Any) -> float:

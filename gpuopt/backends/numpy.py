@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuopt.backends.host import HostBackend
-from gpuopt.backends.numpy_memory import Elements, elements_of, memories, part, put_back
+from gpuopt.backends.numpy_memory import Elements, elements_of, memories, of_whole, part, put_back
 from gpuopt.compiler.lower import correction, gradient_sums
 from gpuopt.compiler.names import OPTION
 from gpuopt.compiler.program import Program
@@ -20,7 +20,7 @@ from gpuopt.formats.dtypes import STORAGES, numpy_dtype
 from gpuopt.launch import table as t
 from gpuopt.launch.launcher import Launch
 from gpuopt.launch.products import RUNS
-from gpuopt.launch.sums import Doubles, chunk_sums, column_sums, matrix_sums, row_sums, tensor_total
+from gpuopt.launch.sums import Joined, chunk_sums, column_sums, matrix_sums, row_sums, tensor_total
 from gpuopt.native.memory import memory
 from gpuopt.rules import options
 from gpuopt.rules.fragments import Fragment
@@ -53,7 +53,9 @@ class Backend(HostBackend):
             width, whole = int(record[t.WIDTH]), max(1, count)
             by_rows = program.in_blocks or program.picked
             size = whole if program.whole else max(1, BLOCK // width) * width if by_rows else BLOCK
-            for begin in range(0, count, size):
+            for begin in range(
+                0, max(count, program.sharded), size
+            ):  # of a part that is empty, nothing is stepped once
                 elements = elements_of(program, record, begin, min(size, count - begin))
                 block = part(program, record, flats, begin, elements)
                 known = launch.private["sums"][index] if program.whole else None
@@ -68,8 +70,8 @@ class Backend(HostBackend):
                 if cell.written and (record[t.OWNER] or not cell.shared):
                     cell_of(program, record, k)[...] = x[cell.name]
 
-    def passes(self, launch: Launch, multiplier: float) -> Iterator[tuple[Doubles, list[int]]]:
-        """Run the rule as often as it asks for a sum over all tensors that is not known yet; see HostBackend."""
+    def passes(self, launch: Launch, multiplier: float) -> Iterator[Joined]:
+        """Run the rule as often as it asks for a sum over all tensors or processes that is not known yet; see HostBackend."""
         program, table = launch.plan.program, launch.plan.table
         scalars = self.scalars(launch, multiplier)
         squares = launch.squares or [{}] * len(table)
@@ -80,11 +82,11 @@ class Backend(HostBackend):
                 try:
                     run(program, memories(program, record), scalars[int(record[t.ROW])], found, int(record[t.WIDTH]))
                 except Unknown as unknown:
-                    asked.append(unknown.total)
+                    asked.append((unknown.total, unknown.kind))
             if not asked:
                 return
-            totals = np.array(asked).reshape(-1, 1)
-            yield totals, [0]
+            totals = np.array([total for total, _ in asked]).reshape(-1, 1)
+            yield Joined(totals, {0: asked[0][1]}, launch.communicator)
             for found, (value,) in zip(every, totals, strict=True):
                 found.known.append(value)
 
@@ -114,7 +116,7 @@ class Backend(HostBackend):
             nothing = {r.name: np.empty(0, np.uint8 if r.code else program.compute) for r in every}
             run(program, nothing, values, Nothing(program))
 
-    def gradients(self, launch: Launch) -> Doubles:
+    def gradients(self, launch: Launch) -> Joined:
         """Squares and counts of what is not finite, of the gradient of every tensor: [tensors, 2]."""
         layout, cut = gradient_sums(launch.plan.program.roles[1].storage, launch.plan.program.compute)
         totals = []
@@ -128,7 +130,8 @@ class Backend(HostBackend):
                         for x, kind in zip(terms, cut.sums, strict=True)
                     ]
                 )
-        return np.array(totals).reshape(-1, len(cut.sums))
+        made = np.array(totals).reshape(-1, len(cut.sums))
+        return Joined(made, dict(enumerate(cut.sums)), launch.communicator)
 
 
 def values_of(program: Program, block: Mapping[str, NDArray[Any]], width: int) -> dict[str, NDArray[Any]]:
@@ -191,15 +194,16 @@ def run(
 
 
 class Unknown(Exception):
-    """A sum over all tensors is not known yet; total: that of this tensor."""
+    """A sum over all tensors or processes is not known yet; total: that of this tensor here; kind: of the sum."""
 
-    def __init__(self, total: Any) -> None:
-        self.total = total
+    def __init__(self, total: Any, kind: str) -> None:
+        self.total, self.kind = total, kind
 
 
 class Sums:
     """The reductions of one tensor in one step. squares: its square states, which products write; cells: those of one number, as
-    they were before anything was written; known: the sums over all tensors in the order in which the rule asks for them.
+    they were before anything was written; known: the sums over all tensors or processes in the order in which the rule asks for
+    them.
     """
 
     def __init__(self, program: Program, record: NDArray[np.int64], squares: Mapping[str, NDArray[Any]]) -> None:
@@ -207,7 +211,7 @@ class Sums:
         self.asked = self.called = self.multiplied = 0
         self.products: list[NDArray[Any]] = []  # those that are made, in the order in which the rule asks for them
         rows, columns = record[-len(t.MATRIX) :][:2].tolist() if program.lined else (1, 1)
-        self.sizes = {"numel": int(record[t.NUMEL]), "rows": rows, "columns": columns}
+        self.sizes = {"numel": int(record[t.WHOLE]), "rows": rows, "columns": columns}
         self.shape = (-1, rows, columns) if program.lined else (-1,)
         names = [r.name for r in program.signature.vectors]
         first = len(program.roles) + len(program.signature.cells)
@@ -230,11 +234,11 @@ class Sums:
                 return matrix_sums(values.reshape(len(values), -1))
             return row_sums(values, self.program.lanes) if kind == "row_sum" else column_sums(values)
         total = of_tensor(values.reshape(-1), kind, self.program.lanes)
-        if kind != "global_sum":
+        if kind != "global_sum" and not self.program.sharded:
             return Number(total)
         self.asked += 1
         if self.asked > len(self.known):
-            raise Unknown(total)
+            raise Unknown(total, kind)
         return Number(self.known[self.asked - 1])
 
     def product(self, kind: str, x: Any, *words: Any) -> Any:
@@ -281,6 +285,8 @@ def random_bits(
     """Place among the coded values -> the random bits of these elements, of those that take some."""
     seed, tensor = int(record[t.SEED]), int(record[t.TENSOR])
     of = (seed, tensor, step)
+    if program.sharded:
+        elements = of_whole(record, elements)
     words = [
         philox.words(*of, stream, elements.start, len(elements))
         if isinstance(elements, range)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from gpuopt.compiler.parts import GRADIENT
 from gpuopt.compiler.program import Program
 from gpuopt.formats.dtypes import STORAGES, numpy_dtype
+from gpuopt.launch import shards
 from gpuopt.launch import table as t
 from gpuopt.native.memory import memory
 
@@ -53,6 +54,12 @@ def elements_of(program: Program, record: NDArray[np.int64], begin: int, count: 
     rows: NDArray[np.int64] = memory(address, np.dtype(np.int64), count // width)
     made: NDArray[np.int64] = (rows[:, None] * width + np.arange(width)).reshape(-1)
     return made
+
+
+def of_whole(record: NDArray[np.int64], elements: Elements) -> NDArray[np.int64]:
+    """Which elements of the whole tensor these are, of which the arrays are a part."""
+    first, run, skip = record[-len(t.SHARD) :].tolist()
+    return shards.elements(first, run, skip, np.asarray(elements, np.int64))
 
 
 def part(

@@ -86,7 +86,8 @@ class Signature:
     Flags and roles of the options' fragments (`rules/options.py`) have an "@" in front: "@scaled", "@mask". cells: states of one
     number a tensor; vectors: of one a row or column; blocked: of one number for several elements of a row; matrix: whether the
     tensors have rows and columns; coded: values whose roles are planes of a format; picked: whether only some rows of each
-    tensor are stepped. The definition is what the rule means when the signature is made.
+    tensor are stepped; sharded: whether other processes have other parts of the tensors, and it matters. The definition is what
+    the rule means when the signature is made.
     """
 
     rule: Rule
@@ -99,6 +100,7 @@ class Signature:
     coded: tuple[Coded, ...] = ()
     blocked: tuple[Role, ...] = ()
     picked: bool = False
+    sharded: bool = False
     definition: Definition = field(init=False)
 
     def __post_init__(self) -> None:
@@ -267,7 +269,12 @@ class PerTensor(NamedTuple):
     @property
     def over_all(self) -> list[int]:
         """The totals that are joined over all tensors behind it."""
-        return [self.first + k for k, kind in enumerate(self.sums) if kind == "global_sum"]
+        return list(self.open(False))
+
+    def open(self, sharded: bool) -> dict[int, str]:
+        """The kinds of the totals that are not complete behind it, by their places: of parts of tensors all."""
+        kinds = enumerate(self.sums, self.first)
+        return {k: kind for k, kind in kinds if sharded or kind == "global_sum"}
 
 
 Step: TypeAlias = PerTensor | PerMatrix | Pass  # before the update

@@ -114,6 +114,11 @@ class Program:
         return self.signature.picked
 
     @property
+    def sharded(self) -> bool:
+        """Whether the arrays are parts of tensors: random numbers are those of the whole, and sums are completed by others."""
+        return self.signature.sharded
+
+    @property
     def first_blocked(self) -> int:
         """Their first place among the addresses."""
         return len(self.roles) + len(self.signature.cells) + len(self.signature.vectors)
@@ -121,7 +126,8 @@ class Program:
     @property
     def addresses(self) -> int:
         """Arrays that a record of the table has the addresses of, and what it has behind them."""
-        return self.first_blocked + len(self.blocked) + self.lined * len(t.MATRIX) + self.picked * len(t.PICKED)
+        behind = self.lined * len(t.MATRIX) + self.picked * len(t.PICKED) + self.sharded * len(t.SHARD)
+        return self.first_blocked + len(self.blocked) + behind
 
     @cached_property
     def lined(self) -> bool:
@@ -193,8 +199,8 @@ class Program:
 
     @cached_property
     def schedule(self) -> tuple[Step, ...]:
-        """What comes before the update: passes that sum, what is done once a tensor, and once a matrix. Behind sums over all
-        tensors that are joined but nothing is computed of, they are joined over all.
+        """What comes before the update: passes that sum, what is done once a tensor, and once a matrix. Behind sums that
+        are joined but nothing is computed of, they are joined over all tensors or processes.
         """
         made: list[Step] = []
         sums = tuple(kind for each in self.passes if each.along for kind in each.sums)
@@ -202,7 +208,7 @@ class Program:
         for before, each in zip((None, *self.passes), self.passes, strict=False):
             flat = before if before and not before.along else None
             steps: list[tuple[Pass | None, Pass | None]] = [(flat, each if each.values else None)]
-            if flat and "global_sum" in flat.sums:
+            if flat and (self.sharded or "global_sum" in flat.sums):
                 steps = [(flat, None), (None, steps[0][1])]
             made += [PerTensor(joins, derives, *of) for joins, derives in steps if joins or derives]
             along, lined = before if before and before.along else None, each if each.lined else None

@@ -35,6 +35,7 @@ def headers() -> str:
         "random",
         "pack",
         "rows",
+        "shards",
         "multi_tensor",
         "blocks",
         "reduce",
@@ -104,7 +105,7 @@ def update_struct(program: Program) -> str:
             f"  static __device__ constexpr bool written(int r) {{ return {written}; }}",
             f"  static __device__ constexpr int64 size(int r) {{ return {sizes} : 0; }}",
             f"  static constexpr int STREAMS = {program.streams};",
-            f"  static constexpr bool PICKED = {str(program.picked).lower()};",
+            f"  static constexpr bool PICKED = {str(program.picked).lower()}, SHARDED = {str(program.sharded).lower()};",
             *(blocks.members(program) if program.in_blocks else ()),
             "  static __device__ __forceinline__ void "
             f"update(C* x, const C* row, const unsigned* words{', C* kept, C* terms' if program.in_blocks else ''}) {{",
@@ -178,7 +179,7 @@ gpuopt_update(const int64* table, const int64* tiles, int64 tile_count, int64 ti
 
 
 # Of a tensor, in float64.
-LEAVES = {"wide": "wide[{}]", "total": "totals[{}]", "cell": "cell_{}", "numel": "double(record[COL_NUMEL])"}
+LEAVES = {"wide": "wide[{}]", "total": "totals[{}]", "cell": "cell_{}", "numel": "double(record[COL_WHOLE])"}
 LEAVES |= {"rows": "double(shape[OF_ROWS])", "columns": "double(shape[OF_COLUMNS])"}
 
 

@@ -143,6 +143,18 @@ STRIP = 1024
 WHOLE = 2**31  # no tile is as long
 
 
+def drawn(program: Program, element: str) -> list[str]:
+    """`drawn`, the element of the whole tensor that an element is, on which its random bits depend: as kernels/shards.cuh."""
+    if not program.sharded:
+        return [f"drawn = {element}"]
+    return [
+        "run = load_word(shape, OF_RUN)",
+        f"drawn = load_word(shape, OF_FIRST) + {element}",
+        "if run != 0:",
+        f"    drawn += quotient({element}, run) * load_word(shape, OF_SKIP)",
+    ]
+
+
 def cpu_source(program: Program) -> str:
     """The whole text of the CPU kernel: kernels/multi_tensor_cpu.py for one program."""
     roles, layout = program.roles, program.layout_of(program.update)
@@ -152,6 +164,10 @@ def cpu_source(program: Program) -> str:
         "store_cells": cell_stores(program, "record"),
         "addresses": tensor_on_cpu() if program.picked else addresses(roles, range(len(roles)), "begin"),
         "step": step_count(program),
+        "drawn": [
+            *drawn(program, "element"),
+            *(["if run != 0:", "    stop = min(stop, start + run - element % run)"] if program.sharded else ()),
+        ],
         "row": row_on_cpu(roles) if program.picked else segments(layout),
         "load": [
             *(f"{safe(r.variable)} = load_{k}(at_{k}, i)" for k, r in enumerate(roles)),
@@ -267,7 +283,7 @@ LEAVES = {
     "wide": "wide{}",
     "total": "load_double(totals, tensor * TOTALS + {})",
     "cell": "cell_{}",
-    "numel": "D(load_word(record, COL_NUMEL))",
+    "numel": "D(load_word(record, COL_WHOLE))",
     "rows": "D(load_word(record + columns * 8, OF_ROWS))",
     "columns": "D(load_word(record + columns * 8, OF_COLUMNS))",
 }

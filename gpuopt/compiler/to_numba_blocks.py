@@ -14,6 +14,7 @@ from gpuopt.compiler.to_cuda_blocks import coded
 from gpuopt.compiler.to_numba import (
     addresses,
     cell_stores,
+    drawn,
     of_column,
     random_bits,
     scalar_loads,
@@ -54,6 +55,11 @@ def cpu_source(program: Program) -> str:
         "addresses": (group_addresses(roles, every) if program.picked else addresses(roles, every, "begin"))
         + [f"block_{k} = {block_address(first + k, r, 'block_row', 'first')}" for k, r in enumerate(program.blocked)],
         "step": step_count(program),
+        "drawn": [
+            *drawn(program, "begin"),
+            f"together = {'run == 0 or begin % run + length <= run' if program.sharded else 'True'}",
+        ],
+        "drawn_alone": drawn(program, "(begin + k)"),
         "unpack": [line for k, r in packed if k in program.update.blocked for line in unpacked(k, own[r.name])],
         "load_blocks": [
             f"{safe(r.variable)} = load_block_{k}(block_{k}, part // {r.per})"

@@ -18,6 +18,7 @@ from gpuopt.compiler.template import kernel
 from gpuopt.compiler.to_numba import (
     beginning,
     cell_stores,
+    drawn,
     joined,
     of_element,
     print_double,
@@ -107,10 +108,11 @@ def _packed(program: Program, update: Callable[..., str]) -> list[str]:
                 lines.append(
                     f"{cells}{',' if width == 1 else ''} = load_pack_{k}({_address(k, r, f'{first[k]} + {offset}')})"
                 )
+        lines += drawn(program, "element") if program.draws and not offset else ()
         for block in range(-(-offset // PER_BLOCK) * PER_BLOCK, offset + turn, PER_BLOCK):
             for s in range(program.streams):
                 words = _tuple(f"w{s}_{block + j}" for j in range(PER_BLOCK))
-                lines.append(f"{words} = philox((element + {block}) // {PER_BLOCK}, {s}, step, tensor, seed)")
+                lines.append(f"{words} = philox((drawn + {block}) // {PER_BLOCK}, {s}, step, tensor, seed)")
         for j in range(offset, offset + turn):
             lines.append(update(f"element + {j}", f"_{j}"))
         for k, r in enumerate(roles):
@@ -131,8 +133,9 @@ def _single(program: Program, update: Callable[..., str]) -> list[str]:
     roles = program.roles
     first = [first_element(program.picked, k) for k in range(len(roles))]
     lines = [f"{safe(r.variable)} = load_{k}(load_word(at, {k}), {first[k]})" for k, r in enumerate(roles)]
+    lines += drawn(program, "element") if program.draws else ()
     for s in range(program.streams):
-        lines.append(f"w{s} = chosen(philox(element // PER_BLOCK, {s}, step, tensor, seed), element % PER_BLOCK)")
+        lines.append(f"w{s} = chosen(philox(drawn // PER_BLOCK, {s}, step, tensor, seed), drawn % PER_BLOCK)")
     lines.append(update("element"))
     for k, r in enumerate(roles):
         if r.written:

@@ -15,6 +15,7 @@ from gpuopt.compiler.template import kernel
 from gpuopt.compiler.to_cuda_blocks import coded
 from gpuopt.compiler.to_numba import (
     cell_stores,
+    drawn,
     of_element,
     random_bits,
     scalar_loads,
@@ -208,16 +209,16 @@ def single_stores(roles: Iterable[tuple[int, Role]]) -> list[str]:
 
 def words(program: Program, whole: bool) -> list[str]:
     """The random bits of the elements of a lane."""
-    lines = []
+    lines = drawn(program, "element") if program.draws and whole else []
     for s in range(program.streams):
         if whole:
             for first in range(0, t.EACH, PER_BLOCK):
                 cells = ", ".join(f"w{s}_{first + j}" for j in range(PER_BLOCK))
-                lines.append(f"{cells} = philox((element + {first}) // PER_BLOCK, {s}, step, tensor, seed)")
+                lines.append(f"{cells} = philox((drawn + {first}) // PER_BLOCK, {s}, step, tensor, seed)")
             continue
         for j in EVERY:
-            block = f"philox((element + {j}) // PER_BLOCK, {s}, step, tensor, seed)"
-            lines.append(f"w{s}_{j} = chosen({block}, (element + {j}) % PER_BLOCK)")
+            lines += drawn(program, f"(element + {j})")
+            lines.append(f"w{s}_{j} = chosen(philox(drawn // PER_BLOCK, {s}, step, tensor, seed), drawn % PER_BLOCK)")
     return lines
 
 

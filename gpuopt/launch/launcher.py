@@ -20,6 +20,7 @@ from gpuopt.compiler.names import OPTION
 from gpuopt.errors import DtypeError
 from gpuopt.launch.plan import Plan
 from gpuopt.launch.products import Products
+from gpuopt.launch.shards import Communicator
 
 if TYPE_CHECKING:
     from gpuopt.rules.definition import Definition
@@ -92,6 +93,7 @@ class Launch:
     # Places among the addresses of the states that are kept in host memory, and with what others they travel: see `launch.ferry`.
     streamed: tuple[int, ...] = ()
     portion: int = 0
+    communicator: Communicator | None = None  # of the processes that have the other parts of its tensors
     private: dict[str, Any] = field(default_factory=dict)  # what a backend keeps with it: device tables, kernels
     shared: dict[str, Any] = field(
         default_factory=dict

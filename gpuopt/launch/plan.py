@@ -15,6 +15,7 @@ from gpuopt.compiler.program import Program
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.formats.philox import PER_BLOCK
 from gpuopt.launch import table as t
+from gpuopt.launch.shards import Shard
 
 Int64 = NDArray[np.int64]
 
@@ -37,10 +38,12 @@ class Plan:
         seed: int = 0,
         shapes: Sequence[tuple[int, ...]] = (),
         widths: Sequence[int] = (),
+        shards: Sequence[Shard | None] = (),
     ) -> None:
         """tensors: the number of each in the optimizer, their place by default; seed: of random numbers, 0 to 2**64 - 1; shapes:
         the last two axes of each, where the program looks at rows and columns; widths: elements of a row of each, where states
-        are kept in blocks or only some rows are stepped: all of them until `pick` says which.
+        are kept in blocks or only some rows are stepped: all of them until `pick` says which; shards: which part of a tensor each
+        is.
         """
         self.program = program
         self.table = np.zeros((len(numels), t.ADDRESS + program.addresses), np.int64)
@@ -48,8 +51,13 @@ class Plan:
         self.table[:, t.ROW] = rows
         self.table[:, t.TENSOR] = np.arange(len(numels)) if tensors is None else tensors
         self.table[:, t.WIDTH] = np.maximum(widths or numels, 1)
+        shards = shards or [None] * len(numels)
+        self.table[:, t.WHOLE] = [s.numel if s else count for s, count in zip(shards, numels, strict=True)]
         self.table[:, t.SEED] = np.uint64(seed).astype(np.int64)
         self.table[:, t.ADDRESS : t.ADDRESS + addresses.shape[1]] = addresses
+        if program.sharded:
+            found = [(shard.first, shard.run, shard.skip) if shard else (0, 0, 0) for shard in shards]
+            self.table[:, -len(t.SHARD) :] = np.array(found, np.int64).reshape(-1, len(t.SHARD))
         self.version = self.cuts = 0
         self.tile_elements = self.tile_size = 0
         self.tiles: Int64 = np.empty(0, np.int64)
@@ -92,7 +100,9 @@ class Plan:
         """Cut every tensor into tiles of so many elements; the backend chooses. In a walk over blocks a tile is of groups."""
         in_blocks, self.tile_elements = self.program.in_blocks, tile_size
         self.tile_size = max(1, tile_size // t.GROUP) if in_blocks else tile_size
-        self.tiles = cut(self.groups() if in_blocks else self.table[:, t.NUMEL], self.tile_size)
+        sizes = self.groups() if in_blocks else self.table[:, t.NUMEL]
+        # A part of a tensor that is empty has a tile too: numbers of the tensor are stored with its first one.
+        self.tiles = cut(np.maximum(sizes, 1) if self.program.sharded else sizes, self.tile_size)
 
     def groups(self) -> Int64:
         """Of each tensor, what a warp takes at a time in a walk over blocks: a tile is some of these."""
@@ -153,24 +163,38 @@ class Plan:
         if program.in_blocks:
             first = t.ADDRESS + program.first_blocked
             every = np.concatenate([addresses, self.table[which, first : first + len(program.blocked)]], axis=1)
-            whole = (self.table[which, t.WIDTH] % t.EACH == 0) & (every & 15 == 0).all(axis=1)
+            whole = (self.table[which, t.WIDTH] % t.EACH == 0) & (every & 15 == 0).all(axis=1) & self._drawn(which, 0)
             self.table[which, t.HEAD] = 0
             self.table[which, t.ALIGNED] = whole | ((addresses & 15 == 0) * at_role).sum(axis=1)
             return
-        if not np.bitwise_or.reduce(addresses, axis=None) & 15:  # as libraries allocate
+        drawn = self._drawn(which, 0)
+        if drawn.all() and not np.bitwise_or.reduce(addresses, axis=None) & 15:  # as libraries allocate
             self.table[which, t.HEAD], self.table[which, t.ALIGNED] = 0, 1 | at_role.sum()
             return
         sizes = np.array([STORAGES[r.storage].itemsize for r in program.roles], np.int64)
         widths = sizes * np.minimum(lanes, 16 // sizes)  # bytes of one access
         head = np.zeros(len(addresses), np.int64)
         found = np.zeros(len(addresses), bool)
-        for h in range(0, lanes, PER_BLOCK if program.draws else 1):
+        for h in range(0, lanes, PER_BLOCK if program.draws and not program.sharded else 1):
             fits = ((addresses + h * sizes) & (widths - 1) == 0).all(axis=1) & ~found  # powers of two
+            fits &= self._drawn(which, h)
             head[fits] = h
             found |= fits
         first = ((addresses & 15 == 0) * at_role).sum(axis=1)
         self.table[which, t.HEAD] = head
         self.table[which, t.ALIGNED] = found | first
+
+    def _drawn(self, which: Int64 | slice, head: int) -> NDArray[np.bool_]:
+        """Of each tensor that is a part, and whose elements are rounded at random, whether packs behind a head begin with an
+        element that begins a block of random numbers of the whole, and end before others' elements come.
+        """
+        table = self.table[which]
+        if not (self.program.sharded and self.program.draws):
+            return np.full(len(table), head % PER_BLOCK == 0 or not self.program.draws)
+        first, run, skip = table[:, -len(t.SHARD) :].T
+        even = (head == 0) & (run % t.EACH == 0) & (skip % PER_BLOCK == 0)
+        found: NDArray[np.bool_] = ((first + head) % PER_BLOCK == 0) & ((run == 0) | even)
+        return found
 
 
 def cut(numels: Int64, size: int) -> Int64:

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 class Communicator(Protocol):
     """Processes that exchange arrays; `gpuopt.distributed` makes them of torch's groups, MPI and NCCL. rank: 0 to size - 1."""
@@ -43,6 +46,15 @@ class Shard:
     def numel(self) -> int:
         """Elements of the whole tensor."""
         return prod(self.shape)
+
+    def elements(self, here: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which elements of the whole tensor these are, as kernels/shards.cuh says."""
+        return elements(self.first, self.run, self.skip, here)
+
+
+def elements(first: int, run: int, skip: int, here: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Which elements of a tensor these ones of a part are; see Shard."""
+    return first + here + (here // run * skip if run else np.int64(0))
 
 
 def shard_of(

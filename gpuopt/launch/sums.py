@@ -1,16 +1,19 @@
-"""Joins of partial sums on the host, in the orders of kernels/per_tensor.cuh and kernels/all_tensors.cuh.
+"""Joins of partial sums on the host, in the orders of kernels/per_tensor.cuh and kernels/all_tensors.cuh, and over processes.
 
 Used by the host backends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpuopt.launch import table as t
+from gpuopt.launch.shards import Communicator
 
 Doubles = NDArray[np.float64]
 
@@ -111,6 +114,50 @@ def tensor_total(partials: Doubles, kind: str) -> float:
     for row in padded:
         lanes = joined(kind, lanes, row)
     return float(tree(lanes, kind))
+
+
+class Joined(NamedTuple):
+    """Totals [tensors, sums] of a launch, the kinds of those sums that are not complete yet, by their places, and who has the other
+    parts of its tensors.
+    """
+
+    totals: Doubles
+    kinds: Mapping[int, str]
+    communicator: Communicator | None
+
+    def of(self, *kinds: str) -> list[int]:
+        """The places of sums of these kinds."""
+        return [k for k, kind in self.kinds.items() if kind in kinds]
+
+
+def complete(found: Sequence[Joined]) -> None:
+    """The totals of every launch become those of whole tensors: by one exchange of all sums, and one of all maxima, for each
+    communicator. Then those that are over all tensors become that.
+    """
+    for communicator in dict.fromkeys(each.communicator for each in found if each.communicator is not None):
+        mine = [each for each in found if each.communicator == communicator]
+        _exchange(communicator, [(each.totals, each.of("tensor_sum", "global_sum")) for each in mine], "sum")
+        _exchange(communicator, [(each.totals, each.of("tensor_max")) for each in mine], "max")
+    over_all([(each.totals, each.of("global_sum")) for each in found if each.of("global_sum")])
+
+
+def _exchange(communicator: Communicator, parts: Sequence[tuple[Doubles, list[int]]], op: str) -> None:
+    """One exchange of these columns. Libraries differ in what the larger of a number and NaN is, so that NaN goes by itself."""
+    flat = np.concatenate([totals[:, columns].reshape(-1) for totals, columns in parts])
+    if not flat.size:
+        return
+    if op == "max":
+        broken = np.isnan(flat)
+        both = np.concatenate([np.where(broken, -np.inf, flat), broken.astype(np.float64)])
+        communicator.all_reduce(both, op)
+        flat = np.where(both[len(flat) :] > 0, np.nan, both[: len(flat)])
+    else:
+        communicator.all_reduce(flat, op)
+    first = 0
+    for totals, columns in parts:
+        shape = len(totals), len(columns)
+        totals[:, columns] = flat[first : first + math.prod(shape)].reshape(shape)
+        first += math.prod(shape)
 
 
 def over_all(found: Sequence[tuple[Doubles, list[int]]]) -> None:

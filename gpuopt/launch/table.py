@@ -12,7 +12,8 @@ TENSOR = 4  # its number in the optimizer, which its random numbers depend on
 SEED = 5  # and theirs, 64 bits
 OWNER = 6  # whether it stores the numbers that all tensors share
 WIDTH = 7  # elements of a row, where states are kept in blocks, of which a row begins a new one, or only some rows are stepped
-ADDRESS = 8  # first of the addresses, in the order of the roles, those of the states of one number behind them
+WHOLE = 8  # elements of the tensor of which this is a part, where other processes have the others
+ADDRESS = 9  # first of the addresses, in the order of the roles, those of the states of one number behind them
 
 COLUMNS = {
     "NUMEL": NUMEL,
@@ -23,6 +24,7 @@ COLUMNS = {
     "SEED": SEED,
     "OWNER": OWNER,
     "WIDTH": WIDTH,
+    "WHOLE": WHOLE,
     "ADDRESS": ADDRESS,
 }
 
@@ -34,6 +36,8 @@ THREADS = 256  # accumulators of a chunk, and threads of a block
 MATRIX = ("ROWS", "COLUMNS", "FIRST_ROW", "FIRST_COLUMN", "FIRST_MATRIX", "ROW_BLOCKS", "COLUMN_BLOCKS")
 # And where only some rows are stepped: where their numbers lie, how many rows there are, and whether the gradient has those only.
 PICKED = ("INDICES", "HEIGHT", "COMPACT")
+# And where it is a part of a tensor: see kernels/shards.cuh.
+SHARD = ("FIRST", "RUN", "SKIP")
 BLOCK_ROWS, BLOCK_COLUMNS = 64, 512  # of a matrix, whose sums along rows and columns form one partial each
 SHARED_BYTES = 48 * 1024  # that a block of threads may declare
 WARP = 32  # lanes, each of which adds up packs of every row of a block that its warp takes
@@ -42,6 +46,7 @@ WARP = 32  # lanes, each of which adds up packs of every row of a block that its
 CONSTANTS = {f"COL_{name}": value for name, value in COLUMNS.items()} | {"CHUNK": CHUNK, "THREADS": THREADS}
 CONSTANTS |= {f"OF_{name}": k - len(MATRIX) for k, name in enumerate(MATRIX)}  # from the end of a record
 CONSTANTS |= {f"OF_{name}": k - len(PICKED) for k, name in enumerate(PICKED)}
+CONSTANTS |= {f"OF_{name}": k - len(SHARD) for k, name in enumerate(SHARD)}
 CONSTANTS |= {"BLOCK_ROWS": BLOCK_ROWS, "BLOCK_COLUMNS": BLOCK_COLUMNS, "WARP": WARP, "WARPS": THREADS // WARP}
 CONSTANTS["SHARED_BYTES"] = SHARED_BYTES
 EACH = 8  # elements of a row that a lane of a walk over blocks has

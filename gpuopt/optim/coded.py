@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from gpuopt.formats import formats, philox
 from gpuopt.formats.language import VISIBLE, Format
+from gpuopt.launch.shards import Shard
 from gpuopt.optim.keeping import planes
 from gpuopt.rules.declared import State
 from gpuopt.rules.language import Rule
@@ -38,21 +39,27 @@ def values(of: Format, given: list[NDArray[Any]], shape: tuple[int, ...]) -> NDA
     return found
 
 
-def codes(of: Format, array: NDArray[Any], place: tuple[int, int, int], half: bool = False) -> list[NDArray[Any]]:
+def codes(
+    of: Format, array: NDArray[Any], place: tuple[int, int, int], half: bool = False, shard: Shard | None = None
+) -> list[NDArray[Any]]:
     """The planes of values, each flat, what shows of a parameter as uint16. place: seed, number of the tensor, step count, on which
-    random bits depend; half: of a float16 parameter.
+    random bits depend; half: of a float16 parameter; shard: which part of the tensor they are.
     """
     flat = np.ascontiguousarray(array, np.float32).reshape(-1)
-    random = philox.words(*place, BETWEEN, 0, flat.size) if of.random else None
+    which = np.arange(flat.size, dtype=np.int64)
+    which = which if shard is None else shard.elements(which)
+    random = philox.words_of(*place, BETWEEN, which) if of.random else None
     made = of.encoded(flat, half, random, matrix(array.shape) if of.in_rows else None)
     kinds = ["uint16" if plane.dtype == VISIBLE else plane.stored if plane.whole else "float32" for plane in of.planes]
     return [np.asarray(found).astype(kind) for kind, found in zip(kinds, made, strict=True)]
 
 
-def encoded(rule: Rule, name: str, array: NDArray[Any], place: tuple[int, int, int]) -> dict[str, NDArray[Any]]:
+def encoded(
+    rule: Rule, name: str, array: NDArray[Any], place: tuple[int, int, int], shard: Shard | None = None
+) -> dict[str, NDArray[Any]]:
     """The planes of a state that becomes these values, by their names in the rule, in their shapes."""
     of, own = codes_of(rule)[name], rule.of_states[name]  # type: ignore[attr-defined]
-    made = zip(own, codes(of, array, place), strict=True)
+    made = zip(own, codes(of, array, place, shard=shard), strict=True)
     return {state.name: found.reshape(rule.shape_of(state, array.shape)) for state, found in made}
 
 

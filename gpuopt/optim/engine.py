@@ -338,7 +338,7 @@ class Engine:
         return beside.refitted(p), states
 
     def _shaped(self, p: Parameter, flags: Sequence[Mapping[str, object]]) -> dict[str, object]:
-        return self.rule.shaped(flags[p.group], p.view.shape, p.view.pairs, p.view.dtype)
+        return self.rule.shaped(flags[p.group], p.whole, p.view.pairs, p.view.dtype)
 
     def _regroup(self, counting: Set[str]) -> list[StepCounter]:
         """Let parameters of one group with equal counts share a counter, those with a gradient apart from those without. Where

@@ -15,7 +15,7 @@ import numpy as np
 from gpuopt import arrays, linalg
 from gpuopt.compiler.lower import program_for
 from gpuopt.compiler.names import OPTION
-from gpuopt.compiler.parts import Coded, Role, Signature
+from gpuopt.compiler.parts import Coded, PerTensor, Role, Signature
 from gpuopt.compiler.program import Program
 from gpuopt.errors import InputError, LayoutError
 from gpuopt.formats import formats
@@ -26,6 +26,7 @@ from gpuopt.launch import ferry
 from gpuopt.launch.launcher import Launch, StepCounter
 from gpuopt.launch.plan import Plan
 from gpuopt.launch.products import Products, square
+from gpuopt.launch.shards import Communicator
 from gpuopt.optim import beside
 from gpuopt.optim.full_precision import bytes_of
 from gpuopt.optim.hyper import HEADS
@@ -36,8 +37,10 @@ from gpuopt.rules.language import Rule
 from gpuopt.strides import in_c_order
 
 
-def signature_of(rule: Rule, p: Parameter, flags: Mapping[str, object]) -> Signature:
-    """What distinguishes the kernel of a parameter that has a gradient, in a group with these flags."""
+def signature_of(rule: Rule, p: Parameter, flags: Mapping[str, object], sharded: bool) -> Signature:
+    """What distinguishes the kernel of a parameter that has a gradient, in a group with these flags. sharded: whether any of the
+    optimizer's is a part of a tensor.
+    """
     assert p.grad_view is not None
     states = {
         s.name: arrays.describe(p.states[s.name], f"{s.key} of {p.label}").dtype for s in rule.active_states(flags)
@@ -45,7 +48,14 @@ def signature_of(rule: Rule, p: Parameter, flags: Mapping[str, object]) -> Signa
     matrix = not rule.definition().along or (len(p.view.shape) > 1 and not p.view.pairs)
     everything = {**flags, **beside.flags(p)}
     made = signature(rule, everything, p.view.dtype, p.grad_view.dtype, states, matrix)
+    if sharded and matters(program_for(made)):
+        made = replace(made, sharded=True)
     return made if p.pick is None else replace(made, picked=True)
+
+
+def matters(program: Program) -> bool:
+    """Whether a step of a part of a tensor is another than one of a tensor: it takes random numbers, or looks at whole tensors."""
+    return not program.lined and (bool(program.draws) or program.whole)
 
 
 def signature(
@@ -96,37 +106,58 @@ def signature(
 
 def check_rows(p: Parameter, what: str) -> None:
     """Raise LayoutError unless the rows of a tensor lie one behind the other, as what is said of the optimizer needs."""
-    if not in_c_order(p.view.shape, p.view.strides):
+    if p.view.numel and not in_c_order(p.view.shape, p.view.strides):
         raise LayoutError(
             f"{p.label}: shape {p.view.shape} with strides {p.view.strides} (in elements): this optimizer {what} and "
             "expects them in C order, the last axis contiguous; make a contiguous copy"
         )
 
 
+def check_whole(program: Program, parameters: Sequence[Parameter]) -> None:
+    """Raise InputError where a step of parts of tensors would be another than one of tensors."""
+    title, parts = program.signature.rule.title, [p for p in parameters if p.partial]
+    for p in parts:
+        if program.lined and p.view.numel:
+            raise InputError(
+                f"{p.label}: shape {p.view.shape}, a part of {p.whole}: {title} looks at rows, columns or products of "
+                "matrices and expects each matrix whole on one process"
+            )
+        if program.picked:
+            raise InputError(f"{p.label}: a part of a tensor: expected all rows, found some")
+    if program.lined and parts and any(isinstance(s, PerTensor) and s.over_all for s in program.schedule):
+        raise InputError(f"{title} has sums over all tensors and looks at rows or columns: expected it on one process")
+
+
 def make_launches(
     rule: Rule, parameters: Sequence[Parameter], flags: Sequence[Mapping[str, object]], seed: int, host: bool
 ) -> list[Launch]:
     """Those of the parameters on one device: one for each signature, and, where states are in host memory, for each in each
-    portion of these. flags: of each parameter.
+    portion of these, and for each communicator of shards. flags: of each parameter.
     """
+    sharded = any(p.shard is not None for p in parameters)
     hosted = {s.name for s in rule.states if s.large} if host else set[str]()
     sizes = [sum(bytes_of(a) for name, a in p.states.items() if name in hosted) for p in parameters]
-    found: dict[tuple[int, Signature], list[Parameter]] = {}
+    found: dict[tuple[int, Signature, Communicator | None], list[Parameter]] = {}
     for p, of, portion in zip(parameters, flags, ferry.cut(sizes, ferry.PORTION), strict=True):
-        found.setdefault((portion, signature_of(rule, p, of)), []).append(p)
+        communicator = None if p.shard is None else p.shard.communicator
+        found.setdefault((portion, signature_of(rule, p, of, sharded), communicator), []).append(p)
         heads: Any = of.get(OPTION + HEADS, 1)
         p.heads = operator.index(heads) if of.get(MATRIX) else 1
-    return [make_launch(signature, of, seed, hosted, portion) for (portion, signature), of in found.items()]
+    return [
+        make_launch(signature, of, seed, hosted, portion, communicator)
+        for (portion, signature, communicator), of in found.items()
+    ]
 
 
 def make_launch(
-    signature: Signature, parameters: Sequence[Parameter], seed: int, hosted: Collection[str] = (), portion: int = 0
-) -> Launch:
-    """The launch of tensors that share a signature; empty tensors have no place in it. seed: of random numbers; hosted: the states
-    that are in host memory; portion: with which others they travel.
+    signature: Signature, parameters: Sequence[Parameter], seed: int, hosted: Collection[str] = (), portion: int = 0,
+    communicator: Communicator | None = None,
+) -> Launch:  # fmt: skip
+    """The launch of tensors that share a signature; empty tensors have no place in it, but for empty parts of others: every process
+    has as many. seed: of random numbers; hosted: the states that are in host memory; portion: with which others they travel.
     """
     every = {id(p.counter): p.counter for p in parameters}  # an empty tensor's count advances with the launch
-    parameters = [p for p in parameters if p.view.numel]
+    parameters = [p for p in parameters if p.view.numel or p.partial]
     program = program_for(signature)
     of = []
     for p in parameters:
@@ -141,9 +172,11 @@ def make_launch(
     if program.lined or program.in_blocks or program.picked:
         for p in parameters:
             check_rows(p, needs)
+    check_whole(program, parameters)
     batches = operands(program, parameters, of)
     each = (parameters, list(every.values()), of, seed, hosted, portion)
     made = launch_of(program, *each)
+    made.communicator = communicator
     made.private = {"parameters": parameters, "indices": np.array([p.index for p in parameters], np.intp)}
     if program.products:
         made.squares = [squares_of(signature, p) for p in parameters]
@@ -200,15 +233,16 @@ def launch_of(
     shapes = [matrix_of(program.signature.rule, p) for p in parameters]
     numels = [p.view.numel for p in parameters]
     by_rows = program.in_blocks or program.picked
-    widths = [p.view.numel // p.view.shape[0] if by_rows else p.view.numel for p in parameters]
-    plan = Plan(program, numels, rows, addresses, [p.number for p in parameters], seed, shapes, widths)
+    widths = [math.prod(p.view.shape[1:]) if by_rows else p.view.numel for p in parameters]
+    shards = [p.shard for p in parameters]
+    plan = Plan(program, numels, rows, addresses, [p.number for p in parameters], seed, shapes, widths, shards)
     streamed = tuple(k for k, name in enumerate(names) if name in hosted)
     return Launch(plan, counters, of, dict(signature.flags), streamed, portion)
 
 
 def matrix_of(rule: Rule, p: Parameter) -> tuple[int, int]:
     """Rows and columns of each matrix of a tensor. Raises InputError where its rows are not divided by its heads."""
-    rows, columns = rule.matrix(p.view.shape)
+    rows, columns = rule.matrix(p.whole)
     if rows % p.heads:
         raise InputError(f"{p.label}: shape {p.view.shape}: {HEADS} = {p.heads} does not divide its {rows} rows")
     return rows // p.heads, columns

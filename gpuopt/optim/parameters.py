@@ -43,6 +43,16 @@ class Parameter:
     number: int = -1  # its place in the optimizer, on which its random numbers depend; -1: as in the engine
     shard: Shard | None = None  # which part of a tensor it is, where other processes have the others
 
+    @property
+    def whole(self) -> tuple[int, ...]:
+        """The shape of the tensor that it is, or is a part of."""
+        return self.view.shape if self.shard is None else self.shard.shape
+
+    @property
+    def partial(self) -> bool:
+        """Whether elements of the tensor are elsewhere."""
+        return self.view.numel != prod(self.whole)
+
 
 def parameter_view(array: Any, label: str) -> View:
     """The View of a parameter. Raises DtypeError or InputError naming it, what was found and what was expected."""

@@ -41,7 +41,7 @@ def new_states(
         found[state.name] = array
     for name, first in begins(rule, group, found):
         value = arrays.on_host(p.array) if first == PARAMETER else np.full(p.view.shape, first)
-        for plane, made in coded.encoded(rule, name, value, (0, p.number, 0)).items():
+        for plane, made in coded.encoded(rule, name, value, (0, p.number, 0), p.shard).items():
             assign(found[plane], made)
     return found
 

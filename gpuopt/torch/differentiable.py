@@ -121,7 +121,7 @@ class Sums:
             return total
         self.asked += 1
         if self.asked > len(self.known):
-            raise Unknown(total)
+            raise Unknown(total, kind)
         return self.known[self.asked - 1].to(x.device)
 
 

@@ -7,6 +7,7 @@ choose tile size, unit and blocks; "shim-device" is gpuopt/backends/device.py it
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ctypes import c_int64
@@ -29,6 +30,8 @@ from gpuopt.launch.plan import Plan
 from gpuopt.launch.table import THREADS
 from shim.build import Kernel, build
 from simulator_runtime import SimulatorRuntime
+
+_running = threading.Lock()  # the shim runs one kernel at a time
 
 
 def address(array: NDArray[Any]) -> int:
@@ -75,7 +78,8 @@ class Runtime(SimulatorRuntime):
     def launch(self, kernel: Kernel, grid: int, arguments: tuple[Any, ...], stream: Any = 0) -> None:
         """Whole numbers and addresses go as int64, structs (arrays without dimensions) as the bytes they hold."""
         values = [a if isinstance(a, np.ndarray) else c_int64(a) for a in arguments]
-        kernel(grid, THREADS, *values, parallel=self.parallel)
+        with _running:
+            kernel(grid, THREADS, *values, parallel=self.parallel)
 
 
 class Backend(HostBackend):
