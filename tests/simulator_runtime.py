@@ -6,6 +6,7 @@ host memory, by shim.backend and test_gpu_graphs.
 
 from __future__ import annotations
 
+import ctypes
 import operator
 import threading
 from collections.abc import Callable
@@ -196,6 +197,9 @@ class SimulatorRuntime:
     def event(self) -> Any:
         return _Event()
 
+    def copy(self, target: int, source: int, nbytes: int, stream: Any) -> None:
+        ctypes.memmove(target, source, nbytes)
+
     def update_kernel(self, program: Program) -> Any:
         return simulated(numba_cuda.walk_text(program, Memory))
 
@@ -210,6 +214,12 @@ class SimulatorRuntime:
 
     def all_tensors_kernel(self) -> Any:
         return simulated(numba_cuda.all_tensors_text(Memory))
+
+    def exchange_kernel(self) -> Any:
+        return simulated(numba_cuda.exchange_text(Memory))
+
+    def shared_array(self, buffer: Any, count: int, dtype: str, stream: Any) -> Any:
+        return memory(self.address(buffer), np.dtype(dtype), count)
 
     def prepare_kernel(self, program: Program, inputs: tuple[str, ...]) -> Any:
         return simulated(numba_cuda.prepare_text(program, inputs, Memory))

@@ -164,7 +164,7 @@ def test_two_optimizers_on_two_streams_have_their_own_sums(backend: str) -> None
 def sums_of(opt: Any) -> list[Any]:
     """Where an optimizer has the sums of its gradients: of chunks, of tensors and over all."""
     gradients = opt._engine._launches[0][1][0].private["decision"].gradients
-    return [gradients.passes[0].partials, gradients.passes[0].totals, gradients.over_all[0].result]
+    return [gradients.passes[0].partials, gradients.passes[0].totals, gradients.joins[0].result]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -75,7 +75,7 @@ def arguments_in_python(name: str, function: str) -> list[str]:
     return [a.arg for a in found.args.args]
 
 
-@pytest.mark.parametrize("name", ["multi_tensor", "reduce", "per_tensor", "all_tensors", "prepare"])
+@pytest.mark.parametrize("name", ["multi_tensor", "reduce", "per_tensor", "all_tensors", "exchange", "prepare"])
 def test_twins_take_the_same_arguments(name: str) -> None:
     function = "walk" if name == "multi_tensor" else name
     assert arguments_in_python(f"{name}.py", function) == arguments_in_cuda(name, function)

@@ -9,17 +9,25 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 import gpuopt
+from gpuopt import arrays, numel, tensor_max
+from gpuopt.compiler import to_cuda
+from gpuopt.compiler.lower import program_for
 from gpuopt.formats.dtypes import numpy_dtype
 from gpuopt.launch.shards import shard_of
+from gpuopt.source import program
+from launches import OnGpu, one_of_its_kind
 from shim.backend import Backend, installed
+from shim.sass import DOUBLE, LOCAL, machine
+from test_cubins import REGISTERS
 
-HOST = ("numpy", "numba", "shim")
+BACKENDS = ("numpy", "numba", "shim", "shim-device")
 SHAPES: list[tuple[int, ...]] = [(40, 16), (37, 3), (29,), (9, 4, 8), (2, 50), (1100, 17)]
 MATRICES: list[tuple[int, ...]] = [(33, 130), (16, 256), (40, 12, 10), (2, 4100)]
 Given = dict[str, Any]
@@ -141,7 +149,7 @@ def last_axis(shapes: list[tuple[int, ...]]) -> Callable[[int], int]:
     return lambda k: len(shapes[k]) - 1
 
 
-@pytest.mark.parametrize("backend", HOST)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", ELEMENTS)
 def test_parts_along_rows_are_bit_for_bit_the_whole(shim: Backend, case: str, backend: str) -> None:
     name, dtype, shapes, given = ELEMENTS[case]
@@ -151,7 +159,7 @@ def test_parts_along_rows_are_bit_for_bit_the_whole(shim: Backend, case: str, ba
     assert [p.tobytes() for p in joined(found, lambda k: 0)] == [p.tobytes() for p in params]
 
 
-@pytest.mark.parametrize("backend", HOST)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", ["lion-rounded", "adamw-split8"])
 def test_parts_along_columns_are_bit_for_bit_the_whole(shim: Backend, case: str, backend: str) -> None:
     name, dtype, shapes, given = ELEMENTS[case]
@@ -162,7 +170,7 @@ def test_parts_along_columns_are_bit_for_bit_the_whole(shim: Backend, case: str,
     assert [p.tobytes() for p in joined(found, last_axis(shapes))] == [p.tobytes() for p in params]
 
 
-@pytest.mark.parametrize("backend", HOST)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", SUMS)
 def test_sums_are_completed_by_one_exchange_a_cut(shim: Backend, name: str, backend: str) -> None:
     params, grads = data(SHAPES, "float32", 3)
@@ -176,3 +184,152 @@ def test_sums_are_completed_by_one_exchange_a_cut(shim: Backend, name: str, back
         (launch,) = [launch for _, launches, _ in opt._engine._launches for launch in launches]
         norms = "max_grad_norm" in given
         assert ring.exchanges == 3 * (len(launch.plan.program.cuts) + norms)
+
+
+@gpuopt.rule(state=("m",))
+def bounded(p: Any, g: Any, m: Any, *, lr: float) -> Any:
+    """p <- p - lr g / (1 + max |g|), and what the tensor is the maximum of: m <- max |g| + numel."""
+    largest = tensor_max(abs(g))
+    m = 0 * m + largest + numel(g)
+    p = p - lr * g / (1 + largest)
+    return p, m
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("value", [4.0, np.nan, -np.inf])
+def test_maxima_and_sizes_are_those_of_the_whole(shim: Backend, backend: str, value: float) -> None:
+    params, (grads,) = data([(7, 5), (2, 3)], "float32", 1)
+    grads[0][6, 1] = value
+    make = gpuopt.make_optimizer(bounded)
+
+    def work(member: Member) -> list[Any]:
+        both = [cut(p, 0, member) for p in params]
+        opt = make([part for part, _ in both], lr=0.5, backend=backend)
+        for p, (_, shard) in zip(opt._engine.parameters, both, strict=True):
+            p.shard = shard
+        opt.step([cut(g, 0, member)[0] for g in grads])
+        return [part for part, _ in both] + [opt.state_dict()["state"][k]["m"] for k in (0, 1)]
+
+    found = joined(Ring(3).run(work), lambda k: 0)
+    opt = make(params, lr=0.5, backend="numpy")
+    opt.step(grads)
+    whole = [*params, *(opt.state_dict()["state"][k]["m"] for k in (0, 1))]
+    assert [np.array_equal(a, b, equal_nan=True) for a, b in zip(found, whole, strict=True)] == [True] * 4
+    assert np.isnan(whole[2]).all() == np.isnan(value) and whole[3][0, 0] >= 6
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("why", ["a gradient that is not finite", "found_inf"])
+def test_one_process_skips_for_all(shim: Backend, backend: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrays, "KINDS", arrays.KINDS)
+    monkeypatch.setattr(arrays, "_by_type", {})
+    arrays.register(one_of_its_kind())
+    params, grads = data([(7, 5), (2, 3)], "float32", 3)
+    if why != "found_inf":
+        grads[1][0][6, 1] = np.nan  # of the last process alone
+
+    def work(member: Member) -> tuple[list[Any], Any]:
+        both = [cut(p, 0, member) for p in params]
+        given = {"skip_nonfinite": True} if why != "found_inf" else {}
+        opt = gpuopt.Adam([part for part, _ in both], lr=0.1, backend=backend, **given)
+        for p, (_, shard) in zip(opt._engine.parameters, both, strict=True):
+            p.shard = shard
+        before = []
+        for number, each in enumerate(grads):
+            if why == "found_inf":
+                found: Any = np.array([number == 1 and member.rank == 2], np.float32)
+                found = OnGpu(float(found[0]), "float32") if backend == "shim-device" else found
+                opt._engine.settings = replace(opt._engine.settings, found_inf=found)
+            before.append([part.copy() for part, _ in both])
+            opt.step([cut(g, 0, member)[0] for g in each])
+        same = [np.array_equal(a, b) for a, b in zip(before[1], before[2], strict=True) if a.size]
+        return same, opt.state_dict()["state"][1]["step"]
+
+    assert all(all(same) and step == 2 for same, step in Ring(3).run(work))
+
+
+def test_what_needs_whole_matrices_says_so() -> None:
+    p = np.ones((4, 6))
+    for title in ("Adafactor", "Muon", "SOAP"):
+        opt = gpuopt.create(title.lower(), p, lr=0.1)
+        opt._engine.parameters[0].shard = shard_of((8, 6), (4, 6), (0, 0))
+        with pytest.raises(gpuopt.InputError, match=rf"a part of \(8, 6\): {title} looks at rows, columns or products"):
+            opt.step(np.ones((4, 6)))
+        assert (p == 1).all()
+    assert shard_of((4, 6, 8), (4, 3, 4), (0, 0, 4)) is None
+
+
+MACHINE = {
+    "adamw-split8": program("adamw", param_dtype="bfloat16", param_format="split8", state_format="bfloat16"),
+    "adamw-int8": program("adamw", state_format="int8"),
+}
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("name", MACHINE)
+def test_machine_code_keeps_to_the_budget(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPUOPT_CACHE", "0")
+    made = program_for(replace(MACHINE[name].signature, sharded=True))
+    found = machine(to_cuda.update_source(made), "sm_90")
+    assert found.registers <= REGISTERS[to_cuda.blocks_per_sm(made)]
+    assert found.stack == found.local == 0 and not found.found(LOCAL) and not found.found(DOUBLE)
+
+
+# ---------------------------------------------------------------------------------------------------- on a GPU
+
+
+class Twins:
+    """The one of two processes that have equal parts, so that nothing has to be sent."""
+
+    rank, size = 0, 2
+
+    def all_reduce(self, array: Any, op: str = "sum", stream: Any = None) -> None:
+        factor = 2 if op == "sum" else 1
+        if isinstance(array, np.ndarray):
+            array *= factor
+            return
+        import cupy
+
+        there = cupy.asarray(array)
+        there.set(cupy.asnumpy(there) * there.dtype.type(factor))
+
+
+ON_GPU: dict[str, tuple[str, str, Given]] = {
+    "lamb": ("lamb", "float32", {"weight_decay": 0.1, "max_grad_norm": 0.5}),
+    "prodigy": ("prodigy", "float32", {"lr": 1.0}),
+    "adamw-split8": ("adamw", "bfloat16", {"param_format": "split8", "state_format": "bfloat16", "lr": 0.1}),
+    "adamw-int8": ("adamw", "float32", {"state_format": "int8", "lr": 0.1, "skip_nonfinite": True}),
+}
+
+
+def on_gpu(backend: str, name: str, interpreted: bool) -> Any:
+    return pytest.param(backend, name, marks=() if interpreted else pytest.mark.hardware)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("backend", "name"),
+    [on_gpu("cupy", name, True) for name in (*ON_GPU, "maxima")]
+    + [on_gpu("numba-cuda", name, name in ("maxima", "adamw-split8")) for name in (*ON_GPU, "maxima")],
+)
+def test_parts_on_a_gpu(backend: str, name: str) -> None:
+    import cupy
+
+    rule, dtype, given = ON_GPU.get(name, ("", "float32", {"lr": 0.5}))
+    make: Any = gpuopt.make_optimizer(bounded) if name == "maxima" else getattr(gpuopt, gpuopt.rules.get(rule).title)
+    params, grads = data([(7, 5), (33, 130)], dtype, 2)
+
+    def stepped_on(backend: str, move: Callable[[Any], Any]) -> list[bytes]:
+        there = [move(p.copy()) for p in params]
+        opt = make(there, backend=backend, **given)
+        for p in opt._engine.parameters:
+            height, *rest = p.view.shape
+            p.shard = shard_of((2 * height, *rest), p.view.shape, (height, *[0] * len(rest)), TWINS)
+        for each in grads:
+            opt.step([move(g) for g in each])
+        return [(p if isinstance(p, np.ndarray) else cupy.asnumpy(p)).tobytes() for p in there]
+
+    assert stepped_on(backend, cupy.asarray) == stepped_on("numpy", lambda array: array)
+
+
+TWINS = Twins()

@@ -10,7 +10,7 @@ import numpy as np
 
 from gpuopt import driver
 from gpuopt.backends.device import DeviceBackend
-from gpuopt.backends.runtime import DECISION
+from gpuopt.backends.runtime import DECISION, DeviceArray
 from gpuopt.compiler import nvrtc, to_cuda, to_cuda_sums
 from gpuopt.compiler.parts import Layout, Pass, PerMatrix, PerTensor
 from gpuopt.compiler.program import Program
@@ -140,6 +140,12 @@ class CupyRuntime:
 
     def all_tensors_kernel(self) -> Any:
         return self._function(to_cuda_sums.all_tensors_source(), "gpuopt_all_tensors")
+
+    def exchange_kernel(self) -> Any:
+        return self._function(to_cuda_sums.exchange_source(), "gpuopt_exchange")
+
+    def shared_array(self, buffer: Any, count: int, dtype: str, stream: Any) -> Any:
+        return DeviceArray(self.address(buffer), count, dtype)
 
     def prepare_kernel(self, program: Program, inputs: tuple[str, ...]) -> Any:
         return self._function(to_cuda.prepare_source(program, inputs), "gpuopt_prepare")

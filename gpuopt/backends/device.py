@@ -149,6 +149,12 @@ class DeviceBackend:
                 "the current stream is captured into a CUDA graph, and states in host memory travel on other streams: "
                 "make the optimizer with state_device='device'"
             )
+        asks = request.sums or request.found_inf is not None
+        if any(p.communicator is not None and (asks or p.plan.program.whole) for p in launches):
+            raise GpuoptError(
+                "the current stream is captured into a CUDA graph, and this step exchanges sums with other processes: step "
+                "outside of the graph"
+            )
         if not request.capturable:
             raise GpuoptError(
                 "the current stream is captured into a CUDA graph, whose replays would repeat the rate and the step count of "
@@ -195,6 +201,7 @@ class DeviceBackend:
             assert decision.gradients is not None
             first = [d for launch, d in zip(launches, device_launches, strict=True) if launch.stage == 0]
             decision.gradients.run([(d.address(d.table), 0, 0, 0) for d in first], stream)
+        decision.ask(request, stream)
         for kernel, given in zip(decision.prepares, arguments, strict=True):
             self.runtime.launch(kernel, 1, given, stream)
         decision.there = after
@@ -243,7 +250,7 @@ class DeviceBackend:
                 (address(device_launches[k].table), address(rows[k][0]), address(rows[k][1]), skip) for k in summing
             ]
             running |= zip(summing, passes.begun(given, stream), strict=True)
-        for join in (*passes.over_all, None):
+        for join in (*passes.joins, None):
 
             def run(portion: Portion, last: bool = join is None) -> bool:
                 for k in portion.launches if running else ():
@@ -260,7 +267,7 @@ class DeviceBackend:
             else:
                 run(ferry.portions[0])
             if join is not None:
-                self.runtime.launch(join.kernel, 1, join.arguments, stream)
+                join.run(stream)
 
     # ------------------------------------------------------------------------------------------- what lives there
 

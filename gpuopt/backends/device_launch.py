@@ -60,7 +60,7 @@ class DeviceLaunch(DeviceBuffers):
         size = count * len(plan.program.row) * STORAGES[plan.program.compute].itemsize
         self.rows = None if by_value else self.allocate(size)  # of a plain step, where they do not travel by value
         self.wide = None if plan.program.local else self.allocate(8 * count * len(plan.program.wide))
-        self.passes = None if plan.program.local else passes_of(backend, plan, stream, backend.staging.upload)
+        self.passes = None if plan.program.local else passes_of(backend, launch, stream, backend.staging.upload)
         self.argument: Any = None  # what passes them, or that there are none, by value
 
     def cut(self, plan: Plan, stream: Any) -> None:
@@ -78,7 +78,7 @@ class DeviceLaunch(DeviceBuffers):
         """The same with a table of its own, as a graph reads it."""
         own = copy(self)
         own.table, own.launched_for = own.filled(launch.plan.table, stream, upload), ()
-        own.passes = None if own.passes is None else passes_of(self.backend, launch.plan, stream, upload)
+        own.passes = None if own.passes is None else passes_of(self.backend, launch, stream, upload)
         return own
 
     def arguments(self, plan: Plan, rows: Any, skip: int) -> tuple[Any, ...]:
@@ -94,18 +94,19 @@ class DeviceLaunch(DeviceBuffers):
         return self.launched
 
 
-def passes_of(backend: DeviceBackend, plan: Plan, stream: Any, upload: Upload) -> DevicePasses:
+def passes_of(backend: DeviceBackend, launch: Launch, stream: Any, upload: Upload) -> DevicePasses:
     """What comes before the update of a program."""
-    program = plan.program
+    program, slots = launch.plan.program, launch.plan.slot_sizes()
     layouts = [program.layout_of(step) if isinstance(step, Pass) else program.layout for step in program.schedule]
-    return DevicePasses(backend, plan, layouts, program.schedule, plan.slot_sizes(), stream, upload)
+    return DevicePasses(backend, launch, layouts, program.schedule, slots, stream, upload, program.sharded)
 
 
-def gradient_passes(backend: DeviceBackend, plan: Plan, stream: Any, upload: Upload) -> DevicePasses:
+def gradient_passes(backend: DeviceBackend, launch: Launch, stream: Any, upload: Upload) -> DevicePasses:
     """What measures the gradients."""
-    layout, cut = gradient_sums(plan.program.roles[1].storage, plan.program.compute)
+    program, sharded = launch.plan.program, launch.communicator is not None
+    layout, cut = gradient_sums(program.roles[1].storage, program.compute)
     schedule = cut, PerTensor(cut, None, layout.compute, len(cut.sums))
-    return DevicePasses(backend, plan, [layout, layout], schedule, (), stream, upload)
+    return DevicePasses(backend, launch, [layout, layout], schedule, (), stream, upload, sharded)
 
 
 class Counts(DeviceBuffers):
@@ -206,6 +207,8 @@ class DeviceDecision(DeviceBuffers):
         if "flags" not in launches[0].shared:
             launches[0].shared["flags"] = Flags(backend, stream)
         self.flags: Flags = launches[0].shared["flags"]
+        self.communicators = [*dict.fromkeys(x.communicator for x in launches if x.communicator is not None)]
+        self.found = self.allocate(4) if self.communicators else None  # `found_inf` of all processes
         self.there = b""  # hyperparameters and counts on the device
         self.gradients: StepPasses | None = None
         self._made: list[tuple[Any, ...]] = []
@@ -238,11 +241,21 @@ class DeviceDecision(DeviceBuffers):
         """Allocate what the sums of gradients need, once; which chunks there are may change."""
         if self.gradients is None:
             first = [launch for launch in launches if launch.stage == 0]
-            passes = [gradient_passes(self.backend, launch.plan, stream, upload) for launch in first]
+            passes = [gradient_passes(self.backend, launch, stream, upload) for launch in first]
             self.gradients = StepPasses(self.backend, passes, stream, upload)
         for each in self.gradients.passes:
             if each.cuts != each.plan.cuts:
                 each.cut(stream, upload)
+
+    def ask(self, request: StepRequest, stream: Any) -> None:
+        """Let every process that has parts of the tensors skip where one would."""
+        if not self.communicators or request.found_inf is None:
+            return
+        runtime, there = self.backend.runtime, arrays.describe(request.found_inf, "found_inf")
+        runtime.copy(self.address(self.found), there.address, 4, stream)
+        for communicator in self.communicators:
+            array = runtime.shared_array(self.found, 1, "float32", stream)
+            communicator.all_reduce(array, "max", runtime.handle(stream))
 
     def inputs(self, launches: Sequence[Launch]) -> tuple[NDArray[np.float64], bytes]:
         """What is to be there, and what will be there after the step, which counts."""
@@ -269,11 +282,12 @@ class DeviceDecision(DeviceBuffers):
     def _arguments_of(self, k: int, launch: Launch, request: StepRequest) -> tuple[Any, ...]:
         decision, place = np.zeros((), DECISION), self.backend.place
         if request.sums and self.gradients is not None:
-            decision["sums"] = self.address(self.gradients.over_all[0].result)
+            decision["sums"] = self.address(self.gradients.joins[0].result)
         decision["max_norm"] = np.inf if request.max_norm is None else request.max_norm
         value, decision["grad_scale"] = scalar_or_address(request.grad_scale, "grad_scale", 1.0, place)
         decision["grad_scale_value"] = value
-        value, decision["found_inf"] = scalar_or_address(request.found_inf, "found_inf", 0.0, place)
+        value, found = scalar_or_address(request.found_inf, "found_inf", 0.0, place)
+        decision["found_inf"] = self.address(self.found) if found and self.communicators else found
         if value:
             raise GpuoptError("found_inf on a GPU must be a one-element float32 array on it")
         decision["check_finite"] = request.check_finite

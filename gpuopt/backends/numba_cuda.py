@@ -21,7 +21,7 @@ import numpy as np
 
 from gpuopt import driver
 from gpuopt.backends.device import DeviceBackend
-from gpuopt.backends.runtime import Runtime
+from gpuopt.backends.runtime import DeviceArray, Runtime
 from gpuopt.compiler import numba_gpu, nvrtc, to_numba_cuda, walks
 from gpuopt.compiler.numba_gpu import Text
 from gpuopt.compiler.numba_memory import IntrinsicMemory
@@ -150,6 +150,11 @@ def all_tensors_text(memory: Memory = IntrinsicMemory) -> Text:
     return Text(to_numba_cuda.all_tensors_source(), "all_tensors", namespace("float64", memory), "float64")
 
 
+def exchange_text(memory: Memory = IntrinsicMemory) -> Text:
+    """Sums of parts of tensors into one buffer and back."""
+    return Text(to_numba_cuda.exchange_source(), "exchange", namespace("float64", memory), "float64")
+
+
 def doubles(compute: str, memory: Memory) -> dict[str, Any]:
     """The names that float64 text calls, which rounds to a compute type at its end."""
     rounded = {name: namespace(compute, memory)[name] for name in ("C", "load_scalar", "store_scalar", "store_row")}
@@ -203,6 +208,7 @@ REDUCE_ALONG_SIGNATURE = "iiiiiii"
 PER_MATRIX_SIGNATURE = "iiiiiiii"
 PER_TENSOR_SIGNATURE = "iiiiiiii"
 ALL_TENSORS_SIGNATURE = "iiii"
+EXCHANGE_SIGNATURE = "iiiiii"
 PREPARE_SIGNATURE = "iddiiiiiiiiii"
 
 
@@ -293,6 +299,12 @@ class NumbaRuntime:
 
     def all_tensors_kernel(self) -> Any:
         return compiled(all_tensors_text(), 1, ALL_TENSORS_SIGNATURE)
+
+    def exchange_kernel(self) -> Any:
+        return compiled(exchange_text(), 1, EXCHANGE_SIGNATURE)
+
+    def shared_array(self, buffer: Any, count: int, dtype: str, stream: Any) -> Any:
+        return DeviceArray(self.address(buffer), count, dtype)
 
     def prepare_kernel(self, program: Program, inputs: tuple[str, ...]) -> Any:
         return compiled(prepare_text(program, inputs), 1, PREPARE_SIGNATURE)

@@ -6,14 +6,15 @@ Made by `device_launch` and `device`. Knows no library of arrays; memory is a `R
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from gpuopt.backends.buffers import DeviceBuffers, Upload
 from gpuopt.compiler.parts import Layout, Pass, PerTensor, Step
 from gpuopt.formats.dtypes import STORAGES
-from gpuopt.launch.plan import Plan
+from gpuopt.launch.launcher import Launch
+from gpuopt.launch.shards import Communicator
 
 if TYPE_CHECKING:
     from gpuopt.backends.device import DeviceBackend
@@ -23,17 +24,28 @@ Part = tuple[int, int, int]
 Addresses = tuple[int, int, int, int]  # of DevicePasses.run
 
 
+class Open(NamedTuple):
+    """Sums of a launch that are not complete yet, each with its kind, and who has the other parts of its tensors."""
+
+    parts: Sequence[tuple[Part, str]]
+    communicator: Communicator | None
+
+    def of(self, *kinds: str) -> list[Part]:
+        """Those of these kinds."""
+        return [part for part, kind in self.parts if kind in kinds]
+
+
 class DevicePasses(DeviceBuffers):
     """Those of one launch. layouts: of each step; schedule: passes that sum, and what is done once a tensor or matrix, in their
-    order; slots: numbers and dtype of each slot of the program.
+    order; slots: numbers and dtype of each slot of the program; sharded: whether every sum is of parts of tensors.
     """
 
     def __init__(
-        self, backend: DeviceBackend, plan: Plan, layouts: Sequence[Layout], schedule: Sequence[Step],
-        slots: Sequence[tuple[int, str]], stream: Any, upload: Upload,
+        self, backend: DeviceBackend, launch: Launch, layouts: Sequence[Layout], schedule: Sequence[Step],
+        slots: Sequence[tuple[int, str]], stream: Any, upload: Upload, sharded: bool,
     ) -> None:  # fmt: skip
         super().__init__(backend)
-        self.plan, self.schedule = plan, schedule
+        self.plan, self.schedule = plan, schedule = launch.plan, schedule
         self.kernels = [kernel_of(backend, *each) for each in zip(layouts, schedule, strict=True)]
         # The pieces that each kind of step goes through, and, of those once a tensor, where their chunks begin.
         pieces = {"tensors": plan.begins, "chunks": plan.chunks, "blocks": plan.blocks, "matrices": plan.matrices}
@@ -49,9 +61,13 @@ class DevicePasses(DeviceBuffers):
         self.values = self.allocate(STORAGES[plan.program.compute].itemsize * tensors * values)
         there = [self.address(self.allocate(STORAGES[dtype].itemsize * size)) for size, dtype in slots]
         self.slots = self.filled(np.array(there, np.int64), stream, upload)
-        self.waits = [isinstance(step, PerTensor) and bool(step.over_all) for step in schedule]
+        self.waits = [isinstance(step, PerTensor) and bool(step.open(sharded)) for step in schedule]
         first = self.address(self.totals)
-        self.joins = [[(first + 8 * k, tensors, stride) for k in step.over_all] for step in alone if step.over_all]
+        opened = [kinds for step in alone if (kinds := step.open(sharded))]
+        self.open = [
+            Open([((first + 8 * k, tensors, stride), kind) for k, kind in kinds.items()], launch.communicator)
+            for kinds in opened
+        ]
         self._made: list[tuple[Any, ...]] = []
         self._made_for: tuple[int, int, int, int] = (-1, -1, -1, -1)
         self.cuts = -1
@@ -69,7 +85,7 @@ class DevicePasses(DeviceBuffers):
         self.grids = [min(self.counts[pieces_of(step)], 4 * self.multiprocessors) for step in self.schedule]
 
     def run(self, table: int, rows: int, wide: int, skip: int, stream: Any) -> Iterator[None]:
-        """Enqueue them; yields where totals have to be joined over all tensors. Addresses of the table, of the rows of scalars, and
+        """Enqueue them; yields where totals have to be completed, see `Joins`. Addresses of the table, of the rows of scalars, and
         of the word that says whether this step is skipped, or 0.
         """
         if self._made_for != (table, rows, wide, skip):
@@ -119,27 +135,77 @@ class OverAll(DeviceBuffers):
         given = self.address(there), len(parts), len(parts[0]), self.address(self.result)
         self.arguments = backend.runtime.packed(given)
 
+    def run(self, stream: Any) -> None:
+        """Enqueue it."""
+        self.backend.runtime.launch(self.kernel, 1, self.arguments, stream)
+
+
+class Exchange(DeviceBuffers):
+    """Sums, or maxima, of parts of tensors, which processes complete together: twin of `launch.sums.complete`."""
+
+    def __init__(
+        self, backend: DeviceBackend, communicator: Communicator, parts: Sequence[Part], op: str, stream: Any, upload: Upload
+    ) -> None:  # fmt: skip
+        super().__init__(backend)
+        self.kernel, self.communicator, self.op = backend.kernel("exchange"), communicator, op
+        there = self.filled(np.array(parts, np.int64), stream, upload)
+        numbers, largest = sum(count for _, count, _ in parts), int(op == "max")
+        self.count = numbers * (1 + largest)
+        self.buffer = self.allocate(8 * self.count)
+        given = self.address(there), len(parts), numbers, self.address(self.buffer)
+        self.arguments = [backend.runtime.packed((*given, back, largest)) for back in (0, 1)]
+
+    def run(self, stream: Any) -> None:
+        """Enqueue it."""
+        runtime, (out, back) = self.backend.runtime, self.arguments
+        runtime.launch(self.kernel, 1, out, stream)
+        array = runtime.shared_array(self.buffer, self.count, "float64", stream)
+        self.communicator.all_reduce(array, self.op, runtime.handle(stream))
+        runtime.launch(self.kernel, 1, back, stream)
+
+
+class Joins:
+    """What completes the sums that launches have open at the same time. result: of those over all tensors."""
+
+    def __init__(self, backend: DeviceBackend, found: Sequence[Open], stream: Any, upload: Upload) -> None:
+        self.runs: list[Exchange | OverAll] = []
+        for communicator in dict.fromkeys(each.communicator for each in found if each.communicator is not None):
+            mine = [each for each in found if each.communicator == communicator]
+            for op, kinds in (("sum", ("tensor_sum", "global_sum")), ("max", ("tensor_max",))):
+                parts = [part for each in mine for part in each.of(*kinds)]
+                if sum(count for _, count, _ in parts):
+                    self.runs.append(Exchange(backend, communicator, parts, op, stream, upload))
+        over_all = [parts for each in found if (parts := each.of("global_sum"))]
+        if over_all:
+            self.runs.append(last := OverAll(backend, over_all, stream, upload))
+            self.result = last.result
+
+    def run(self, stream: Any) -> None:
+        """Enqueue all of it."""
+        for each in self.runs:
+            each.run(stream)
+
 
 class StepPasses:
-    """Those of all launches of a step, which wait for each other where something is summed over all tensors."""
+    """Those of all launches of a step, which wait for each other where something is summed over all tensors or processes."""
 
     def __init__(self, backend: DeviceBackend, passes: Sequence[DevicePasses], stream: Any, upload: Upload) -> None:
-        self.runtime, self.passes = backend.runtime, list(passes)
-        longest = max((len(each.joins) for each in passes), default=0)
-        self.over_all = [
-            OverAll(backend, [each.joins[k] for each in passes if k < len(each.joins)], stream, upload)
+        self.passes = list(passes)
+        longest = max((len(each.open) for each in passes), default=0)
+        self.joins = [
+            Joins(backend, [each.open[k] for each in passes if k < len(each.open)], stream, upload)
             for k in range(longest)
         ]
 
     def begun(self, given: Sequence[Addresses], stream: Any) -> list[Iterator[None]]:
-        """Each of them up to where it begins; what is joined between is `over_all`, in this order."""
+        """Each of them up to where it begins; what is joined between is `joins`, in this order."""
         return [each.run(*addresses, stream) for each, addresses in zip(self.passes, given, strict=True)]
 
     def run(self, given: Sequence[Addresses], stream: Any) -> None:
         """Enqueue all of them. given: of each the addresses of DevicePasses.run."""
         running = [each.run(*addresses, stream) for each, addresses in zip(self.passes, given, strict=True)]
-        for join in (*self.over_all, None):
+        for join in (*self.joins, None):
             for each in running:
                 next(each, None)
             if join is not None:
-                self.runtime.launch(join.kernel, 1, join.arguments, stream)
+                join.run(stream)

@@ -44,6 +44,8 @@ class Runtime(Protocol):
     def per_tensor_kernel(self, made: PerTensor) -> Any: ...
     def per_matrix_kernel(self, made: PerMatrix) -> Any: ...
     def all_tensors_kernel(self) -> Any: ...
+    def exchange_kernel(self) -> Any: ...
+    def shared_array(self, buffer: Any, count: int, dtype: str, stream: Any) -> Any: ...
     def prepare_kernel(self, program: Program, inputs: tuple[str, ...]) -> Any: ...
     def wait(self) -> None: ...
     def rows_argument(self, program: Program, rows: NDArray[Any] | None, last: Any = None) -> Any: ...
@@ -64,6 +66,19 @@ DECISION = np.dtype(
     ]
 )
 Decision = np.ndarray  # zero-dimensional, dtype DECISION: the struct of kernels/prepare.cuh
+
+
+class DeviceArray:
+    """Numbers in device memory, as communicators take them; they lie there as long as what allocated them."""
+
+    def __init__(self, address: int, count: int, dtype: str) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": (count,),
+            "typestr": np.dtype(dtype).str,
+            "data": (address, False),
+            "strides": None,
+            "version": 3,
+        }
 
 
 SMALLEST = 4096  # bytes of a pinned buffer

@@ -43,6 +43,7 @@ def headers() -> str:
         "per_tensor",
         "per_matrix",
         "all_tensors",
+        "exchange",
         "prepare",
     ):
         text += f'#line 1 "kernels/{name}.cuh"\n' + kernel_text(f"{name}.cuh").replace("#pragma once\n", "\n")

@@ -230,6 +230,19 @@ gpuopt_per_tensor(const int64* table, int64 columns, int64 tensor_count, const i
     return to_cuda.headers() + '#line 1 "generated"\n' + "\n".join(struct) + kernel
 
 
+def exchange_source() -> str:
+    """The translation unit of `gpuopt_exchange`, which brings sums of parts of tensors together and back."""
+    return (
+        to_cuda.headers()
+        + """#line 1 "generated"
+extern "C" __global__ void __launch_bounds__(THREADS)
+gpuopt_exchange(const int64* parts, int64 count, int64 numbers, double* buffer, int64 back, int64 largest) {
+  exchange(parts, count, numbers, buffer, back, largest);
+}
+"""
+    )
+
+
 def all_tensors_source() -> str:
     """The translation unit of `gpuopt_all_tensors`, sums over all tensors."""
     return (

@@ -329,6 +329,11 @@ def per_tensor_source(made: PerTensor) -> str:
     return kernel("per_tensor.py", per_tensor_constants(made) | {"SPACE": max(1, len(made.sums))}, holes)
 
 
+def exchange_source() -> str:
+    """The whole text of what brings sums of parts of tensors together and back: kernels/exchange.py."""
+    return kernel("exchange.py", t.CONSTANTS, {})
+
+
 def all_tensors_source() -> str:
     """The whole text of the sums over all tensors: kernels/all_tensors.py."""
     return kernel("all_tensors.py", t.CONSTANTS, {})

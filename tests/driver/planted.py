@@ -234,7 +234,7 @@ def not_waiting(patch: Patch) -> None:
 
     class Alone:
         def __init__(self, backend: Any, each: Any, *given: Any) -> None:
-            self.passes, self.over_all = [right(backend, [one], *given) for one in each], ()
+            self.passes, self.joins = [right(backend, [one], *given) for one in each], ()
 
         def begun(self, given: Any, stream: Any) -> Any:
             for one, addresses in zip(self.passes, given, strict=True):

@@ -69,6 +69,9 @@ class Runtime(SimulatorRuntime):
     def all_tensors_kernel(self) -> Kernel:
         return build(to_cuda_sums.all_tensors_source(), "gpuopt_all_tensors", self.sanitize)
 
+    def exchange_kernel(self) -> Kernel:
+        return build(to_cuda_sums.exchange_source(), "gpuopt_exchange", self.sanitize)
+
     def prepare_kernel(self, program: Program, inputs: tuple[str, ...]) -> Kernel:
         return build(to_cuda.prepare_source(program, inputs), "gpuopt_prepare", self.sanitize)
 
