@@ -24,6 +24,7 @@ _HOMES = {
         "OptionError",
         "DeviceError",
         "LayoutError",
+        "FileError",
     ),
     "gpuopt.rules.language": ("rule", "Rule", "State"),
     "gpuopt.rules.primitives": (
@@ -52,6 +53,7 @@ _HOMES = {
     ),
     "gpuopt.source": ("kernel_source",),
     "gpuopt.formats.language": ("format",),
+    "gpuopt.optim.checkpoint": ("save", "load"),
     "gpuopt.optim.full_precision": ("full_precision",),
     "gpuopt.sizes": ("memory",),
     "gpuopt.attention": ("qk_clip",),

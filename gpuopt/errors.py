@@ -53,6 +53,10 @@ class LayoutError(DtypeError, RuntimeError):
     """A sparse tensor, where only dense ones can be used; torch too raises RuntimeError for those."""
 
 
+class FileError(InputError):
+    """A file that is damaged, cut off, or no such file at all, so that an older one is to be taken; the message names the place."""
+
+
 class BackendUnavailable(GpuoptError, RuntimeError):
     """A backend that was asked for by name cannot run here; the message says what is missing and how to install it."""
 

@@ -46,6 +46,14 @@ def state_like(like: Any, dtype: str) -> tuple[Any, np.dtype[Any]]:
     return (as_pairs(like) if is_complex(like) else like), numpy_dtype(dtype)
 
 
+def alike(values: Any, state: Any) -> Any:
+    """Pairs as complex numbers where a state is complex, and complex numbers as pairs where it is not; anything else as it is."""
+    if is_complex(state) and not is_complex(values) and values.ndim > state.ndim:
+        kept = str(state.dtype)
+        return values.astype(REAL[kept], order="C").view(kept)[..., 0]
+    return as_pairs(values) if is_complex(values) and not is_complex(state) else values
+
+
 def filled(value: float, array: Any) -> complex:
     """What fills a state so that all its real numbers have this value: both parts begin alike, as in torch."""
     return complex(value, value) if is_complex(array) else value

@@ -23,7 +23,7 @@ LAYERS = (
     ("errors", "messages", "line", "driver", "native"),  # words and the machine; no array, no rule
     ("formats.dtypes", "formats.philox"),
     ("rules.primitives", "rules.between"),  # the operations of the language; functions beside a rule
-    ("arrays", "dlpack", "numba_arrays", "pairs", "strides", "pinned", "linalg", "bases"),
+    ("arrays", "dlpack", "numba_arrays", "pairs", "strides", "pinned", "linalg", "bases", "tensor_file"),
     ("launch.table", "launch.stream"),  # the columns that host and kernels agree on
     # Python's text and names, and how they become a tree; no rule
     ("compiler.tree", "compiler.names", "compiler.origin", "compiler.resolve", "compiler.inline", "compiler.whole"),

@@ -15,7 +15,8 @@ import numpy as np
 from gpuopt import arrays, dlpack
 from gpuopt.errors import InputError, entries, entry
 from gpuopt.formats.dtypes import STORAGES, numpy_dtype
-from gpuopt.optim import coded, companions, trees
+from gpuopt.optim import coded, companions, contents, trees
+from gpuopt.optim.checkpoint import Entry, Outline
 from gpuopt.optim.engine import Engine
 from gpuopt.optim.full_precision import decoded, encoded, keeps
 from gpuopt.optim.hyper import MODE, environment
@@ -161,6 +162,16 @@ class BetweenSteps:
         self._engine.synchronize()
         self._engine.wait()
         return self._mirrored([self._full(p) for p in self._engine.parameters])
+
+    def _checkpoint(self) -> Outline:
+        """See `optim.checkpoint`, as for the two below."""
+        return contents.outline(self)
+
+    def _entries(self) -> list[Entry]:
+        return contents.entries(self)
+
+    def _take(self, groups: Sequence[dict[str, Any]], found: Sequence[Entry]) -> None:
+        contents.take(self, groups, found)
 
     def _full(self, p: Parameter) -> Any:
         """A parameter in full precision, as a new array."""

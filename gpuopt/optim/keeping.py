@@ -74,7 +74,7 @@ class Keeping(Rule):
         """The shape of a state, or of a plane of one."""
         if state.per == 1:
             return self.base.shape_of(state, parameter)
-        rows, *rest = parameter
+        rows, *rest = parameter or (1,)  # a number is kept in no codes, but asked about
         return rows, -(-math.prod(rest) // state.per)
 
     def active_states(self, flags: Mapping[str, Any]) -> tuple[State, ...]:

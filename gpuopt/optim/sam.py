@@ -20,7 +20,8 @@ from gpuopt.optim.settings import Settings
 from gpuopt.rules.language import Rule
 from gpuopt.rules.perturbation import perturbation, restoration
 
-OF_SETTLED = ("eval", "train", "averaged_params", "_full_precision")  # what looks at parameters between two steps
+# What looks at parameters between two steps.
+OF_SETTLED = ("eval", "train", "averaged_params", "_full_precision", "_checkpoint")
 LIMITS = ("mask", "lower", "upper")  # what lies beside a parameter and holds for a perturbed one too
 
 
@@ -69,7 +70,7 @@ class TwoPhases:
             raise AttributeError(name)
         found = getattr(self.optimizer, name)
         if name in OF_SETTLED:
-            self._expect(False, name)
+            self._expect(False, name.lstrip("_"))
         return found
 
     def add_param_group(self, param_group: Any, **options: Any) -> None:

@@ -15,6 +15,7 @@ from gpuopt.optim.hyper import OPTIONAL, changes, check_group
 from gpuopt.optim.keeping import every_plane
 from gpuopt.optim.parameters import Parameter
 from gpuopt.optim.states import assign
+from gpuopt.pairs import alike
 from gpuopt.rules.language import Rule
 
 VERSION = 1
@@ -194,5 +195,5 @@ def restored(
     made = allocate(without_states(p), flags)
     for key, value in states.items():
         if names[key] in made:
-            assign(made[names[key]], value)
+            assign(made[names[key]], alike(value, made[names[key]]))
     return step, made

@@ -16,6 +16,7 @@ from gpuopt.errors import InputError, entries, entry
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.optim import coded, companions
 from gpuopt.optim.between import averages, check_averages, computed, of_rule
+from gpuopt.optim.checkpoint import Entry, Outline
 from gpuopt.optim.full_precision import decoded, encoded, keeps
 from gpuopt.optim.hyper import MODE, defaults_of, environment
 from gpuopt.optim.routes import Routing, routing
@@ -23,6 +24,7 @@ from gpuopt.optim.settings import Settings
 from gpuopt.rules.between import EVALUATE, RESUME
 from gpuopt.rules.language import Rule
 from gpuopt.rules.primitives import compute_dtype
+from gpuopt.torch import contents
 from gpuopt.torch.differentiable import like, plain, real
 from gpuopt.torch.loading import on_host
 from gpuopt.torch.parameters import labelled
@@ -117,6 +119,16 @@ class BetweenSteps:
     def _full_precision(self) -> list[torch.Tensor]:
         """See `gpuopt.full_precision`."""
         return [self._full(p) for group in self.param_groups for p in group["params"]]
+
+    def _checkpoint(self) -> Outline:
+        """See `optim.checkpoint`, as for the two below."""
+        return contents.outline(self)
+
+    def _entries(self) -> list[Entry]:
+        return contents.entries(self)
+
+    def _take(self, groups: Sequence[dict[str, Any]], found: Sequence[Entry]) -> None:
+        contents.take(self, groups, found)
 
     @torch.no_grad()
     def averaged_params(self) -> list[torch.Tensor]:
