@@ -49,7 +49,7 @@ def state_like(like: Any, dtype: str) -> tuple[Any, np.dtype[Any]]:
 def alike(values: Any, state: Any) -> Any:
     """Pairs as complex numbers where a state is complex, and complex numbers as pairs where it is not; anything else as it is."""
     if is_complex(state) and not is_complex(values) and values.ndim > state.ndim:
-        kept = str(state.dtype)
+        kept = str(state.dtype).removeprefix("torch.")
         return values.astype(REAL[kept], order="C").view(kept)[..., 0]
     return as_pairs(values) if is_complex(values) and not is_complex(state) else values
 

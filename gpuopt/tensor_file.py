@@ -12,7 +12,8 @@ import json
 import mmap
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
@@ -68,6 +69,9 @@ def write(path: Any, tensors: Mapping[str, Tensor], metadata: Mapping[str, str])
     path = os.path.realpath(os.fspath(path))
     if os.path.isdir(path):
         raise InputError(f"{path}: a folder: expected the name of a file")
+    for name, tensor in tensors.items():
+        if tensor.dtype not in NAMES:
+            raise InputError(f"{name}: dtype {tensor.dtype}: expected one of {', '.join(NAMES)}")
     folder = os.path.dirname(path)
     clear(folder)
     file, temporary = begun(folder)
@@ -125,11 +129,18 @@ def fill(file: IO[bytes], tensors: Mapping[str, Tensor], metadata: Mapping[str, 
 
 def add(file: IO[bytes], tensor: Tensor) -> str:
     """Write a tensor; returns its digest."""
-    array, digest = tensor.read(), hashlib.sha256()
+    array = tensor.read()
     assert (array.dtype, array.shape) == (dtype_of(tensor.dtype), tensor.shape)
-    for piece in pieces(np.ascontiguousarray(array)):
+    return digest_of(np.ascontiguousarray(array), file.write)
+
+
+def digest_of(array: NDArray[Any], to: Callable[[memoryview], Any] = len) -> str:
+    """The digest of the bytes of a contiguous array. to: is called with them, piece by piece."""
+    data, digest = array.reshape(-1).view(np.uint8), hashlib.sha256()
+    for begin in range(0, data.size, PIECE):
+        piece = data[begin : begin + PIECE].data
         digest.update(piece)
-        file.write(piece)
+        to(piece)
     return digest.hexdigest()
 
 
@@ -154,13 +165,6 @@ def place(digest: str) -> bytes:
     return f'"{HEADER}":"{digest}"'.encode()
 
 
-def pieces(array: NDArray[Any]) -> Iterator[memoryview]:
-    """The bytes of a contiguous array."""
-    data = array.reshape(-1).view(np.uint8)
-    for begin in range(0, data.size, PIECE):
-        yield data[begin : begin + PIECE].data
-
-
 # --------------------------------------------------------------------------------------------------------- reading
 
 
@@ -175,14 +179,11 @@ class Read:
 
     def check(self) -> None:
         """Raise FileError naming the first tensor that is not as it was written."""
-        for name, array in self.arrays.items():
-            digest = hashlib.sha256()
-            for piece in pieces(array):
-                digest.update(piece)
-            if digest.hexdigest() != self.digests.get(name):
-                raise FileError(
-                    f"{self.path}: {name} is damaged: sha256 {digest.hexdigest()}: expected {self.digests.get(name)}"
-                )
+        with ThreadPoolExecutor() as pool:
+            found = list(pool.map(digest_of, self.arrays.values()))
+        for name, digest in zip(self.arrays, found, strict=True):
+            if digest != self.digests.get(name):
+                raise FileError(f"{self.path}: {name} is damaged: sha256 {digest}: expected {self.digests.get(name)}")
 
 
 def read(path: Any) -> Read:

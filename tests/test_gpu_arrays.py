@@ -6,6 +6,7 @@ Arrays of CuPy, of Numba, and of whatever has `__cuda_array_interface__` or DLPa
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,17 @@ def test_rate_and_beta_may_lie_on_the_gpu(library: str) -> None:
     assert len(set(results)) == 1
 
 
+def test_a_loaded_rate_on_the_gpu_is_set_where_it_is(tmp_path: Path) -> None:
+    """So that CUDA graphs that were captured before read it."""
+    rate, beta = to_cupy(np.full((), 0.1, np.float32)), to_cupy(np.full((), 0.5, np.float32))
+    opt = gpuopt.AdamW([to_cupy(np.ones(3, np.float32))], lr=rate, betas=(beta, 0.999), backend="cupy")
+    gpuopt.save(opt, tmp_path / "a")
+    rate[...] = beta[...] = 0.75
+    gpuopt.load(opt, tmp_path / "a")
+    assert opt.param_groups[0]["lr"] is rate and opt.param_groups[0]["betas"][0] is beta
+    assert (float(rate), float(beta)) == (np.float32(0.1), 0.5)
+
+
 @pytest.mark.parametrize("library", ["numba", "interface"])
 def test_an_interface_says_on_which_gpu_it_lies(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     array = LIBRARIES[library](np.ones(3, np.float32))
@@ -150,8 +162,8 @@ def test_tensors_of_several_dtypes_that_share_a_step_count(options: dict[str, An
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_states_go_from_one_library_to_another(library: str, case: str) -> None:
-    """What was saved on the host is loaded on the GPU and goes on there, and the other way round."""
+def test_states_go_from_one_library_to_another(library: str, case: str, tmp_path: Path) -> None:
+    """What was saved on the host is loaded on the GPU and goes on there, and the other way round. Files are the same."""
     name, options = CASES[case]
     place, made = LIBRARIES[library], np.random.default_rng(0).standard_normal((4, 17, 9)).astype(np.float32)
     usual = gpuopt.create(name, [made[0].copy()], backend="numpy", **options)
@@ -161,6 +173,11 @@ def test_states_go_from_one_library_to_another(library: str, case: str) -> None:
     saved = usual.state_dict(), there.state_dict()
     there.load_state_dict(saved[0])
     usual.load_state_dict(saved[1])
+    for opt, path in ((usual, tmp_path / "usual"), (there, tmp_path / "there")):
+        gpuopt.save(opt, path)
+    assert (tmp_path / "usual").read_bytes() == (tmp_path / "there").read_bytes()
+    there.load_state_dict(saved[0] | {"state": {}})
+    gpuopt.load(there, tmp_path / "usual")
     for grad in made[2:]:
         usual.step([grad])
         there.step([place(grad)])

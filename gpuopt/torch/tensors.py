@@ -126,6 +126,8 @@ def assign(tensor: torch.Tensor, values: Any) -> None:
     """Copy values, an array or tensor of them or one number, into a tensor."""
     if str(getattr(values, "dtype", "")) == "bfloat16":  # NumPy's, which torch does not know
         values = values.astype(np.float32)
+    elif isinstance(values, np.ndarray) and not values.flags.writeable:  # which torch warns of
+        values = values.copy()
     given: Any = values if isinstance(values, (float, complex)) else torch.as_tensor(values)
     tensor[...] = given
 
