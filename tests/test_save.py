@@ -194,7 +194,8 @@ for at in sorted(random.Random(0).sample(range(1, end - 12), 40)) + list(range(e
     if not child:
         saved(new, at)
         os._exit(1)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL, at
+    killed = os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert killed or at > end - 12  # the last ones may be too late
     gpuopt.load(reader, path)
     print(reader.param_groups[0]["lr"], len(os.listdir(folder)))
     gpuopt.save(old, path)

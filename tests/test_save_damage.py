@@ -131,7 +131,7 @@ def test_a_file_of_something_else(what: str, path: Path) -> None:
     change(said, arrays)
     tensors = {name: Tensor(a.dtype.name, a.shape, lambda a=a: a) for name, a in arrays.items()}  # type: ignore[misc]
     tensor_file.write(path, tensors, said)
-    with refused(opt := made(), error, *words):
+    with refused(opt := made(), error, str(path), *words):
         gpuopt.load(opt, path)
 
 

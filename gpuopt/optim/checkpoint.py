@@ -79,7 +79,7 @@ def asked(optimizer: Any, call: str) -> Outline:
 def unwrapped(name: str) -> str:
     """A parameter's name without what torch's wrappers put into it."""
     parts = [part for part in name.split(".") if part not in WRAPPED]
-    return ".".join(parts[1:] if parts[0] == COPIED and len(parts) > 1 else parts)
+    return ".".join(parts[1:] if parts[:1] == [COPIED] and len(parts) > 1 else parts)
 
 
 # ----------------------------------------------------------------------------------------------------------- save
@@ -155,7 +155,10 @@ def load(optimizer: Any, path: Any) -> None:
         number, key = name.removeprefix("state.").split(".", 1)
         entries[int(number)][key] = array
     made = [restored(outline.rule, live, found) for live, found in zip(outline.groups, groups, strict=True)]
-    optimizer._take(made, entries)
+    try:
+        optimizer._take(made, entries)
+    except InputError as error:
+        raise type(error)(f"{file.path}: {error}") from None
 
 
 def unpacked(file: Read, outline: Outline) -> tuple[list[dict[str, Any]], list[Entry]]:
