@@ -1,10 +1,12 @@
-"""A step of Muon on the matrices of GPT-2-small beside torch.optim.Muon, by coefficients.
+"""Steps on the matrices of GPT-2-small: Muon by coefficients beside torch.optim.Muon, SOAP beside pytorch_optimizer's.
 
     python benchmarks/bench_matrices.py                       # all 48 matrices; rows go to benchmarks/results/matrices.csv
     python benchmarks/bench_matrices.py --layers 1 --rounds 2 --out matrices.csv
+    python benchmarks/bench_matrices.py --suite soap --layers 1 --rounds 2
 
-All take turns in one process, and the least time of each counts. torch multiplies in bfloat16, which some processors do twice as
-fast as float32 and others far slower; ours is in float32 on a CPU. Rows of the table are only ever added.
+All take turns in one process, and the least time of each counts: of SOAP that of ten steps, since every tenth renews its bases.
+torch's Muon multiplies in bfloat16, which some processors do twice as fast as float32 and others far slower; ours on a CPU in
+float32. Rows of the table are only ever added.
 """
 
 from __future__ import annotations
@@ -31,16 +33,18 @@ SETS = ("keller", "polar_express", "cubic5")
 
 @dataclass(frozen=True)
 class Row:
-    """Seconds of a step. times_faster: than torch.optim.Muon."""
+    """Seconds of a step. coefficients: of Muon; times_faster: than the peer."""
 
     date: str
     machine: str
     torch: str
     commit: str
     matrices: int
+    optimizer: str
     coefficients: str
     seconds: float
-    torch_seconds: float
+    peer: str
+    peer_seconds: float
     times_faster: float
 
 
@@ -65,25 +69,50 @@ def least(turns: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
     return found
 
 
+def muon(layers: int) -> dict[str, Callable[[], Any]]:
+    """The peer, and ours by coefficients."""
+    turns: dict[str, Callable[[], Any]] = {"torch.optim": torch.optim.Muon(parameters(layers), lr=0.02).step}
+    for name in SETS:
+        turns[name] = gpuopt.torch.Muon(parameters(layers), lr=0.02, ns_coefficients=name).step
+    return turns
+
+
+def soap(layers: int) -> dict[str, Callable[[], Any]]:
+    """The peer and ours, both as they are by default: bases are renewed every tenth step."""
+    from pytorch_optimizer import SOAP
+
+    return {"pytorch_optimizer": SOAP(parameters(layers)).step, "": gpuopt.torch.SOAP(parameters(layers)).step}
+
+
+SUITES = {"muon": ("Muon", muon, 1), "soap": ("SOAP", soap, 10)}  # title, what takes turns, steps of a turn
+
+
+def several(step: Callable[[], Any], count: int) -> Callable[[], None]:
+    """So many steps one after another."""
+
+    def run() -> None:
+        for _ in range(count):
+            step()
+
+    return run
+
+
 def main(arguments: list[str] | None = None) -> list[Row]:
     """Measure, print and write rows."""
-    parser = argparse.ArgumentParser(description="steps of Muon")
+    parser = argparse.ArgumentParser(description="steps on matrices")
+    parser.add_argument("--suite", choices=SUITES, default="muon")
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
-    turns: dict[str, Callable[[], Any]] = {"torch": torch.optim.Muon(parameters(options.layers), lr=0.02).step}
-    for name in SETS:
-        turns[name] = gpuopt.torch.Muon(parameters(options.layers), lr=0.02, ns_coefficients=name).step
-    found = least(turns, options.rounds)
-    made = (
-        datetime.now(UTC).strftime("%Y-%m-%d"),
-        device_name("cpu"),
-        torch.__version__,
-        commit(),
-        len(LAYER) * options.layers,
-    )
-    rows = [Row(*made, name, found[name], found["torch"], found["torch"] / found[name]) for name in SETS]
+    title, turns, steps = SUITES[options.suite]
+    found = least({name: several(step, steps) for name, step in turns(options.layers).items()}, options.rounds)
+    peer, *own = found
+    today, machine = datetime.now(UTC).strftime("%Y-%m-%d"), device_name("cpu")
+    rows = []
+    for name in own:
+        times = found[name] / steps, peer, found[peer] / steps, found[peer] / found[name]
+        rows.append(Row(today, machine, torch.__version__, commit(), len(LAYER) * options.layers, title, name, *times))
     append(options.out, rows)
     print(*rows, sep="\n")
     return rows
