@@ -6,6 +6,7 @@ are square matrices [matrices, n, n], None where a side has none. Knows no rule,
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
@@ -13,26 +14,35 @@ import numpy as np
 
 from gpuopt.linalg import library, library_of
 
+TURNED, ANEW = 1, 2  # what is done to bases, see `learn_bases`
 
-def learn_bases(
-    g: Any, q_left: Any, q_right: Any, gram_left: Any, gram_right: Any, known: float, frequency: float, gain: float
-) -> Any:
-    """Bring gradients [matrices, rows, columns] into the bases, in place, then into the averages of g g' and g' g, with this gain.
 
-    known: how many gradients the averages know by now. After the first one the bases are all its eigenvectors; after every
-    `frequency` others they are renewed by one power iteration, see `renew`. Until then they are zeros, and so is the result: of the
-    first gradient, and where a side got its basis later than its matrix the first step.
+def learn_bases(g: Any, q_left: Any, q_right: Any, gram_left: Any, gram_right: Any, renewal: float, gain: float) -> Any:
+    """Renew the bases by the averages as they are, in place, then bring gradients [matrices, rows, columns] into the averages of
+    g g' and g' g, with this gain. Gives the gradients, as they are.
+
+    renewal: TURNED by one power iteration, see `renew`; ANEW, all eigenvectors; of any other number the bases stay.
     """
     with np.errstate(all="ignore"):
-        for q, gram, tall in ((q_left, gram_left, False), (q_right, gram_right, True)):
-            if q is None:
-                continue
-            if known == 1:
+        for q, gram, tall in sides(q_left, q_right, gram_left, gram_right):
+            if renewal == ANEW:
                 q[...] = eigenvectors(gram)
-            elif known > 1 and (known - 1) % frequency == 0:
+            elif renewal == TURNED:
                 renew(q, gram)
-            gram += (library_of(g).square(g, tall=tall) - gram) * gain
-        return to_bases(g, q_left, q_right)
+            learn(gram, g, tall, gain)
+    return g
+
+
+def sides(q_left: Any, q_right: Any, gram_left: Any, gram_right: Any) -> Iterator[tuple[Any, Any, bool]]:
+    """Basis and average of each side that has some, and whether it is that of columns."""
+    for q, gram, tall in ((q_left, gram_left, False), (q_right, gram_right, True)):
+        if q is not None:
+            yield q, gram, tall
+
+
+def learn(gram: Any, g: Any, tall: bool, gain: float) -> None:
+    """Bring g g', or g' g, into its average, in place."""
+    gram += (library_of(g).square(g, tall=tall) - gram) * gain
 
 
 def to_bases(x: Any, q_left: Any, q_right: Any) -> Any:

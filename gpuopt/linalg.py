@@ -23,13 +23,15 @@ Row = tuple[float, ...]  # (a, b, c): x <- a x + b (x x') x + c (x x')^2 x; with
 @dataclass(frozen=True)
 class Coefficients:
     """Those of an iteration, one row a step, the last one repeated where more steps are asked for. safety, floor: the matrix is
-    divided by max(norm, floor) * safety before the first step; rows: by the root of what its rows have in common with all others
-    instead, each of its own (AOL, Prach & Lampert 2022).
+    divided by max(norm, floor) * safety before the first step; tight: then by the root of the norm of x x', which is nearer to its
+    largest singular value; rows: by the root of what its rows have in common with all others instead, each of its own (AOL, Prach &
+    Lampert 2022).
     """
 
     table: tuple[Row, ...]
     safety: float = 1.0
     floor: float = 1e-7
+    tight: bool = False
     rows: bool = False
 
     def steps(self, count: int | None) -> list[Row]:
@@ -39,6 +41,7 @@ class Coefficients:
 
 
 _KELLER = (3.4445, -4.7750, 2.0315)
+_CONVERGING = (2.0, -1.5, 0.5)
 COEFFICIENTS: dict[str, Coefficients] = {
     # Jordan et al. 2024, what torch has.
     "keller": Coefficients((_KELLER,) * 5),
@@ -84,7 +87,9 @@ COEFFICIENTS: dict[str, Coefficients] = {
         rows=True,
     ),
     # Eight steps that grow fast and two that converge: singular values are 1 to three digits.
-    "deepseek": Coefficients((_KELLER,) * 8 + ((2.0, -1.5, 0.5),) * 2),
+    "deepseek": Coefficients((_KELLER,) * 8 + (_CONVERGING,) * 2),
+    # Those of Jordan et al. 2024 that converge: singular values of 0.001 of the largest one and more are 1 to five digits.
+    "converging": Coefficients((_CONVERGING,) * 12, tight=True),
 }
 RESTART = 3  # steps on the products of rows after which those of degree 5 begin again from the matrix, whose rounding errors grow
 
@@ -224,6 +229,8 @@ def orthogonalize(x: Any, coefficients: str = "keller", steps: int | None = None
     with np.errstate(all="ignore"):
         scaled(x, found)
         for part in portions(x):
+            if found.tight:
+                tighten(part, library_of(part))
             work = narrowed(part)
             by = library_of(work)
             if found.rows:
@@ -271,6 +278,14 @@ def norm(row: Any) -> float:
     if not 0 < largest < math.inf:
         return largest
     return float(np.linalg.norm(row.astype(np.float64) / largest)) * largest
+
+
+def tighten(x: Any, by: Library) -> None:
+    """Divide every matrix by the root of the norm of x x' over its own norm, which is in the first one's place then."""
+    gram = by.square(x, tall=x.shape[1] > x.shape[2])
+    trace = gram.reshape(len(gram), -1)[:, :: gram.shape[1] + 1].sum(1)
+    share = (gram * gram).sum((1, 2)) ** 0.5 / (trace + (trace == 0))
+    x /= ((share + (share == 0)) ** 0.5)[:, None, None]
 
 
 def balance(x: Any, by: Library) -> None:

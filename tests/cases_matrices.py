@@ -57,6 +57,25 @@ ROWS: dict[str, tuple[dict[str, Any], ...]] = {
         },
         {"lr": 0.01, "max_precond_dim": 4, "correct_bias": False, "weight_decay": 0.3, "eps": 1e-3},
     ),
+    "SOAPMuon": (
+        {"eps": 1e-5},
+        {
+            "precondition_frequency": 3,
+            "second_momentum": 0.5,
+            "shampoo_beta": 0.8,
+            "nesterov": False,
+            "eps": 1e-3,
+            "maximize": True,
+        },
+        {
+            "lr": 0.01,
+            "max_precond_dim": 4,
+            "weight_decay": 0.3,
+            "eps": 1e-3,
+            "ns_coefficients": "keller",
+            "ns_steps": 4,
+        },
+    ),
     "Scion": (
         {},
         {"lr": 0.01, "momentum": 0.5, "scale": 3.0, "unconstrained": True, "maximize": True},

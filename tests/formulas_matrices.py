@@ -26,7 +26,7 @@ CUBIC = [
     (2.4418906, -1.2764040, 0.0),
 ]
 CUBIC += [(2.2230472, -0.9630650, 0.0)]
-TABLES = {"keller": KELLER, "polar_express": POLAR_EXPRESS, "cubic5": CUBIC}
+TABLES = {"keller": KELLER, "polar_express": POLAR_EXPRESS, "cubic5": CUBIC, "converging": [(2.0, -1.5, 0.5)] * 12}
 
 
 def newton_schulz(x: Array, table: str = "keller", steps: int | None = None) -> Array:
@@ -34,7 +34,8 @@ def newton_schulz(x: Array, table: str = "keller", steps: int | None = None) -> 
     rows = TABLES[table][:steps] if table != "keller" else [KELLER[0]] * (steps or 5)
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
-    x = x / (max(float(np.sqrt((x * x).sum())), 1e-7) * (1.02 if table == "polar_express" else 1.0))
+    size = np.linalg.norm(x @ x.T) ** 0.5 if table == "converging" else np.sqrt((x * x).sum())
+    x = x / (max(float(size), 1e-7) * (1.02 if table == "polar_express" else 1.0))
     for a, b, c in rows:
         y = x @ x.T
         x = a * x + (b * y + c * (y @ y)) @ x
@@ -214,16 +215,17 @@ class Soap:
                 self.q[axis] = np.linalg.qr(gram @ q[:, order])[0]
         self.m = self.project(m)
 
-    def tell(self, s: States, k: int) -> None:
+    def tell(self, s: States, k: int, squares: str = "exp_avg_sq") -> None:
         """The states, their columns where they were at first."""
         there = [np.argsort(order) for order in self.order]
         shape = len(self.m), self.m.shape[1]
-        s["exp_avg"].reshape(-1, *shape)[k] = self.project(self.m, back=True)
-        s["exp_avg_sq"].reshape(-1, *shape)[k] = self.v[np.ix_(*there)]
+        if "exp_avg" in s:
+            s["exp_avg"].reshape(-1, *shape)[k] = self.project(self.m, back=True)
+        s[squares].reshape(-1, *shape)[k] = self.v[np.ix_(*there)]
         for q, gram, back, side, n in zip(self.q, self.grams, there, ("left", "right"), shape, strict=True):
             if gram is not None:
                 s[f"gram_{side}"].reshape(-1, n, n)[k] = gram
-                s[f"basis_{side}"].reshape(-1, n, n)[k] = 0 if q is None else q[:, back]
+                s[f"basis_{side}"].reshape(-1, n, n)[k] = np.eye(n) if q is None else q[:, back]
 
 
 def soap(
@@ -248,7 +250,30 @@ def soap(
         author.renew(precondition_frequency)
 
 
+def soapmuon(
+    g: Array, u: Array, s: States, p: Array, momentum: float, second_momentum: float = 0.9, shampoo_beta: float = -1.0,
+    eps: float = 1e-8, precondition_frequency: int = 1, max_precond_dim: int = 10000, adjust_lr_fn: str | None = None,
+    ns_coefficients: str = "converging", ns_steps: int | None = None,
+) -> Array:  # fmt: skip
+    """Vyas' scaling before Muon as in record 44 of modded-nanogpt's third track, on every matrix of a tensor."""
+    made = np.empty(matrices(p))
+    for k, (grad, each) in enumerate(zip(g.reshape(matrices(p)), u.reshape(matrices(p)), strict=True)):
+        of: Any = s.setdefault(f"_{k}", Soap(each, max_precond_dim))  # type: ignore[arg-type]
+        of.count += 1
+        made[k] = each
+        if of.count > 1:
+            x = of.project(each)
+            of.v = second_momentum * of.v + (1 - second_momentum) * x**2
+            made[k] = of.project(x / (np.sqrt(of.v) + eps), back=True)
+            made[k] *= np.linalg.norm(each) / max(float(np.linalg.norm(made[k])), 1e-10)
+        of.gather(grad, second_momentum if shampoo_beta < 0 else shampoo_beta)
+        of.tell(s, k, "projected_sq")
+        of.renew(precondition_frequency)
+    return scale(p, adjust_lr_fn) * orthogonal(made.reshape(p.shape), ns_coefficients, ns_steps)
+
+
 VECTORS = ("exp_avg flat", "exp_avg_sq flat")
+OF_SIDES = tuple(f"{what}_{side} {side}" for what in ("basis", "gram") for side in ("left", "right"))
 OF_MATRICES: dict[str, tuple[Callable[..., None], Sequence[str]]] = {
     "Muon": (of_matrices(muon, 0.1, 1e-3), ("momentum_buffer matrix", *VECTORS)),
     "NorMuon": (of_matrices(normuon, 0.1, 0.02), ("momentum_buffer matrix", "second_momentum_buffer row", *VECTORS)),
@@ -256,12 +281,9 @@ OF_MATRICES: dict[str, tuple[Callable[..., None], Sequence[str]]] = {
     "Muon2": (of_matrices(muon2, 0.0125, 0.1), ("momentum_buffer matrix", "grad_sq matrix", *VECTORS)),
     "NAMO": (of_matrices(namo, 0.01, 0.02), ("momentum_buffer matrix", "grad_norm_sq ()", *VECTORS)),
     "Scion": (scion, ("momentum_buffer",)),
-    "SOAP": (
-        soap,
-        (
-            "exp_avg",
-            "exp_avg_sq",
-            *(f"{what}_{side} {side}" for what in ("basis", "gram") for side in ("left", "right")),
-        ),
+    "SOAP": (soap, ("exp_avg", "exp_avg_sq", *OF_SIDES)),
+    "SOAPMuon": (
+        of_matrices(soapmuon, 0.0, 0.0375),
+        ("momentum_buffer matrix", "projected_sq matrix", *OF_SIDES, *VECTORS),
     ),
 }

@@ -95,7 +95,12 @@ OF_MATRICES = {
     "SOAP": {"lr": 3e-3, "weight_decay": 0.01, "betas": (0.95, 0.95), "shampoo_beta": -1.0}
     | EPS
     | {"precondition_frequency": 10, "max_precond_dim": 10000, "correct_bias": True},
+    "SOAPMuon": {"lr": 0.0375, "weight_decay": 0.0, "momentum": 0.95, "second_momentum": 0.9, "shampoo_beta": -1.0}
+    | {"nesterov": True, "eps": 1e-8, "precondition_frequency": 1, "max_precond_dim": 10000}
+    | {"ns_coefficients": "converging", "ns_steps": None, "adjust_lr_fn": None}
+    | REST,
 }
+WITH_SIDES = [title for title, own in OF_MATRICES.items() if "max_precond_dim" in own]  # states of whole matrices
 SIGNATURES |= OF_MATRICES
 NAMED = {("Muon", "ns_coefficients"), ("Muon", "ns_steps")}  # torch has the numbers
 SHARED = [
@@ -130,7 +135,7 @@ def test_class_signature_and_create(title: str) -> None:
     own = SIGNATURES[title] | {"maximize": False, "l1": 0.0, "clip_value": None}
     own |= ({} if "weight_decay" in own else WD) | {"weight_decay_mode": None, "lr_max": None} | BENDING
     own |= {"matrix": True} if title in OF_MATRICES else {}
-    own |= {"split_heads": 1} if title in OF_MATRICES and title != "SOAP" else {}  # its states are of whole matrices
+    own |= {"split_heads": 1} if title in OF_MATRICES and title not in WITH_SIDES else {}
     parameters_of = inspect.signature(cls).parameters
     assert list(parameters_of) == ["params", *own, *(name for name in SHARED if name not in own)]
     assert {name: parameters_of[name].default for name in own} == own

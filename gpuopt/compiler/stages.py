@@ -21,7 +21,8 @@ LAST = "p"  # what the last stage stores
 
 
 def taken_out(statements: Iterable[Assign], signature: Signature) -> tuple[list[Assign], tuple[Product, ...]]:
-    """The statements with every product replaced by its result, and a statement before that gives its operand.
+    """The statements with every product replaced by its result, and a statement before that gives its operand. A product of a
+    product is made where that one is, in the same memory.
 
     Raises RuleSyntaxError for tensors that are no matrices.
     """
@@ -38,7 +39,8 @@ def taken_out(statements: Iterable[Assign], signature: Signature) -> tuple[list[
                 f"{part.op} needs a tensor of two or more axes: put it under `if matrix:`, with a flag `matrix: bool`"
             )
             raise RuleSyntaxError(message, at.file, at.line)
-        (operand,) = (mapped(child, lambda inner: change(inner, at)) for child in part.children())
+        (child,) = part.children()
+        operand = mapped(child, lambda inner: change(inner, at))
         words = [word for word in part.args if isinstance(word, str)]
         names = tuple(word for word in words if word not in flags)
         for name in names:
@@ -46,8 +48,11 @@ def taken_out(statements: Iterable[Assign], signature: Signature) -> tuple[list[
                 raise RuleSyntaxError(
                     f"{part.op} takes square states and scalars, and `{name}` is neither", at.file, at.line
                 )
-        k = len(found)
         values = tuple(flags[word] for word in words if word in flags)
+        if child.op in PRODUCTS:
+            found.append(replace(found[-1], kind=part.op, words=values, names=names))
+            return operand
+        k = len(found)
         found.append(Product(part.op, f"{OPERAND}{k}", f"{RESULT}{k}", values, names))
         made.append(replace(at, name=f"{OPERAND}{k}", expr=operand))
         return Expr("name", (f"{RESULT}{k}",))
@@ -134,8 +139,10 @@ def signature_of(whole: Signature, stage: Stage, before: Iterable[Product]) -> S
     def of(roles: Iterable[Role]) -> tuple[Role, ...]:
         return tuple(found for role in roles if (found := kept(role)) is not None)
 
-    matrices = [Role(each.result, whole.compute, False) for each in before if each.result in read]
-    matrices += [Role(each.operand, whole.compute, True) for each in stage.products]
+    matrices = [
+        Role(name, whole.compute, False) for name in dict.fromkeys(each.result for each in before) if name in read
+    ]
+    matrices += [Role(name, whole.compute, True) for name in dict.fromkeys(each.operand for each in stage.products)]
     coded = tuple(replace(c, here=c.name in stage.stored) for c in whole.coded)
     return replace(
         whole, roles=(*of(whole.roles), *matrices), cells=of(whole.cells), vectors=of(whole.vectors), coded=coded,

@@ -255,8 +255,9 @@ def operands(program: Program, parameters: Sequence[Parameter], of: Sequence[dic
     found: dict[tuple[int, int], list[int]] = {}
     for k, p in enumerate(parameters if program.products else ()):
         found.setdefault(matrix_of(program.signature.rule, p), []).append(k)
-    batches: dict[str, list[Any]] = {product.operand: [] for product in program.products}
-    for (shape, members), product in itertools.product(found.items(), program.products):
+    results = {product.operand: product.result for product in program.products}
+    batches: dict[str, list[Any]] = {operand: [] for operand in results}
+    for (shape, members), operand in itertools.product(found.items(), results):
         like, counts = parameters[members[0]], [parameters[k].view.numel // math.prod(shape) for k in members]
         whole = sum(counts), *shape
         if like.view.device == "cpu":  # NumPy multiplies them, whoever they are of
@@ -265,9 +266,9 @@ def operands(program: Program, parameters: Sequence[Parameter], of: Sequence[dic
             batch = linalg.multipliable(
                 arrays.kind_of(like.array, like.label).zeros(like.array, program.compute, whole)
             )
-        batches[product.operand].append(batch)
+        batches[operand].append(batch)
         first = 0
         for k, count in zip(members, counts, strict=True):
-            of[k] |= dict.fromkeys((product.operand, product.result), batch[first : first + count])
+            of[k] |= dict.fromkeys((operand, results[operand]), batch[first : first + count])
             first += count
     return batches

@@ -12,7 +12,7 @@ from gpuopt.formats.dtypes import SAME, STORAGES, state_dtype
 from gpuopt.optim import coded
 from gpuopt.optim.parameters import Parameter
 from gpuopt.pairs import filled
-from gpuopt.rules.declared import PARAMETER, State
+from gpuopt.rules.declared import IDENTITY, PARAMETER, State
 from gpuopt.rules.language import Rule
 
 
@@ -36,6 +36,8 @@ def new_states(
         array = make(p.array, kept_dtype(state, formats, dtype), shape)
         if state.init == PARAMETER:
             assign(array, p.array)
+        elif state.init == IDENTITY:
+            assign(array, np.broadcast_to(np.eye(array.shape[-1]), array.shape))
         elif init := arrays.number(rule.first(state, group)):
             assign(array, filled(init, array))
         found[state.name] = array

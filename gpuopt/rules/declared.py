@@ -34,6 +34,7 @@ STATE_KEYS = ("step",)  # what `state_dict` has beside the states of a tensor
 
 
 PARAMETER = "parameter"  # a state that begins as the parameter is
+IDENTITY = "identity"  # one that begins as the matrix that changes no other
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,14 @@ class State:
     """One tensor that a rule keeps beside each parameter, of the parameter's shape.
 
     name: the variable in the rule; key: its name in `state_dict` (torch's where torch has the optimizer); when: the flag that must
-    be true for it to exist, or "not flag", or "flag == 'choice'"; init: its first value, a number, the name of a hyperparameter, or
-    "parameter": what the parameter is before its first step; readonly: read by the rule and never written, as such a state, or a
-    mask. shape: "parameter" (as the parameter), "scalar" (one number a tensor), "global" (one number for all tensors), "row" or
-    "column" (one a row or column of the matrix, see `rule`), "left" or "right" (a square matrix of as many rows as the matrix has,
-    or columns; only products of matrices read and write it, so that it is readonly). exact: parameters in another place, which are
-    rounded only where `state_format` names them. holds: "numbers", of either sign; "squares", averages of what is never negative,
-    through whose root an update is divided; or "sizes", never negative either, which change by factors or only grow: in fewer bits
-    each of them is kept in another way.
+    be true for it to exist, or "not flag", or "flag == 'choice'"; init: its first value, a number, the name of a hyperparameter,
+    "parameter", what the parameter is before its first step, or "identity", of a square matrix; readonly: read by the rule and
+    never written, as such a state, or a mask. shape: "parameter" (as the parameter), "scalar" (one number a tensor), "global" (one
+    number for all tensors), "row" or "column" (one a row or column of the matrix, see `rule`), "left" or "right" (a square matrix
+    of as many rows as the matrix has, or columns; only products of matrices read and write it, so that it is readonly). exact:
+    parameters in another place, which are rounded only where `state_format` names them. holds: "numbers", of either sign;
+    "squares", averages of what is never negative, through whose root an update is divided; or "sizes", never negative either, which
+    change by factors or only grow: in fewer bits each of them is kept in another way.
 
     plane: the dtype of a plane of the parameter or of a state, see `optim.keeping`, which no function of a rule takes, and per: how
     many elements of a row have one number of it; empty and 1 for all others.
@@ -115,6 +116,10 @@ def checked_states(spec: Iterable[str | State] | Mapping[str, str | State]) -> t
             refuse(f"state {name!r} begins as {state.init!r}: expected a number or the name of a hyperparameter")
         if state.init == PARAMETER and not state.walked:
             refuse(f"state {name!r} begins as the parameter: expected one of its shape, not {state.shape!r}")
+        if state.init == IDENTITY and not state.square:
+            refuse(
+                f"state {name!r} begins as the identity: expected the shape of a side, {' or '.join(SIDES)}, not {state.shape!r}"
+            )
         if state.holds not in HOLDS:
             refuse(f"state {name!r}: holds = {state.holds!r}: expected one of {', '.join(HOLDS)}")
         if state.shape not in SHAPES:

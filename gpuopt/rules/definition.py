@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from gpuopt.compiler.origin import place
 from gpuopt.compiler.tree import PRODUCTS, operations
 from gpuopt.errors import RuleSyntaxError
-from gpuopt.rules.declared import LONGEST, PARAMETER, SIDES
+from gpuopt.rules.declared import IDENTITY, LONGEST, PARAMETER, SIDES
 
 if TYPE_CHECKING:
     from gpuopt.compiler.resolve import Names
@@ -198,7 +198,7 @@ class Definition:
         if state.when is not None and choice not in self.tree.flags.get(flag, ()):
             flags = ", ".join(self.tree.flags) or "none"
             self.fail(f"state {state.name!r} exists when {state.when!r}, which is no flag of this rule: it has {flags}")
-        if isinstance(state.init, str) and state.init not in (PARAMETER, *self.hyperparameters):
+        if isinstance(state.init, str) and state.init not in (PARAMETER, IDENTITY, *self.hyperparameters):
             known = ", ".join(self.hyperparameters) or "none"
             self.fail(
                 f"state {state.name!r} begins as {state.init!r}, which is no hyperparameter of this rule: it has {known}"

@@ -5,12 +5,14 @@ Called by rules and by their `prepare`; each is the only place of its arithmetic
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
+from gpuopt.rules.declared import IDENTITY
 from gpuopt.rules.language import State, column_sum, columns, maximum, rows, rule, sqrt, where
 
 # Of rules that orthogonalize: coefficients and steps of the iteration (`gpuopt.linalg`), and what the rate is multiplied with.
-Coefficients: TypeAlias = Literal["keller", "polar_express", "cubic5", "cans", "aol", "deepseek"]
+Coefficients: TypeAlias = Literal["keller", "polar_express", "cubic5", "cans", "aol", "deepseek", "converging"]
 Steps: TypeAlias = Literal[None, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
 Scaling: TypeAlias = Literal[None, "original", "match_rms_adamw", "rms_to_rms", "none"]
 
@@ -113,9 +115,9 @@ def debiased(step: Any, lr: Any, beta1: Any, beta2: Any) -> Any:
     return lr / (1 - beta1**step), 1 / sqrt(1 - beta2**step)
 
 
-def with_adamw(*states: State, title: str | None = None) -> Any:
+def with_adamw(*states: State, title: str | None = None, ranges: Mapping[str, str] = {}) -> Any:
     """The decorator of a rule that steps matrices with these states, under `if matrix:`, and all else by `adamw_step`; its
-    `prepare` is `rest_prepared`.
+    `prepare` is `rest_prepared`, or has that in it. ranges: of hyperparameters of its own.
     """
     rest = State("m", "exp_avg", when="not matrix"), State("v", "exp_avg_sq", when="not matrix", holds="squares")
     betas = {"adamw_betas": ("adamw_beta1", "adamw_beta2")}
@@ -124,7 +126,7 @@ def with_adamw(*states: State, title: str | None = None) -> Any:
         title=title,
         flatten="convolutions",
         tuples=betas,
-        ranges={"adamw_betas": "[0, 1)"},
+        ranges={"adamw_betas": "[0, 1)", **ranges},
         rest="AdamW",
     )
 
@@ -158,3 +160,39 @@ def matrix_scale(p: Any, *, adjust_lr_fn: Scaling) -> Any:
     else:
         s = sqrt(maximum(1, rows(p) / columns(p)))
     return s
+
+
+# Of rules that have an average of gradients along each side of a matrix, and something made of it now and then.
+OF_SIDES = {"precondition_frequency": "[1, inf)", "max_precond_dim": "[0, inf)"}
+
+
+def sides(name: str, key: str) -> tuple[State, ...]:
+    """The states: what is made, under this name and key, of the left side and the right one, and their averages."""
+
+    def state(name: str, key: str, side: str, init: float | str = 0.0) -> State:
+        return State(f"{name}_{side}", f"{key}_{side}", when=side, init=init, shape=side, readonly=True)
+
+    both = ("left", "right")
+    made = [state(name, key, side, IDENTITY) for side in both]
+    return (*made, *(state("gram", "gram", side) for side in both))
+
+
+def is_multiple(count: Any, of: Any) -> Any:
+    """1 where a number of steps is a multiple of another, else 0: a quotient is whole where it survives the addition of 2^52."""
+    found = where((count / of + 4503599627370496.0 - 4503599627370496.0) * of == count, 1, 0)
+    return found
+
+
+def bases_turned(known: Any, frequency: Any) -> Any:
+    """What `learn_bases` does to bases whose averages know so many gradients: all eigenvectors behind the first one, a power
+    iteration behind every so many others.
+    """
+    due = is_multiple(known - 1, frequency)
+    renewal = where(known == 1, 2, where(known > 1, due, 0))
+    return renewal
+
+
+def gain_of(beta2: Any, shampoo_beta: Any) -> Any:
+    """How much of a gradient enters averages with a beta of their own, or with beta2 where that is negative."""
+    gain = 1 - where(shampoo_beta < 0, beta2, shampoo_beta)
+    return gain

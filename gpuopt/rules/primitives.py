@@ -248,14 +248,12 @@ def orthogonalize(x: Any, coefficients: Any, steps: Any) -> Any:
     return _multiplied("orthogonalize", x, coefficients, steps)
 
 
-def learn_bases(
-    g: Any, q_left: Any, q_right: Any, gram_left: Any, gram_right: Any, known: Any, frequency: Any, gain: Any
-) -> Any:
-    """The matrix q_left' g q_right in the eigenvectors of averages of g g' and g' g of gradients before this one, which then
-    becomes part of these, with the weight `gain`. known: how many it was preceded by; frequency: after how many the bases are
-    renewed, see `gpuopt.bases`. Bases and averages are states of the shapes "left" and "right", None where a side has none.
+def learn_bases(g: Any, q_left: Any, q_right: Any, gram_left: Any, gram_right: Any, renewal: Any, gain: Any) -> Any:
+    """The matrix as it is. The bases become eigenvectors of averages of g g' and g' g of gradients before this one, all of them
+    where `renewal` is 2, nearer ones where it is 1, and stay where it is 0, see `gpuopt.bases`; then it becomes part of the
+    averages, with the weight `gain`. Both are states of the shapes "left" and "right", None where a side has none.
     """
-    return _multiplied("learn_bases", g, q_left, q_right, gram_left, gram_right, known, frequency, gain)
+    return _multiplied("learn_bases", g, q_left, q_right, gram_left, gram_right, renewal, gain)
 
 
 def to_bases(x: Any, q_left: Any, q_right: Any) -> Any:

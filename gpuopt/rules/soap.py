@@ -3,27 +3,20 @@
 import math
 
 from gpuopt.rules.language import State, from_bases, learn_bases, rule, sqrt, to_bases, where
-from gpuopt.rules.parts import adamw_step, debiased
+from gpuopt.rules.parts import OF_SIDES, adamw_step, bases_turned, debiased, gain_of, sides
 
 
 @rule(
-    state=(
-        State("m", "exp_avg"),
-        State("v", "exp_avg_sq", holds="squares"),
-        State("q_left", "basis_left", when="left", shape="left", readonly=True),
-        State("q_right", "basis_right", when="right", shape="right", readonly=True),
-        State("gram_left", "gram_left", when="left", shape="left", readonly=True),
-        State("gram_right", "gram_right", when="right", shape="right", readonly=True),
-    ),
+    state=(State("m", "exp_avg"), State("v", "exp_avg_sq", holds="squares"), *sides("q", "basis")),
     title="SOAP",
     flatten="convolutions",
     rest="AdamW",
-    ranges={"shampoo_beta": "(-inf, 1)", "precondition_frequency": "[1, inf)", "max_precond_dim": "[0, inf)"},
+    ranges={"shampoo_beta": "(-inf, 1)", **OF_SIDES},
 )
 def soap(
     p, g, m, v, q_left, q_right, gram_left, gram_right, *, lr=3e-3, weight_decay=0.01, beta1=0.95, beta2=0.95, shampoo_beta=-1.0,
     eps=1e-8, precondition_frequency=10, max_precond_dim=10000, correct_bias: bool = True, matrix: bool, left: bool, right: bool,
-    known, begun, gain, correction, step_size, inverse,
+    begun, renewal, gain, correction, step_size, inverse,
 ):  # fmt: skip
     """SOAP, Vyas et al. 2024: Adam in the eigenvectors L, R of averages of g g' and g' g, see `gpuopt.bases`.
 
@@ -36,7 +29,7 @@ def soap(
     first gradient on.
     """
     if matrix:
-        x = learn_bases(g, q_left, q_right, gram_left, gram_right, known, precondition_frequency, gain)
+        x = to_bases(learn_bases(g, q_left, q_right, gram_left, gram_right, renewal, gain), q_left, q_right)
         m = m + (g - m) * (begun * (1 - beta1))
         v = v + (x * x - v) * (begun * (1 - beta2))
         u = from_bases(to_bases(m, q_left, q_right) / (sqrt(v) + eps), q_left, q_right)
@@ -52,11 +45,12 @@ def soap(
 
 
 @soap.prepare
-def _(step, *, lr, beta1, beta2, shampoo_beta):
+def _(step, *, lr, beta1, beta2, shampoo_beta, precondition_frequency):
     known = step - 1
     begun = 1 if known > 0 else 0
     count = max(known, 1)
     correction = math.sqrt(1 - beta2**count) / (1 - beta1**count)
     step_size, inverse = debiased(step, lr, beta1, beta2)
-    gain = 1 - (beta2 if shampoo_beta < 0 else shampoo_beta)
-    return dict(known=known, begun=begun, correction=correction, gain=gain, step_size=step_size, inverse=inverse)
+    gain = gain_of(beta2, shampoo_beta)
+    renewal = bases_turned(known, precondition_frequency)
+    return dict(begun=begun, renewal=renewal, gain=gain, correction=correction, step_size=step_size, inverse=inverse)

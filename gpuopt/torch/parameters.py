@@ -21,7 +21,7 @@ from gpuopt.optim.parameters import Parameter, parameter_view
 from gpuopt.optim.settings import Settings
 from gpuopt.optim.states import begins, kept_dtype
 from gpuopt.pairs import filled
-from gpuopt.rules.declared import PARAMETER
+from gpuopt.rules.declared import IDENTITY, PARAMETER
 from gpuopt.rules.language import Rule
 from gpuopt.strides import is_dense
 from gpuopt.torch.tensors import DEVICES, NAMES, hosted, zeros
@@ -81,6 +81,8 @@ def new_states(
         made[state.name] = make(p, dtypes[state.name], shape)
         if state.init == PARAMETER:
             made[state.name].copy_(p.detach())
+        elif state.init == IDENTITY:
+            made[state.name].diagonal(dim1=-2, dim2=-1).fill_(1)
         elif init := float(rule.first(state, group)):
             made[state.name].fill_(filled(init, made[state.name]))
     for name, first in begins(rule, group, made):
