@@ -13,6 +13,7 @@ from itertools import product
 
 from gpuopt import rules
 from gpuopt.compiler.program import Program
+from gpuopt.compiler.tree import straight_line
 from gpuopt.errors import GpuoptError
 from gpuopt.rules.definition import MATRIX
 from gpuopt.rules.language import Rule
@@ -77,9 +78,14 @@ def span(rule: Rule, count: Callable[[Program], float]) -> str:
 
 
 def variants(rule: Rule, made: Program) -> Iterator[Program]:
-    """The program under every choice of the rule's own flags, for matrices."""
+    """The programs under every choice of the rule's own flags, for matrices; what only products of matrices take changes none."""
     derived = MATRIX, *rule.definition().sides
     choices = {name: values for name, values in rule.tree.flags.items() if name not in derived}
+    seen = set()
     for chosen in product(*choices.values()):
         flags = dict(made.signature.flags) | dict(zip(choices, chosen, strict=True))
+        meant = tuple(straight_line(rule.tree.body, flags)), rule.active_states(flags)
+        if meant in seen:
+            continue
+        seen.add(meant)
         yield of_flags(rule, flags, "float32", "float32", {s.name: "float32" for s in rule.states})
