@@ -76,6 +76,11 @@ ROWS: dict[str, tuple[dict[str, Any], ...]] = {
             "ns_steps": 4,
         },
     ),
+    "SPlus": (
+        {},
+        {"lr": 0.3, "precondition_frequency": 3, "betas": (0.5, 0.8), "weight_decay": 0.3, "maximize": True},
+        {"max_precond_dim": 4, "nonstandard_constant": 0.01, "precondition_frequency": 10},
+    ),
     "Scion": (
         {},
         {"lr": 0.01, "momentum": 0.5, "scale": 3.0, "unconstrained": True, "maximize": True},

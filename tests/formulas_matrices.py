@@ -221,7 +221,8 @@ class Soap:
         shape = len(self.m), self.m.shape[1]
         if "exp_avg" in s:
             s["exp_avg"].reshape(-1, *shape)[k] = self.project(self.m, back=True)
-        s[squares].reshape(-1, *shape)[k] = self.v[np.ix_(*there)]
+        if squares in s:
+            s[squares].reshape(-1, *shape)[k] = self.v[np.ix_(*there)]
         for q, gram, back, side, n in zip(self.q, self.grams, there, ("left", "right"), shape, strict=True):
             if gram is not None:
                 s[f"gram_{side}"].reshape(-1, n, n)[k] = gram
@@ -272,6 +273,28 @@ def soapmuon(
     return scale(p, adjust_lr_fn) * orthogonal(made.reshape(p.shape), ns_coefficients, ns_steps)
 
 
+def splus(
+    t: int, p: Array, g: Array, s: States, *, lr: float = 0.1, weight_decay: float = 0.01, betas: Betas = (0.9, 0.999),
+    precondition_frequency: int = 100, max_precond_dim: int = 10000, nonstandard_constant: float = 0.001, matrix: bool = True,
+) -> None:  # fmt: skip
+    """Frans et al. 2025, the authors' code, on every matrix of a tensor; there bases are renewed behind a step."""
+    m = average(s["m"], betas[0], g)
+    u, size = np.sign(m), nonstandard_constant
+    if p.ndim > 1 and matrix:
+        each = [x.reshape(matrices(p)) for x in (g, m, u)]
+        for k, (grad, momentum, made) in enumerate(zip(*each, strict=True)):
+            of: Any = s.setdefault(f"_{k}", Soap(grad, max_precond_dim))  # type: ignore[arg-type]
+            made[:] = of.project(np.sign(of.project(momentum)), back=True)
+            of.gather(grad, betas[1])
+            of.tell(s, k)
+            if t == 1 or t % precondition_frequency == 0:
+                of.q = [None if gram is None else np.linalg.eigh(gram)[1] for gram in of.grams]
+        if max(matrices(p)[1:]) <= max_precond_dim:
+            size = 2 / sum(matrices(p)[1:])
+    p -= lr * size * u
+    p *= 1 - lr * size * weight_decay
+
+
 VECTORS = ("exp_avg flat", "exp_avg_sq flat")
 OF_SIDES = tuple(f"{what}_{side} {side}" for what in ("basis", "gram") for side in ("left", "right"))
 OF_MATRICES: dict[str, tuple[Callable[..., None], Sequence[str]]] = {
@@ -282,6 +305,7 @@ OF_MATRICES: dict[str, tuple[Callable[..., None], Sequence[str]]] = {
     "NAMO": (of_matrices(namo, 0.01, 0.02), ("momentum_buffer matrix", "grad_norm_sq ()", *VECTORS)),
     "Scion": (scion, ("momentum_buffer",)),
     "SOAP": (soap, ("exp_avg", "exp_avg_sq", *OF_SIDES)),
+    "SPlus": (splus, ("m", *OF_SIDES)),
     "SOAPMuon": (
         of_matrices(soapmuon, 0.0, 0.0375),
         ("momentum_buffer matrix", "projected_sq matrix", *OF_SIDES, *VECTORS),

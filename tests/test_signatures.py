@@ -99,6 +99,8 @@ OF_MATRICES = {
     | {"nesterov": True, "eps": 1e-8, "precondition_frequency": 1, "max_precond_dim": 10000}
     | {"ns_coefficients": "converging", "ns_steps": None, "adjust_lr_fn": None}
     | REST,
+    "SPlus": {"lr": 0.1, "weight_decay": 0.01, "betas": (0.9, 0.999), "precondition_frequency": 100}
+    | {"max_precond_dim": 10000, "nonstandard_constant": 1e-3},
 }
 WITH_SIDES = [title for title, own in OF_MATRICES.items() if "max_precond_dim" in own]  # states of whole matrices
 SIGNATURES |= OF_MATRICES

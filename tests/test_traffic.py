@@ -68,6 +68,7 @@ FLOORS: list[tuple[str, dict[str, Any], str, int]] = [
     ("soap", {}, "g m > m x y | x y v > v z | p z > p", 52),
     # What is orthogonalized comes from the bases in the same memory.
     ("soapmuon", {}, "g b > b x y | y w > w z | p z > p", 48),
+    ("splus", {}, "g m > m x y | y > z | p z > p", 40),
     ("muon2", {}, "g b q > b q x | p x > p", 36),
     ("normuon", {}, "g b > b x | x, p x > p", 32),
     ("adamuon", {}, "g b > b x | x q, p x q > p q", 44),
