@@ -41,6 +41,7 @@ _HOMES = {
         "numel",
         "orthogonalize",
         "learn_bases",
+        "learn_roots",
         "to_bases",
         "from_bases",
         "rows",

@@ -33,6 +33,25 @@ def learn_bases(g: Any, q_left: Any, q_right: Any, gram_left: Any, gram_right: A
     return g
 
 
+def learn_roots(
+    g: Any, q_left: Any, q_right: Any, gram_left: Any, gram_right: Any, renewal: float, gain: float, scale: float, exponent: float,
+    eps: float,
+) -> Any:  # fmt: skip
+    """Bring gradients into the averages, as `learn_bases` does, then, unless renewal is 0, let each q be
+    (scale average + eps)^(-exponent). An eigenvalue below 0, of rounding, lifts all, as in Meta's Distributed Shampoo. Gives the
+    gradients, as they are.
+    """
+    with np.errstate(all="ignore"):
+        for q, gram, tall in sides(q_left, q_right, gram_left, gram_right):
+            learn(gram, g, tall, gain)
+            if renewal:
+                values, vectors = eigen(gram)
+                values = values * scale
+                powers = (values - values[:, :1].clip(None, 0) + eps) ** -exponent
+                q[...] = library_of(q).product(vectors * powers[:, None, :], vectors.swapaxes(1, 2))
+    return g
+
+
 def sides(q_left: Any, q_right: Any, gram_left: Any, gram_right: Any) -> Iterator[tuple[Any, Any, bool]]:
     """Basis and average of each side that has some, and whether it is that of columns."""
     for q, gram, tall in ((q_left, gram_left, False), (q_right, gram_right, True)):
@@ -66,20 +85,27 @@ def between(x: Any, left: Any, right: Any) -> Any:
 
 
 def eigenvectors(gram: Any) -> Any:
-    """The eigenvectors of every matrix of a batch as columns; of one that is not finite, NaN, and of one that LAPACK gives up, the
-    unit vectors, which later renewals turn.
+    """Those of every matrix of a batch as columns, see `eigen`."""
+    return eigen(gram)[1]
+
+
+def eigen(gram: Any) -> tuple[Any, Any]:
+    """The eigenvalues of every matrix of a batch, rising, and its eigenvectors as columns; of one that is not finite, NaN, and of
+    one that LAPACK gives up, its diagonal and the unit vectors, which later renewals turn.
     """
     made = import_module(library(gram))
     wrong = (gram * 0).sum((1, 2))[:, None, None]  # 0 or NaN
     finite = made.nan_to_num(gram, nan=0.0, posinf=0.0, neginf=0.0)
     try:
-        return made.linalg.eigh(finite)[1] + wrong
+        values, vectors = made.linalg.eigh(finite)
+        return values + wrong[:, 0], vectors + wrong
     except getattr(made.linalg, "LinAlgError", np.linalg.LinAlgError):
         if len(gram) > 1:
-            return made.stack([eigenvectors(gram[k : k + 1])[0] for k in range(len(gram))])
+            each = [eigen(gram[k : k + 1]) for k in range(len(gram))]
+            return made.concatenate([a for a, _ in each]), made.concatenate([a for _, a in each])
         found = gram * 0
         found.reshape(1, -1)[:, :: gram.shape[1] + 1] += 1
-        return found
+        return (found * gram).sum(2), found
 
 
 def renew(q: Any, gram: Any) -> None:

@@ -76,6 +76,19 @@ ROWS: dict[str, tuple[dict[str, Any], ...]] = {
             "ns_steps": 4,
         },
     ),
+    # Where an average has no full rank, a small matrix_eps would show the noise of float32 in what is 0.
+    "Shampoo": (
+        {"matrix_eps": 1e-3},
+        {
+            "lr": 0.01,
+            "precondition_frequency": 3,
+            "betas": (0.5, 0.9),
+            "shampoo_beta": 0.8,
+            "matrix_eps": 0.01,
+            "maximize": True,
+        },
+        {"lr": 0.01, "max_precond_dim": 4, "exponent": 0.5, "matrix_eps": 1e-3, "eps": 1e-3, "weight_decay": 0.3},
+    ),
     "SPlus": (
         {},
         {"lr": 0.3, "precondition_frequency": 3, "betas": (0.5, 0.8), "weight_decay": 0.3, "maximize": True},

@@ -295,8 +295,42 @@ def splus(
     p *= 1 - lr * size * weight_decay
 
 
+def shampoo(
+    t: int, p: Array, g: Array, s: States, *, lr: float = 1e-3, weight_decay: float = 0.01, betas: Betas = (0.9, 0.999),
+    shampoo_beta: float = -1.0, eps: float = 1e-8, exponent: float = 0.25, matrix_eps: float = 1e-12,
+    precondition_frequency: int = 10, max_precond_dim: int = 8192, matrix: bool = True,
+) -> None:  # fmt: skip
+    """Gupta et al. 2018 as Meta's Distributed Shampoo has it, grafted to Adam, every matrix of a tensor a block."""
+    if p.ndim < 2 or not matrix:
+        adamw(t, p, g, s, lr, weight_decay, betas, eps)
+        return
+    beta = betas[1] if shampoo_beta < 0 else shampoo_beta
+    m, v = average(s["exp_avg"], betas[0], g) / (1 - betas[0] ** t), average(s["exp_avg_sq"], betas[1], g, g)
+    grafted = m / (np.sqrt(v / (1 - betas[1] ** t)) + eps)
+    each = [x.reshape(matrices(p)) for x in (p, g, m, grafted)]
+    for k, (own, grad, direction, step) in enumerate(zip(*each, strict=True)):
+        for axis, (side, outer) in enumerate((("left", grad @ grad.T), ("right", grad.T @ grad))):
+            root, gram = (s[f"{what}_{side}"].reshape(-1, *outer.shape)[k] for what in ("root", "gram"))
+            if len(outer) > max_precond_dim:
+                continue
+            gram += (1 - beta) * (outer - gram)
+            if t == 1:
+                root[...] = np.eye(len(root))
+            if t % precondition_frequency == 0:
+                values, q = np.linalg.eigh(gram / (1 - beta**t))
+                values = values - min(float(values.min()), 0.0) + matrix_eps
+                root[...] = (q / values**exponent) @ q.T
+            direction = direction @ root if axis else root @ direction
+        size = np.linalg.norm(step) / (np.linalg.norm(direction) + 1e-16)
+        own *= 1 - lr * weight_decay
+        own -= lr * (size * direction if t >= precondition_frequency else step)
+
+
 VECTORS = ("exp_avg flat", "exp_avg_sq flat")
-OF_SIDES = tuple(f"{what}_{side} {side}" for what in ("basis", "gram") for side in ("left", "right"))
+ROOTS, OF_SIDES = (
+    tuple(f"{what}_{side} {side}" for what in (made, "gram") for side in ("left", "right"))
+    for made in ("root", "basis")
+)
 OF_MATRICES: dict[str, tuple[Callable[..., None], Sequence[str]]] = {
     "Muon": (of_matrices(muon, 0.1, 1e-3), ("momentum_buffer matrix", *VECTORS)),
     "NorMuon": (of_matrices(normuon, 0.1, 0.02), ("momentum_buffer matrix", "second_momentum_buffer row", *VECTORS)),
@@ -305,6 +339,7 @@ OF_MATRICES: dict[str, tuple[Callable[..., None], Sequence[str]]] = {
     "NAMO": (of_matrices(namo, 0.01, 0.02), ("momentum_buffer matrix", "grad_norm_sq ()", *VECTORS)),
     "Scion": (scion, ("momentum_buffer",)),
     "SOAP": (soap, ("exp_avg", "exp_avg_sq", *OF_SIDES)),
+    "Shampoo": (shampoo, ("exp_avg", "exp_avg_sq", *ROOTS)),
     "SPlus": (splus, ("m", *OF_SIDES)),
     "SOAPMuon": (
         of_matrices(soapmuon, 0.0, 0.0375),

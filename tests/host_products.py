@@ -39,8 +39,8 @@ def host_products(patch: pytest.MonkeyPatch) -> None:
 def check_bases(
     there: Callable[[Any], Any], here: Callable[[Any], Any], rows: int, columns: int, tolerance: float
 ) -> list[Any]:
-    """That a library learns NumPy's averages, and bases that lead there and back; gives its square states. there, here: an array of
-    NumPy as one of the library, and back.
+    """That a library learns NumPy's averages, bases that lead there and back, and roots; gives its square states. there, here: an
+    array of NumPy as one of the library, and back.
     """
     rng = np.random.default_rng(0)
     mine = [np.zeros((2, n, n)) for n in (rows, columns, rows, columns)]
@@ -53,4 +53,8 @@ def check_bases(
         bases.to_bases(bases.learn_bases(y, *theirs, renewal, 0.1), *theirs[:2])
         assert difference(here(bases.from_bases(y, *theirs[:2])), g if known else 0 * g) < tolerance
     assert max(difference(here(a), b) for a, b in zip(theirs[2:], mine[2:], strict=True)) < tolerance
+    roots, of_theirs = [a * 1 for a in mine], [a * 1 for a in theirs]
+    bases.learn_roots(g.copy(), *roots, 1, 0.1, 2.0, 0.25, 1e-3)
+    bases.learn_roots(there(g), *of_theirs, 1, 0.1, 2.0, 0.25, 1e-3)
+    assert max(difference(here(a), b) for a, b in zip(of_theirs, roots, strict=True)) < tolerance
     return theirs

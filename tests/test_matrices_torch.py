@@ -152,10 +152,12 @@ def soap_arrays(seed: int) -> list[Any]:
     return [rng.standard_normal(shape) for shape in ((6, 8), (5,), (4, 2, 3, 3), (3, 5, 5), (9, 1))]
 
 
-def test_soap_steps_the_same_bits() -> None:
+@pytest.mark.parametrize("name", ["SOAP", "SOAPMuon", "SPlus", "Shampoo"])
+def test_soap_and_its_kin_step_the_same_bits(name: str) -> None:
     options: dict[str, Any] = {"lr": 0.01, "precondition_frequency": 2}
     mine, tensors = soap_arrays(0), [torch.tensor(a, requires_grad=True) for a in soap_arrays(0)]
-    opt, theirs = gpuopt.SOAP(mine, backend="numba", **options), gpuopt.torch.SOAP(tensors, **options)
+    opt = getattr(gpuopt, name)(mine, backend="numba", **options)
+    theirs = getattr(gpuopt.torch, name)(tensors, **options)
     for seed in range(1, 6):
         opt.step(soap_arrays(seed))
         for tensor, g in zip(tensors, soap_arrays(seed), strict=True):

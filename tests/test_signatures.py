@@ -99,6 +99,9 @@ OF_MATRICES = {
     | {"nesterov": True, "eps": 1e-8, "precondition_frequency": 1, "max_precond_dim": 10000}
     | {"ns_coefficients": "converging", "ns_steps": None, "adjust_lr_fn": None}
     | REST,
+    "Shampoo": {"lr": 1e-3, "weight_decay": 0.01, "betas": (0.9, 0.999), "shampoo_beta": -1.0}
+    | {"eps": 1e-8, "exponent": 0.25, "matrix_eps": 1e-12}
+    | {"precondition_frequency": 10, "max_precond_dim": 8192},
     "SPlus": {"lr": 0.1, "weight_decay": 0.01, "betas": (0.9, 0.999), "precondition_frequency": 100}
     | {"max_precond_dim": 10000, "nonstandard_constant": 1e-3},
 }

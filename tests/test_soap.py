@@ -1,4 +1,4 @@
-"""SOAP and its square states: against the authors' code, over checkpoints, dtypes and what it refuses."""
+"""SOAP and its kin, and their square states: against the authors' code, over checkpoints, dtypes and what they refuse."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from samples import HOST_BACKENDS, bits, difference
 
 SHAPES = ((6, 8), (5,), (4, 2, 3, 3), (3, 5, 5), (9, 1))
 OPTIONS: dict[str, Any] = {"lr": 0.01, "precondition_frequency": 2}
+KIN = ("SOAPMuon", "SPlus", "Shampoo")
 
 
 def arrays_of(seed: int, dtype: Any = np.float64) -> list[Any]:
@@ -53,15 +54,51 @@ def test_bases_are_orthogonal_and_diagonalize_what_gradients_have_in_common() ->
     assert np.allclose(found, found * np.eye(4)) and np.allclose(bases.from_bases(x, q_left, None), g)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64])
-def test_a_checkpoint_goes_on_bit_for_bit_and_backends_agree(dtype: Any) -> None:
+def test_roots_undo_what_gradients_have_in_common() -> None:
+    g = np.random.default_rng(0).standard_normal((2, 4, 6))
+    root, gram = np.zeros((2, 4, 4)), np.zeros((2, 4, 4))
+    bases.learn_roots(g, root, None, gram, None, 1, 1.0, 2.0, 0.5, 0.1)
+    assert np.allclose(root @ (2 * g @ g.swapaxes(1, 2) + 0.1 * np.eye(4)) @ root, np.eye(4))
+    before = root.copy()
+    bases.learn_roots(g, root, None, gram, None, 0, 0.5, 2.0, 0.5, 0.1)
+    assert np.array_equal(root, before)
+    bases.learn_roots(
+        0 * g, root, None, gram - np.eye(4) * 50, None, 1, 0.0, 1.0, 1.0, 0.1
+    )  # no average, as rounding may have it
+    assert np.allclose(np.linalg.eigvalsh(root)[:, -1], 10)
+
+
+@pytest.mark.parametrize("name", ["SOAP", *KIN])
+def test_matrices_of_zeros_stay_and_a_side_that_comes_later_stops_nothing(name: str) -> None:
+    mine = arrays_of(0)
+    opt = getattr(gpuopt, name)(mine, backend="numpy", weight_decay=0.0, max_precond_dim=6, precondition_frequency=50)
+    for _ in range(3):
+        opt.step([0 * a for a in mine])
+    assert bits(mine) == bits(arrays_of(0))
+    stepped(opt, (1, 2))
+    opt.param_groups[0]["max_precond_dim"] = 8
+    before = mine[0].copy()
+    stepped(opt, (3,))
+    assert (mine[0] != before).all() and all(np.isfinite(a).all() for a in mine)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "more"),
+    [
+        *(("SOAP", dtype, {}) for dtype in (np.float32, np.float16, np.float64)),
+        ("SOAPMuon", np.float32, {"update_floor": 0.35, "radial_brake": 0.5}),
+        ("SPlus", np.float16, {"ema_decay": 0.9}),
+        ("Shampoo", np.float32, {"state_format": "bfloat16"}),
+    ],
+)
+def test_a_checkpoint_goes_on_bit_for_bit_and_backends_agree(name: str, dtype: Any, more: dict[str, Any]) -> None:
     found = []
     for backend in HOST_BACKENDS:
         whole, half = arrays_of(0, dtype), arrays_of(0, dtype)
-        options = OPTIONS | {"backend": backend, "max_grad_norm": 2.0}
-        first = stepped(gpuopt.SOAP(whole, **options), range(1, 8), dtype)
-        second = stepped(gpuopt.SOAP(half, **options), range(1, 4), dtype)
-        again = gpuopt.SOAP(half, **options)
+        options, cls = OPTIONS | {"backend": backend, "max_grad_norm": 2.0} | more, getattr(gpuopt, name)
+        first = stepped(cls(whole, **options), range(1, 8), dtype)
+        second = stepped(cls(half, **options), range(1, 4), dtype)
+        again = cls(half, **options)
         again.load_state_dict(second.state_dict())
         copied = stepped(pickle.loads(pickle.dumps(again)), range(4, 8), dtype)
         stepped(again, range(4, 8), dtype)
@@ -91,11 +128,14 @@ def test_square_states_are_kept_for_sides_that_are_short_enough() -> None:
     assert opt.state_dict()["state"][0]["gram_right"].shape == (8, 8)
 
 
-@pytest.mark.parametrize("backend", HOST_BACKENDS)
-def test_what_is_not_finite_spoils_its_own_matrix_alone_or_is_skipped(backend: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "backend"), [*(("SOAP", b) for b in HOST_BACKENDS), *((name, "numpy") for name in KIN)]
+)
+def test_what_is_not_finite_spoils_its_own_matrix_alone_or_is_skipped(name: str, backend: str) -> None:
     mine, clean = arrays_of(0), arrays_of(0)
     opts = [
-        gpuopt.SOAP(a, backend=backend, skip_nonfinite=skip, **OPTIONS) for a, skip in ((mine, False), (clean, True))
+        getattr(gpuopt, name)(a, backend=backend, skip_nonfinite=skip, **OPTIONS)
+        for a, skip in ((mine, False), (clean, True))
     ]
     for opt in opts:
         stepped(opt, (1, 2))

@@ -68,6 +68,8 @@ FLOORS: list[tuple[str, dict[str, Any], str, int]] = [
     ("soap", {}, "g m > m x y | x y v > v z | p z > p", 52),
     # What is orthogonalized comes from the bases in the same memory.
     ("soapmuon", {}, "g b > b x y | y w > w z | p z > p", 48),
+    # Lengths of the step and of Adam's, for which both averages are made once more.
+    ("shampoo", {}, "g m > x y | g m v y, p g m v y > p m v", 64),
     ("splus", {}, "g m > m x y | y > z | p z > p", 40),
     ("muon2", {}, "g b q > b q x | p x > p", 36),
     ("normuon", {}, "g b > b x | x, p x > p", 32),

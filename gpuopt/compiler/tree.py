@@ -13,7 +13,10 @@ SCALAR_CALLS = {**CALLS, "exp": 1, "log": 1, "root": 1}
 SUMS = ("tensor_sum", "tensor_max", "global_sum", "row_sum", "column_sum")
 SIZES = ("numel", "rows", "columns")
 # Of matrices: how many of these they take, how many flags behind them, and names of square states and scalars behind those.
-PRODUCTS = {"orthogonalize": (1, 2, 0), "learn_bases": (1, 0, 6), "to_bases": (1, 0, 2), "from_bases": (1, 0, 2)}
+PRODUCTS = {
+    **{"orthogonalize": (1, 2, 0), "learn_bases": (1, 0, 6), "learn_roots": (1, 0, 9)},
+    **{"to_bases": (1, 0, 2), "from_bases": (1, 0, 2)},
+}
 EPSILON = "epsilon"  # of the parameter's dtype, a constant of the kernel
 EXTREMES = ("block_max", "block_min")  # of a block, in a format
 RULE_CALLS = {**CALLS, **dict.fromkeys((*SUMS, *SIZES, EPSILON, "bits", "from_bits", *EXTREMES), 1)}

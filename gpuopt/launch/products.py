@@ -18,6 +18,7 @@ Given = Callable[[Sequence[str]], list[Any]]
 RUNS: Mapping[str, Callable[..., Any]] = {
     "orthogonalize": linalg.orthogonalize,
     "learn_bases": bases.learn_bases,
+    "learn_roots": bases.learn_roots,
     "to_bases": bases.to_bases,
     "from_bases": bases.from_bases,
 }

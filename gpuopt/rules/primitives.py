@@ -256,6 +256,15 @@ def learn_bases(g: Any, q_left: Any, q_right: Any, gram_left: Any, gram_right: A
     return _multiplied("learn_bases", g, q_left, q_right, gram_left, gram_right, renewal, gain)
 
 
+def learn_roots(
+    g: Any, q_left: Any, q_right: Any, gram_left: Any, gram_right: Any, renewal: Any, gain: Any, scale: Any, exponent: Any, eps: Any
+) -> Any:  # fmt: skip
+    """The matrix as it is, which first becomes part of the averages, as in `learn_bases`. Then, unless `renewal` is 0, each q
+    becomes (scale average + eps)^(-exponent), a symmetric matrix; `from_bases` multiplies with both.
+    """
+    return _multiplied("learn_roots", g, q_left, q_right, gram_left, gram_right, renewal, gain, scale, exponent, eps)
+
+
 def to_bases(x: Any, q_left: Any, q_right: Any) -> Any:
     """The matrix q_left' x q_right, in the bases as they are now."""
     return _multiplied("to_bases", x, q_left, q_right)
@@ -278,6 +287,7 @@ NON_LOCAL: dict[str, Callable[..., Any]] = {
     for function in (
         orthogonalize,
         learn_bases,
+        learn_roots,
         to_bases,
         from_bases,
         tensor_sum,

@@ -13,7 +13,8 @@ from gpuopt.rules.parts import OF_SIDES, is_multiple, sides
 )
 def splus(
     p, g, m, q_left, q_right, gram_left, gram_right, *, lr=0.1, weight_decay=0.01, beta1=0.9, beta2=0.999,
-    precondition_frequency=100, max_precond_dim=10000, nonstandard_constant=0.001, matrix: bool, left: bool, right: bool, renewal, gain,
+    precondition_frequency=100, max_precond_dim=10000, nonstandard_constant=0.001, matrix: bool, left: bool, right: bool,
+    renewal, gain,
 ):  # fmt: skip
     """SPlus, Frans, Levine & Abbeel 2025: the signs of a momentum in the eigenvectors L, R of averages of g g' and g' g.
 
