@@ -67,8 +67,6 @@ def hosted(monkeypatch: pytest.MonkeyPatch) -> None:
         ("soap", "float32", {"max_grad_norm": 1.0, "precondition_frequency": 1}),
         ("soap", "bfloat16", {"state_format": "bfloat16", "max_precond_dim": 40}),
         ("soapmuon", "float32", {"update_floor": 0.35}),
-        ("splus", "float32", {"precondition_frequency": 2}),
-        ("shampoo", "float32", {"precondition_frequency": 2}),
     ],
 )
 def test_stages_have_the_bits_of_numpy(name: str, dtype: str, options: dict[str, Any], backend: str) -> None:

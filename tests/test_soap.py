@@ -86,7 +86,7 @@ def test_matrices_of_zeros_stay_and_a_side_that_comes_later_stops_nothing(name: 
     ("name", "dtype", "more"),
     [
         *(("SOAP", dtype, {}) for dtype in (np.float32, np.float16, np.float64)),
-        ("SOAPMuon", np.float32, {"update_floor": 0.35, "radial_brake": 0.5}),
+        ("SOAPMuon", np.float32, {}),
         ("SPlus", np.float16, {"ema_decay": 0.9}),
         ("Shampoo", np.float32, {"state_format": "bfloat16"}),
     ],
