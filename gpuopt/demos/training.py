@@ -32,6 +32,7 @@ RATES = {
     "radam": 0.05,
     "schedulefreeradam": 0.05,
     "muon": 0.02,
+    "splus": 0.7,
 }
 
 
