@@ -51,8 +51,9 @@ def test_singular_values_come_into_the_range_of_the_coefficients(name: str, shap
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_every_shape_is_as_one_matrix_at_a_time_gives_it(name: str, shape: tuple[int, int, int]) -> None:
     x = np.random.default_rng(1).standard_normal(shape)
-    expected = np.array([newton_schulz(each, name) for each in x])
-    assert difference(linalg.orthogonalize(x.copy(), name), expected) < 1e-12
+    for steps in (None, 2):  # two show where it begins
+        expected = np.array([newton_schulz(each, name, steps) for each in x])
+        assert difference(linalg.orthogonalize(x.copy(), name, steps), expected) < 1e-12
 
 
 def test_wide_and_tall_are_transposes_of_each_other() -> None:
