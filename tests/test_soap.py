@@ -178,6 +178,8 @@ def test_where_the_host_does_not_know_the_step_it_refuses(monkeypatch: pytest.Mo
 def test_mistakes_of_a_rule_are_named() -> None:
     with pytest.raises(RuleSyntaxError, match="only products write it, expected readonly=True"):
         gpuopt.rule(state=[State("q", "q", shape="left")])
+    with pytest.raises(RuleSyntaxError, match="begins as the identity: expected the shape of a side, left or right"):
+        gpuopt.rule(state=[State("q", "q", init="identity", shape="row")])
     with pytest.raises(
         RuleSyntaxError, match="`to_bases` takes square states and scalars, arguments of the rule itself"
     ):
