@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import numpy as np
@@ -185,3 +186,51 @@ def test_a_share_that_is_none_is_refused() -> None:
 def test_a_schedule_that_is_none_is_refused(wrong: dict[str, Any], words: str) -> None:
     with pytest.raises(gpuopt.InputError, match=words):
         cubic_sparsity(**({"step": 7, "sparsity": 0.8, "begin_step": 5, "end_step": 9} | wrong))
+
+
+def test_it_goes_on_from_what_was_saved(rng: np.random.Generator) -> None:
+    """In an optimizer that has its masks already: bits as if nothing had been saved."""
+    start, grads = {"w": rng.normal(size=(8, 6)), "b": rng.normal(size=6)}, rng.normal(size=(12, 8, 6))
+
+    def made(p: Any) -> tuple[MagnitudePruning, Any]:
+        pruning = MagnitudePruning(p, 0.8, 2, 11, frequency=3)
+        return pruning, gpuopt.AdamW(p, lr=0.05, mask=pruning.mask)
+
+    def run(p: Any, pruning: MagnitudePruning, opt: Any, steps: range) -> None:
+        for k in steps:
+            opt.step({"w": grads[k], "b": grads[k, 0]})
+            pruning.step()
+
+    whole = {name: value.copy() for name, value in start.items()}
+    run(whole, *made(whole), range(12))
+    first = {name: value.copy() for name, value in start.items()}
+    pruning, opt = made(first)
+    run(first, pruning, opt, range(6))
+    saved = pickle.loads(pickle.dumps((pruning.state_dict(), opt.state_dict(), first)))
+    pruning.prune(1.0)  # what was saved is a copy
+    later, opt = made(saved[2])
+    later.load_state_dict(saved[0])
+    opt.load_state_dict(saved[1])
+    assert later.steps == 6 and 0 < later.sparsity < 0.8
+    run(saved[2], later, opt, range(6, 12))
+    assert all(np.array_equal(saved[2][name], whole[name]) for name in whole) and later.sparsity > 0.79
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (3, r"state_dict: found int: expected what state_dict\(\) returned"),
+        ({"masks": [None]}, "state_dict: steps is missing"),
+        ({"steps": -1, "masks": [None]}, "state_dict: steps = -1: expected a whole number, 0 or more"),
+        ({"steps": 1, "masks": 3}, "state_dict: masks: found int: expected a list of 1"),
+        ({"steps": 1, "masks": []}, "state_dict: masks: found 0 arrays: expected a list of 1"),
+        ({"steps": 1, "masks": [np.ones(3, bool)]}, r"state_dict: masks\[0\]: shape \(3,\): expected \(3, 3\)"),
+        ({"steps": 1, "masks": [None]}, r"state_dict: masks\[0\]: shape None: expected \(3, 3\)"),
+    ],
+)
+def test_what_was_never_saved_is_refused(wrong: Any, words: str) -> None:
+    pruning = MagnitudePruning(np.arange(9.0).reshape(3, 3), 0.5, 1, 3)
+    pruning.prune(0.5)
+    with pytest.raises(gpuopt.InputError, match=words):
+        pruning.load_state_dict(wrong)
+    assert pruning.steps == 0 and int(pruning.mask.sum()) == 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -272,3 +273,35 @@ def test_a_tensor_is_no_array_of_parameters_to_prune() -> None:
         training.MagnitudePruning([torch.ones(3, 3)], 0.5, 1, 2)
     with pytest.raises(gpuopt.DtypeError, match="expected an array of NumPy or CuPy"):
         training.StochasticWeightAverage([torch.ones(3, 3)])
+
+
+def test_masks_and_averages_of_a_model_go_on_from_what_was_saved() -> None:
+    """Through torch.save, as a checkpoint goes."""
+
+    def made() -> tuple[torch.nn.Module, training.MagnitudePruning, training.StochasticWeightAverage]:
+        model = network()
+        return model, training.MagnitudePruning(model, 0.5, 1, 3), training.StochasticWeightAverage(model)
+
+    model, pruning, swa = made()
+    pruning.step()
+    pruning.prune(0.25)
+    for _ in range(2):
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(1.1)
+        swa.update()
+    file = io.BytesIO()
+    torch.save([pruning.state_dict(), swa.state_dict()], file)
+    file.seek(0)
+    saved = torch.load(file)
+    model, later, average = made()
+    later.load_state_dict(saved[0])
+    average.load_state_dict(saved[1])
+    assert later.steps == 1 and average.count == 2
+    for (_, mask), (_, loaded) in zip(pruning.mask.items(), later.mask.items(), strict=True):
+        torch.testing.assert_close(loaded, mask, rtol=0, atol=0)
+    for name, mean in swa.averaged_params().items():
+        torch.testing.assert_close(average.averaged_params()[name], mean, rtol=0, atol=0)
+    average.update()
+    mean = (2 * swa.averaged_params()["0.weight"] + model[0].weight) / 3
+    torch.testing.assert_close(average.averaged_params()["0.weight"], mean)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -97,3 +98,48 @@ def test_what_is_refused() -> None:
             call()
     with pytest.raises(gpuopt.InputError, match="update_bn: arrays have no normalisation layers"):
         swa.update_bn([])
+
+
+def test_it_goes_on_from_what_was_saved(rng: np.random.Generator) -> None:
+    """Also from JSON: the same bits as if nothing had been saved, from a mean that is wider than its parameter."""
+    values = rng.normal(size=(9, 4)).astype(np.float16)
+
+    def run(swa: StochasticWeightAverage, p: Any, steps: range) -> StochasticWeightAverage:
+        for k in steps:
+            p[...] = values[k]
+            swa.update()
+        return swa
+
+    def made(p: Any) -> StochasticWeightAverage:
+        return StochasticWeightAverage(p, start=2, frequency=2)
+
+    p = np.zeros(4, np.float16)
+    whole = run(made(p), p, range(9)).state_dict()
+    saved = run(made(p), p, range(5)).state_dict()
+    as_text = json.dumps(saved | {"means": [mean.tolist() for mean in saved["means"]]})
+    assert saved["means"][0].dtype == np.float32
+    for given in (saved, json.loads(as_text)):
+        later = made(p)
+        later.load_state_dict(given)
+        assert later.count == 2
+        found = run(later, p, range(5, 9)).state_dict()
+        assert found["calls"] == 9 and found["count"] == whole["count"] == 4
+        assert np.array_equal(found["means"][0], whole["means"][0])
+
+
+def test_nothing_is_saved_or_loaded_while_the_parameters_are_the_average() -> None:
+    swa = StochasticWeightAverage([np.ones(3)])
+    swa.update()
+    saved = swa.state_dict()
+    swa.eval()
+    for call in (swa.state_dict, lambda: swa.load_state_dict(saved)):
+        with pytest.raises(gpuopt.OptionError, match=r"state_dict: the parameters are the average now: expected train"):
+            call()
+    swa.train()
+    for wrong, words in (
+        (saved | {"count": 1.5}, "state_dict: count = 1.5: expected a whole number"),
+        (saved | {"means": [np.ones(4)]}, r"state_dict: means\[0\]: shape \(4,\): expected \(3,\)"),
+    ):
+        with pytest.raises(gpuopt.InputError, match=words):
+            swa.load_state_dict(wrong)
+    assert swa.count == 1 and swa.averaged_params()[0].tolist() == [1, 1, 1]

@@ -16,6 +16,7 @@ from gpuopt.errors import DtypeError, InputError, OptionError, entries
 from gpuopt.optim import trees
 from gpuopt.optim.hyper import check_whole
 from gpuopt.training.problem import is_model, leaves_of
+from gpuopt.training.saving import checked
 
 NO_AVERAGE = "update: it was not called often enough for an average: expected more than `start` steps"
 
@@ -50,8 +51,7 @@ class StochasticWeightAverage:
 
     def update(self) -> None:
         """Count a step, and take the parameters into the mean where `start` and `frequency` say so."""
-        if self._kept is not None:
-            raise OptionError("update: the parameters are the average now: expected train() before")
+        self._check_training("update")
         past = self._calls - self.start
         self._calls += 1
         if past >= 0 and past % self.frequency == 0:
@@ -93,6 +93,26 @@ class StochasticWeightAverage:
             raise OptionError("update_bn: expected eval() before")
         self._mean.update_bn(batches, device)
 
+    def state_dict(self) -> dict[str, Any]:
+        """{"calls": int, "count": int, "means": [a copy of each]}, in the order of the parameters, in the dtypes in which means are
+        kept. Raises OptionError between `eval()` and `train()`, where the parameters are not those that are trained.
+        """
+        self._check_training("state_dict")
+        return {"calls": self._calls, "count": self._mean.count, "means": self._mean.copies()}
+
+    def load_state_dict(self, saved: Any) -> None:
+        """Go on from what `state_dict` returned; `start` and `frequency` are the caller's. Raises InputError, before anything is
+        written, for what does not fit these parameters, OptionError as `state_dict`.
+        """
+        self._check_training("load_state_dict")
+        shapes = [mean.shape for mean in self._mean.means]
+        (self._calls, count), means = checked(saved, ["calls", "count"], "means", shapes)
+        self._mean.load(count, means)
+
+    def _check_training(self, called: str) -> None:
+        if self._kept is not None:
+            raise OptionError(f"{called}: the parameters are the average now: expected train() before")
+
     def _check(self) -> None:
         if not self._mean.count:
             raise OptionError(NO_AVERAGE)
@@ -115,6 +135,16 @@ class ArrayMean:
         for mean, (_, array) in zip(self.means, self.leaves, strict=True):
             taken = array.astype(mean.dtype)
             mean[...] = taken if self.count == 1 else mean + (taken - mean) / self.count
+
+    def copies(self) -> list[Any]:
+        """As they are kept."""
+        return [mean.copy() for mean in self.means]
+
+    def load(self, count: int, means: list[Any]) -> None:
+        """Be the mean of so many; means: arrays or lists."""
+        self.count = count
+        for mean, value in zip(self.means, means, strict=True):
+            arrays.kind_of(mean, "means").assign(mean, value if arrays.is_array(value) else np.asarray(value))
 
     def values(self) -> Any:
         """In the container, each in the dtype of its parameter."""
@@ -150,6 +180,23 @@ class ModelMean:
     def add(self) -> None:
         """Take the parameters as they are into the mean."""
         self.averaged.update_parameters(self.model)
+
+    @property
+    def means(self) -> list[Any]:
+        """Those that torch keeps, without a graph."""
+        return [p.detach() for p in self.averaged.module.parameters()]
+
+    def copies(self) -> list[Any]:
+        """As torch keeps them."""
+        return [mean.clone() for mean in self.means]
+
+    def load(self, count: int, means: list[Any]) -> None:
+        """Be the mean of so many; means: tensors of any device, arrays or lists."""
+        import torch
+
+        self.averaged.n_averaged.fill_(count)
+        for mean, value in zip(self.means, means, strict=True):
+            mean.copy_(torch.as_tensor(value))
 
     def values(self) -> Any:
         """By name."""

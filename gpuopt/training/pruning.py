@@ -17,6 +17,7 @@ from gpuopt.optim import trees
 from gpuopt.optim.hyper import check_whole
 from gpuopt.training.checks import choice, real
 from gpuopt.training.problem import is_model, leaves_of
+from gpuopt.training.saving import checked
 
 SCOPES = ("layer", "global")
 
@@ -127,6 +128,22 @@ class MagnitudePruning:
         for (array, mask), keep in zip(self._pairs, kept, strict=True):
             tensors.apply(array, mask, keep.reshape(array.shape))
 
+    def state_dict(self) -> dict[str, Any]:
+        """{"steps": int, "masks": [a copy of each, None for what is not pruned]}, in the order of the parameters; the arguments of
+        the constructor are the caller's.
+        """
+        return {"steps": self._steps, "masks": [pair and self._tensors.copy(pair[1]) for pair in self._pruned]}
+
+    def load_state_dict(self, saved: Any) -> None:
+        """Go on from what `state_dict` returned: counts, and masks in place, so that an optimizer that has them reads the new ones;
+        weights are the caller's. Raises InputError, before anything is written, for what does not fit these parameters.
+        """
+        shapes = [pair and tuple(pair[1].shape) for pair in self._pruned]
+        (self._steps,), masks = checked(saved, ["steps"], "masks", shapes)
+        for pair, mask in zip(self._pruned, masks, strict=True):
+            if pair is not None:
+                self._tensors.assign(pair[1], mask)
+
 
 class Arrays:
     """Arrays of NumPy and CuPy, by the functions of their own library."""
@@ -151,6 +168,14 @@ class Arrays:
     def size(self, mask: Any) -> int:
         """Its elements."""
         return int(mask.size)
+
+    def copy(self, mask: Any) -> Any:
+        """In the same library."""
+        return mask.copy()
+
+    def assign(self, mask: Any, value: Any) -> None:
+        """The value, of NumPy or the mask's library, or a list, into the mask."""
+        arrays.kind_of(mask, "mask").assign(mask, value if arrays.is_array(value) else np.asarray(value, bool))
 
     def mirrored(self, masks: list[Any]) -> Any:
         """The masks as the parameters are given."""
@@ -197,6 +222,16 @@ class Tensors:
     def size(self, mask: Any) -> int:
         """Its elements."""
         return int(mask.numel())
+
+    def copy(self, mask: Any) -> Any:
+        """On the same device."""
+        return mask.clone()
+
+    def assign(self, mask: Any, value: Any) -> None:
+        """The value, a tensor of any device, an array or a list, into the mask."""
+        import torch
+
+        mask.copy_(torch.as_tensor(value))
 
     def mirrored(self, masks: list[Any]) -> Any:
         """The masks by parameter."""
