@@ -5,9 +5,9 @@
 
 Digits, breast cancer and diabetes: means over five folds, standardized, seconds of all five fits, the median of `--repeats` rounds.
 Synthetic data: one fit in each round on nine tenths of the rows, scored on the rest. Rounds go A B A B in one process, after a fit
-that compiles; linear models have the same penalties, networks their own defaults. A pass of LogisticRegression is one iteration of
-L-BFGS, which takes one or more. The threads of BLAS are those of the environment, and stand in the column `machine`. Rows are only
-ever added.
+that compiles; linear models have the same penalties, networks their own defaults. A pass of LogisticRegression is one evaluation of
+the loss and its gradient, which go through the data twice; L-BFGS makes one before its first iteration, and one or more in each.
+The threads of BLAS are those of the environment, and stand in the column `machine`. Rows are only ever added.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from typing import Any
 
 import numpy as np
 from sklearn import linear_model, neural_network
-from sklearn.base import clone
+from sklearn.base import clone, is_classifier
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import log_loss
 from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_info
@@ -43,7 +44,9 @@ RESULTS = Path(__file__).parent / "results" / "sklearn.csv"
 
 @dataclass(frozen=True)
 class Row:
-    """One pair on one data set; ratio: their seconds over ours. passes: 20 in both, at most."""
+    """One pair on one data set; ratio: their seconds over ours. passes: so many in both, at most; in the rows without losses
+    LogisticRegression had one more. loss: mean negative logarithm of the probability of the true class, on rows that are scored.
+    """
 
     date: str
     machine: str
@@ -56,6 +59,8 @@ class Row:
     seconds_theirs: float
     seconds_ours: float
     ratio: float
+    loss_theirs: float | None
+    loss_ours: float | None
 
 
 Fold = tuple[Any, Any, Any, Any]  # X and y to train on, then those to score
@@ -68,7 +73,8 @@ def pairs(classes: bool, passes: int, network_passes: int, rows: int) -> Iterabl
     mine = {"max_iter": passes, "random_state": 0}
     if classes:
         yield linear_model.SGDClassifier(loss="log_loss", **sgd), ours.LogisticClassifier(l2=ALPHA, **mine), passes
-        yield linear_model.LogisticRegression(max_iter=passes), ours.LogisticClassifier(l2=1 / rows, **mine), passes
+        lbfgs = linear_model.LogisticRegression(max_iter=passes - 1)
+        yield lbfgs, ours.LogisticClassifier(l2=1 / rows, **mine), passes
         theirs, made = neural_network.MLPClassifier, ours.MLPClassifier
     else:
         yield linear_model.SGDRegressor(**sgd), ours.LinearRegressor(l2=ALPHA, **mine), passes
@@ -108,30 +114,34 @@ def large(rows: int, dtype: str) -> Iterable[tuple[str, bool, list[Fold]]]:
         yield f"{name}, {'classes' if classes else 'regression'}", classes, [(X[:kept], y[:kept], X[kept:], y[kept:])]
 
 
-def measured(estimator: Any, folds: list[Fold]) -> tuple[float, float]:
-    """Mean score and the seconds of all fits."""
-    seconds, scores = 0.0, []
+def measured(estimator: Any, folds: list[Fold]) -> tuple[float, float | None, float]:
+    """Mean score, mean loss of a classifier, and the seconds of all fits."""
+    seconds, scores, losses = 0.0, [], []
     for X, y, X_test, y_test in folds:
         made = clone(estimator)
         begin = time.perf_counter()
         made.fit(X, y)
         seconds += time.perf_counter() - begin
         scores.append(made.score(X_test, y_test))
-    return float(np.mean(scores)), seconds
+        if is_classifier(made):
+            shares = made.predict_proba(X_test).astype(np.float64)
+            losses.append(log_loss(y_test, shares / shares.sum(axis=1, keepdims=True)))
+    return float(np.mean(scores)), float(np.mean(losses)) if losses else None, seconds
 
 
 def compared(data: str, theirs: Any, mine: Any, passes: int, folds: list[Fold], repeats: int) -> Row:
     """Both in turns."""
     times: tuple[list[float], list[float]] = ([], [])
     scores = [0.0, 0.0]
+    losses: list[float | None] = [None, None]
     for _ in range(repeats):
         for k, estimator in enumerate((theirs, mine)):
-            scores[k], seconds = measured(estimator, folds)
+            scores[k], losses[k], seconds = measured(estimator, folds)
             times[k].append(seconds)
     seconds_theirs, seconds_ours = map(statistics.median, times)
     return Row(
         f"{datetime.now(UTC):%Y-%m-%d}", machine(), data, type(theirs).__name__, type(mine).__name__, passes, *scores,
-        seconds_theirs, seconds_ours, seconds_theirs / seconds_ours,
+        seconds_theirs, seconds_ours, seconds_theirs / seconds_ours, *losses,
     )  # fmt: skip
 
 
@@ -161,6 +171,7 @@ def main(arguments: list[str] | None = None) -> list[Row]:
             append(options.out, [row])
             print(
                 f"{row.data:45} {row.theirs:18} {row.passes:3} passes  score {row.score_theirs:.4f} {row.score_ours:.4f}  "
+                f"loss {row.loss_theirs or 0:.5f} {row.loss_ours or 0:.5f}  "
                 f"seconds {row.seconds_theirs:.3f} {row.seconds_ours:.3f}  ratio {row.ratio:.2f}",
                 flush=True,
             )

@@ -95,6 +95,7 @@ def test_a_pass_has_every_row_once_with_its_target_and_weight(
     large: bool, kind: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batches, "NEAR", 0 if large else 1 << 40)
+    monkeypatch.setattr(batches, "RUNS", 1)
     n = 103
     numbers = np.arange(1, n + 1.0)
     x = np.stack([numbers, -numbers], axis=1)
@@ -143,10 +144,21 @@ def test_augmentation_leaves_the_data_alone(option: dict[str, float], rng: np.ra
 
 def test_rows_of_a_minibatch() -> None:
     assert [automatic_size(n, False) for n in (5, 64, 65, 1437, 50_000, 10**6)] == [5, 64, 32, 32, 64, 512]
-    assert [automatic_size(n, True) for n in (1437, 50_000, 10**6)] == [32, 256, 4096]
-    for dtype in (np.float32, np.float64):
-        gathered = batches.Gathered(np.array([[1.0], [2.0], [3.0]], dtype), np.float32, 2)
-        assert np.array_equal(gathered.take(np.array([2, 0])), np.array([[3], [1]], np.float32))
+    assert [automatic_size(n, True) for n in (1437, 50_000, 10**6)] == [32, 512, 8192]
+
+
+@pytest.mark.parametrize("read", ["float32", "float64"])
+@pytest.mark.parametrize("written", ["float32", "float64"])
+def test_gathered_rows_are_those_asked_for_rounded_to_nearest(
+    read: str, written: str, rng: np.random.Generator
+) -> None:
+    array = np.asfortranarray(rng.normal(size=(50, 37)) * 10.0 ** rng.integers(-44, 38, (50, 37))).astype(read)
+    gathered = batches.Gathered(array, written, 16)
+    for rows in (rng.integers(0, 50, 16), np.array([49, 0])):
+        found = gathered.take(rows)
+        with np.errstate(over="ignore"):
+            expected = array[rows].astype(written)
+        assert found.dtype == written and np.array_equal(found, expected) and np.shares_memory(found, gathered.out)
 
 
 # ------------------------------------------------------------------------------------------------- stopping

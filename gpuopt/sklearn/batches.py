@@ -2,10 +2,10 @@
 
 Called by the training loop. Knows no network and no loss.
 
-Order. Rows are shuffled anew before every pass; of dense data beyond NEAR bytes on the host, runs of RUN rows that lie together,
-since to gather single rows from all over the memory costs more than the pass itself. Minibatches are gathered (sparse data made
-dense) one by one into the same memory, so that one of them lasts until the next. All minibatches of a pass have the same number
-of rows or one less. Data that fit into one minibatch are never shuffled.
+Order. Rows are shuffled anew before every pass; of dense data beyond NEAR bytes on the host, runs of rows that lie together, so
+many that each minibatch has RUNS of them or more: to gather single rows from all over the memory costs more than the pass itself.
+Minibatches are gathered (sparse data made dense) one by one into the same memory, so that one of them lasts until the next. All
+minibatches of a pass have the same number of rows or one less. Data that fit into one minibatch are never shuffled.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from typing import Any
 
 import numpy as np
 
+from gpuopt.sklearn import gathering
+
 Array = np.ndarray[Any, Any]
 Batch = tuple[Any, Any, Any]  # inputs (n, features), targets (n, k), weights (n, 1) or None
 
 NEAR = 32 << 20  # what a cache may hold
-RUN = 8
+RUNS = 128  # data may be sorted: then a minibatch is worth as many rows
 WHOLE, LEAST = 64, 32
-PARTS, MOST = (1024, 256), (512, 4096)  # of a network, of a linear model, whose steps are short
+PARTS, MOST = (1024, 128), (512, 8192)  # of a network, of a linear model, whose steps are short
 
 
 def automatic_size(rows: int, linear: bool) -> int:
@@ -35,7 +37,7 @@ def automatic_size(rows: int, linear: bool) -> int:
 
 @dataclass(frozen=True)
 class Data:
-    """x: (n, features), dense in any floating dtype, or a CSR matrix. y: (n, k) numbers, or (n,) numbers of classes, of which
+    """x: (n, features), dense of float32 or float64, or a CSR matrix. y: (n, k) numbers, or (n,) numbers of classes, of which
     there are then `classes`. weights: (n,), of mean 1, or None.
     """
 
@@ -69,19 +71,18 @@ def shuffled(count: int, run: int, rng: np.random.Generator) -> Array:
 
 
 class Gathered:
-    """Rows of an array in a dtype and C order: all in memory that the next call writes again, or the array's own where it fits."""
+    """Rows of an array in a dtype and C order, in memory that the next call writes again."""
 
     def __init__(self, array: Array, dtype: Any, rows: int) -> None:
-        self.array = array
+        self.array = np.ascontiguousarray(array)
         self.out = np.empty((rows, *array.shape[1:]), dtype)
-        self.read = self.out if array.dtype == self.out.dtype else np.empty(self.out.shape, array.dtype)
 
     def take(self, rows: Array) -> Array:
         """These rows, in their order."""
-        read, out = self.read[: len(rows)], self.out[: len(rows)]
-        np.take(self.array, rows, axis=0, out=read, mode="clip")
-        if read is not out:
-            out[...] = read
+        out = self.out[: len(rows)]
+        if self.array.dtype == out.dtype:
+            return np.take(self.array, rows, axis=0, out=out, mode="clip")
+        gathering.convert(self.array, rows, out)
         return out
 
 
@@ -106,24 +107,16 @@ class Batches:
         self.shuffle = shuffle and count > 1
         self.x = data.x
         on_host = xp is np and not data.sparse
-        self.run = RUN if on_host and data.x.size * self.dtype.itemsize > NEAR else 1
+        self.run = max(rows // RUNS, 1) if on_host and data.x.size * self.dtype.itemsize > NEAR else 1
         self.gathered = Gathered(data.x, self.dtype, rows) if on_host and self.shuffle else None
         if not data.sparse and self.gathered is None:
             self.x = xp.asarray(np.ascontiguousarray(data.x, self.dtype))
-        self._rows(None)
+        self.y = data.y if data.classes > 2 else np.asarray(data.y, self.dtype).reshape(n, -1)
+        self.weights = None if data.weights is None else np.asarray(data.weights, self.dtype)[:, None]
         self.deviations = self._deviations() if augmentation.input_noise else None
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
-
-    def _rows(self, order: Array | None) -> None:
-        """Targets and weights in this order (None: as they lie)."""
-        y, weights = self.data.y, self.data.weights
-        y = y if order is None else y[order]
-        self.y = np.ascontiguousarray(y, y.dtype if self.data.classes else self.dtype)
-        if weights is not None:
-            weights = np.asarray(weights if order is None else weights[order], self.dtype)[:, None]
-        self.weights = weights
 
     def _deviations(self) -> Array:
         """The standard deviation of each feature, (features,)."""
@@ -135,30 +128,30 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         order = shuffled(len(self.data), self.run, self.rng) if self.shuffle else None
-        x = self.x
-        if order is not None:
-            self._rows(order)
-            if self.xp is not np and not self.data.sparse:
-                x = self.x[self.xp.asarray(order)]
-        for begin, end in pairwise(self.bounds):
-            rows: Any
-            if self.gathered is not None and order is not None:
-                rows = self.gathered.take(order[begin:end])
-            elif self.data.sparse:
-                found = x[begin:end] if order is None else x[order[begin:end]]
-                rows = np.asarray(found.toarray(), self.dtype, order="C")
-            else:
-                rows = x[begin:end]
-            yield self._made(rows, begin, end)
+        for part in self._parts(order):
+            yield self._made(*part)
 
-    def _made(self, x: Any, begin: int, end: int) -> Batch:
-        """A minibatch of these inputs and of the targets and weights from row `begin` to `end`."""
+    def _parts(self, order: Array | None) -> Iterator[Batch]:
+        """Inputs, targets (or numbers of classes) and weights of each minibatch; order None: as they lie."""
+        x = self.x
+        if order is not None and self.xp is not np and not self.data.sparse:
+            x = x[self.xp.asarray(order)]
+        for begin, end in pairwise(self.bounds):
+            rows: Any = slice(begin, end) if order is None else order[begin:end]
+            if self.gathered is not None:
+                inputs = self.gathered.take(rows)
+            elif self.data.sparse:
+                inputs = np.asarray(x[rows].toarray(), self.dtype, order="C")
+            else:
+                inputs = x[begin:end]
+            yield inputs, self.y[rows], None if self.weights is None else self.weights[rows]
+
+    def _made(self, x: Any, y: Any, weights: Any) -> Batch:
+        """A minibatch of these inputs, targets and weights."""
         xp, augmentation = self.xp, self.augmentation
-        y = self.y[begin:end]
-        if self.data.classes:
+        if self.data.classes > 2:
             y = self._one_hot(y)
-        weights = None if self.weights is None else self.weights[begin:end]
-        y, weights, x = xp.asarray(y), weights if weights is None else xp.asarray(weights), xp.asarray(x)
+        x, y, weights = (part if part is None else xp.asarray(part) for part in (x, y, weights))
         if augmentation.mixup:
             x, y, weights = self._mixed(x, y, weights)
         if self.deviations is not None:
@@ -168,9 +161,7 @@ class Batches:
         return x, y, weights
 
     def _one_hot(self, labels: Array) -> Array:
-        """Shares of classes: one column of a 1 or 0 for two of them."""
-        if self.data.classes == 2:
-            return labels[:, None].astype(self.dtype)
+        """Shares of classes, (n, classes)."""
         shares = np.zeros((len(labels), self.data.classes), self.dtype)
         shares[np.arange(len(labels)), labels] = 1
         return shares
