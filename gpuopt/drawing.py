@@ -67,6 +67,19 @@ def plain(axes: Any, title: str) -> None:
     axes.set_axisbelow(True)
 
 
+def whole(axis: Any) -> None:
+    """Ticks of an axis at whole numbers only."""
+    axis.set_major_locator(import_module("matplotlib.ticker").MaxNLocator(integer=True))
+
+
+def written_out(axis: Any) -> None:
+    """Ticks of a logarithmic axis at 1, 2, 5, 10, 20 ..., as plain numbers."""
+    ticker = import_module("matplotlib.ticker")
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axis.set_minor_locator(ticker.NullLocator())
+
+
 def colours(names: Iterable[str], ours: Iterable[str]) -> dict[str, str]:
     """A colour for each name, no two the same: those of `ours` are blue, so that they stand out."""
     mine = set(ours)

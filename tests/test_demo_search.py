@@ -80,6 +80,10 @@ def test_every_chapter_is_there_with_its_pictures(made: tuple[Path, str]) -> Non
     pictures = [base64.b64decode(str(a["src"]).partition(",")[2]) for a in page.of("img")]
     assert len(pictures) >= 11 and all(p.startswith(b"\x89PNG") and p.endswith(b"IEND\xaeB`\x82") for p in pictures)
     assert len(set(pictures)) == len(pictures) and all(a["alt"] for a in page.of("img"))
+    for attributes, picture in zip(page.of("img"), pictures, strict=True):  # one scale, so that letters are of one size
+        pixels = int.from_bytes(picture[16:20], "big")
+        assert int(str(attributes["width"])) == pytest.approx(pixels * 96 / 144, abs=1)
+    assert "`" not in "".join(page.texts["p"])
     for title in titles:
         assert f"{title.partition('. ')[0]:>2}. {title.partition('. ')[2]} (" in said
 

@@ -70,3 +70,16 @@ def test_a_line_that_ends_early_has_its_name_there() -> None:
     assert whole.arrow_patch is not None and early.arrow_patch is None
     figure.draw_without_rendering()
     assert Text.get_window_extent(early).x1 < axes.bbox.x1 < Text.get_window_extent(whole).x0
+
+
+def test_ticks_are_whole_or_written_out() -> None:
+    figure = drawing.figure(6, 4)
+    axes = figure.subplots()
+    axes.plot([1, 20], [0.03, 3000])
+    axes.set_yscale("log")
+    drawing.whole(axes.xaxis)
+    drawing.written_out(axes.yaxis)
+    figure.draw_without_rendering()
+    assert all(float(tick) == round(tick) for tick in axes.get_xticks())
+    words = [label.get_text() for label in axes.get_yticklabels()]
+    assert {"0.05", "1", "20", "1,000"} <= set(words) and not axes.yaxis.get_minorticklocs().size

@@ -38,7 +38,7 @@ def importance(setting: Setting) -> Section:
     return Section(
         "What it looks at",
         "Permutation importance: shuffle one input over all test images and see how much accuracy is lost. It needs nothing "
-        "but `predict`, so scikit-learn's own works on every estimator.",
+        "but predict, so scikit-learn's own works on every estimator.",
         f"The pixel in row {row + 1}, column {column + 1} counts most: shuffled, it costs {lost.max():.1f} points of "
         f"accuracy. {int((lost <= 0).sum())} of the 64 pixels cost nothing.",
         "from sklearn.inspection import permutation_importance\n\n"
@@ -91,7 +91,7 @@ def others(setting: Setting) -> Section:
     return Section(
         "Why this prediction",
         "SHAP shares out one prediction among the measurements by Shapley values (Lundberg & Lee 2017); LIME fits a line to the "
-        "model near one patient (Ribeiro et al. 2016). Both call `predict`, nothing else.",
+        "model near one patient (Ribeiro et al. 2016). Both call predict, nothing else.",
         " ".join(said),
         "shap.Explainer(model.predict, x[:40])(x[:1])\n"
         'LimeTabularExplainer(x, mode="regression").explain_instance(x[0], model.predict)',
@@ -106,7 +106,7 @@ def by_shap(setting: Setting, x: Any, names: list[str]) -> dict[str, float]:
     """Measurement -> what it adds to the prediction for the first patient."""
     import shap
 
-    found = shap.Explainer(setting.regressor.predict, x[:BACKGROUND], seed=setting.seed)(x[:1])
+    found = shap.Explainer(setting.regressor.predict, x[:BACKGROUND], seed=setting.seed)(x[:1], silent=True)
     return dict(zip(names, map(float, found.values[0]), strict=True))
 
 

@@ -62,10 +62,12 @@ def paths(names: list[str], tried: Any, coefficients: Any, scores: Any, chosen: 
         left.plot(tried, values, color=colour, linewidth=1.5)
         ends.append((tried[0], values[0], name, colour))
     left.set(xscale="log", xlabel="l1, from strong to weak", ylabel="coefficient", xlim=(tried[-1], tried[0]))
+    drawing.written_out(left.xaxis)
     drawing.plain(left, "Coefficients come in one after the other")
     right.plot(tried, scores, "o-", color=drawing.STRONG[0], markersize=4)
     right.axvline(tried[chosen], color=drawing.STRONG[1], linewidth=1.5)
     right.set(xscale="log", xlabel="l1", ylabel="cross-validated R2")
+    drawing.written_out(right.xaxis)
     drawing.plain(right, f"As good, with less: l1 = {tried[chosen]:.2g}")
     drawing.name_ends(left, ends)
     return figure
@@ -108,10 +110,12 @@ def curves(losses: Any, scores: Any, best: int) -> Any:
     left, right = figure.subplots(1, 2)
     left.plot(passes, losses, color=drawing.STRONG[0], linewidth=1.8)
     left.set(yscale="log", xlabel="pass", ylabel="training loss")
+    drawing.written_out(left.yaxis)
     right.plot(passes, 100 * scores, color=drawing.STRONG[0], linewidth=1.8)
     right.set(xlabel="pass", ylabel="accuracy on what was held out, %")
     for axes, title in ((left, "The training loss goes on falling"), (right, "What was held out says when to stop")):
         axes.axvline(best + 1, color=drawing.STRONG[1], linewidth=1.5)
+        drawing.whole(axes.xaxis)
         drawing.plain(axes, title)
     return figure
 

@@ -83,7 +83,9 @@ def html(title: str, lead: str, sections: Sequence[Section], foot: str) -> str:
 
 def part(number: int, section: Section) -> str:
     """One section."""
-    pictures = "\n".join(f'<img alt="{escape(words)}" src="{embedded(made)}">' for words, made in section.figures)
+    pictures = "\n".join(
+        f'<img alt="{escape(words)}" width="{width(made)}" src="{embedded(made)}">' for words, made in section.figures
+    )
     return f"""<section id="s{number}">
 <h2>{number}. {escape(section.title)}</h2>
 <p>{escape(section.why)}</p>
@@ -101,6 +103,11 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in rows[0])
     body = "\n".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows[1:])
     return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+
+
+def width(made: Any) -> int:
+    """Of a figure in pixels, 96 to an inch, so that letters have one size in all pictures."""
+    return round(96 * float(made.get_figwidth()))
 
 
 def embedded(made: Any) -> str:

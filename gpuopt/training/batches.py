@@ -65,6 +65,8 @@ class BatchSizes:
             (right, f"Time to train: least at {self.advised}", "relative to the least"),
         ):
             axes.set(xscale="log", yscale="log", xlabel="batch size", ylabel=label)
+            for axis in (axes.xaxis, axes.yaxis):
+                drawing.written_out(axis)
             if sizes[0] <= self.noise_scale <= sizes[-1]:
                 axes.axvline(self.noise_scale, color=drawing.GREY, linestyle=(0, (4, 3)), linewidth=1)
             drawing.plain(axes, title)
