@@ -1,7 +1,7 @@
 """Whether the advice of `gpuopt.training` holds: rates of the range test, and winners of `compare`, against full grids.
 
-Run by hand from the root of a checkout, `python benchmarks/training_practice.py`, in some minutes; adds rows to
-`benchmarks/results/training_practice.csv`. Its problems of loss and gradients are those of the tests.
+Run by hand from the root of a checkout, `python benchmarks/training_practice.py`, in some minutes (`--rates`: rates alone); adds
+rows to `benchmarks/results/training_practice.csv`. Its problems of loss and gradients are those of the tests.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 import training_problems  # noqa: E402  the folder is on the path now
 
 RATES = np.geomspace(1e-4, 1, 12)
+BETWEEN = np.sqrt(RATES[1:] * RATES[:-1])  # as good a grid, and what the best of one is worth
+TRIALS = ((0, False), (5, False), (8, True))  # how many; whether they are as long as the training
 RANGE_TESTED: dict[str, dict[str, Any]] = {"adamw": {}, "sgd": {"momentum": 0.9}, "lion": {}}
 COMPARED = ("adamw", "sgd", "lion", "adagrad")
 PASSES = {"digits": 18, "diabetes": 27, "breast cancer": 18, "wine": 27}
@@ -60,24 +62,33 @@ def reached(problem: training_problems.Problem, optimizer: str, lr: float, optio
 
 
 def range_rows() -> list[dict[str, Any]]:
-    """The range test on five problems with three optimizers, without trials and with five. holds: nine tenths of what the best
-    rate of the grid takes off the loss, or more.
+    """The range test on five problems with three optimizers, by TRIALS, and the best rate of the grid between. holds: nine tenths
+    of what the best rate of the grid takes off the loss, or more.
     """
     rows = []
     for name, (make, *_) in training_problems.FIVE.items():
         for optimizer, options in RANGE_TESTED.items():
             problem = make()
             start = problem.whole(problem.params)
-            losses = [reached(problem, optimizer, lr, options) for lr in RATES]
-            best = int(np.nanargmin(losses))
-            for trials in (0, 5):
-                lr = training.lr_range_test(problem.params, problem.loss, optimizer, trials=trials, **options).advised
-                loss = reached(problem, optimizer, lr, options)
-                rows.append({
-                    "what": f"lr_range_test, {trials} trials", "problem": name, "optimizer": optimizer, "advised": lr,
-                    "reached": loss, "grid_lr": RATES[best], "grid_best": losses[best], "start": start,
-                    "holds": start - loss >= 0.9 * (start - losses[best]),
-                })  # fmt: skip
+            on_grid, between = (
+                {float(lr): reached(problem, optimizer, lr, options) for lr in grid} for grid in (RATES, BETWEEN)
+            )
+            best, other = (min(grid, key=grid.__getitem__) for grid in (on_grid, between))
+            found = {"the grid between": (other, between[other])}
+            for trials, long in TRIALS:
+                steps = {"num_steps": problem.steps} if long else {}
+                lr = training.lr_range_test(
+                    problem.params, problem.loss, optimizer, trials=trials, **steps, **options
+                ).advised
+                what = f"lr_range_test, {trials} trials{' as long as training' if long else ''}"
+                found[what] = lr, reached(problem, optimizer, lr, options)
+            rows += [
+                {
+                    "what": what, "problem": name, "optimizer": optimizer, "advised": lr, "reached": loss, "grid_lr": best,
+                    "grid_best": on_grid[best], "start": start, "holds": start - loss >= 0.9 * (start - on_grid[best]),
+                }
+                for what, (lr, loss) in found.items()
+            ]  # fmt: skip
     return rows
 
 
@@ -134,9 +145,8 @@ def main() -> int:
     warnings.simplefilter("ignore")
     path, run = HERE / "results" / "training_practice.csv", time.strftime("%Y%m%dT%H%M%S")
     rows = range_rows()
-    for name in PASSES:
-        rows += validated_rows(name)
-    rows += loss_rows()
+    if "--rates" not in sys.argv[1:]:
+        rows += [row for name in PASSES for row in validated_rows(name)] + loss_rows()
     fresh = not path.exists()
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
