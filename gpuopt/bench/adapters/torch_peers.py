@@ -37,7 +37,7 @@ BNB32 = {"adamw": "AdamW32bit", "adam": "Adam32bit", "lion": "Lion32bit"}
 FLASH = {"adamw": "FlashAdamW", "adam": "FlashAdam", "lion": "FlashLion", "sgd": "FlashSGD"}
 OPTIMI = {"adamw": "AdamW", "lion": "Lion"}  # its Adam and SGD decay in another way: not the same step
 # Those of these libraries whose step is the author's, as ours is: pytorch_optimizer's Lamb, for one, has no bias correction.
-PYTORCH_OPTIMIZER = {"ademamix": "AdEMAMix"}
+PYTORCH_OPTIMIZER = {"ademamix": "AdEMAMix", "prodigy": "Prodigy"}
 AMSGRAD = ("amsgrad",)
 TIMM = {"lamb": "Lamb", "lars": "Lars", "novograd": "NvNovoGrad"}  # its Adafactor takes other steps
 WARM_UPS = ("alpha_warmup", "beta3_warmup")  # none by default there too
