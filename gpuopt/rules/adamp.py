@@ -1,17 +1,6 @@
 """AdamP: Adam, whose step does not lengthen weights of which only the direction counts."""
 
-from gpuopt.rules.language import (  # fmt: skip
-    State,
-    column_sum,
-    columns,
-    maximum,
-    numel,
-    row_sum,
-    rule,
-    sqrt,
-    tensor_max,
-    where,
-)
+from gpuopt.rules.language import State, column_sum, columns, maximum, numel, row_sum, rule, sqrt, tensor_max, where
 
 
 @rule(
