@@ -91,11 +91,12 @@ def picture(found: list[Outcome]) -> Any:
         axes.plot(values, range(len(rows)), "o", color=drawing.OURS[k], markersize=5)
         drawing.plain(axes, title)
         axes.grid(visible=False, axis="y")
-    panels[0].axvline(rows[0].start, color=drawing.GREY, linestyle=(0, (4, 3)), linewidth=1)
-    panels[0].annotate(
-        "start", (rows[0].start, len(rows) - 1), xytext=(-4, 0), textcoords="offset points", ha="right", va="center",
-        color=drawing.GREY, fontsize=drawing.SMALL,
-    )  # fmt: skip
+    for axes, start in zip(panels, (rows[0].start, training.rosenbrock_start()), strict=False):
+        axes.axvline(start, color=drawing.GREY, linestyle=(0, (4, 3)), linewidth=1)
+        axes.annotate(
+            "start", (start, len(rows) - 1), xytext=(-4, 0), textcoords="offset points", ha="right", va="center",
+            color=drawing.GREY, fontsize=drawing.SMALL,
+        )  # fmt: skip
     panels[1].set(xscale="log")
     panels[2].set(xlim=(0, None))
     panels[0].set_yticks(range(len(rows)), [o.optimizer for o in rows])
