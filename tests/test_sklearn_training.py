@@ -152,7 +152,7 @@ def test_rows_of_a_minibatch() -> None:
 def test_gathered_rows_are_those_asked_for_rounded_to_nearest(
     read: str, written: str, rng: np.random.Generator
 ) -> None:
-    array = np.asfortranarray(rng.normal(size=(50, 37)) * 10.0 ** rng.integers(-44, 38, (50, 37))).astype(read)
+    array = np.asfortranarray(rng.normal(size=(50, 37)) * 10.0 ** rng.integers(-44, 37, (50, 37))).astype(read)
     gathered = batches.Gathered(array, written, 16)
     for rows in (rng.integers(0, 50, 16), np.array([49, 0])):
         found = gathered.take(rows)
