@@ -25,6 +25,7 @@ from gpuopt.native.objects import same
 from gpuopt.optim import beside, joint
 from gpuopt.optim import rows as some_rows
 from gpuopt.optim.alike import Alike
+from gpuopt.optim.keeping import uncoded
 from gpuopt.optim.launches import check_counts, make_launches
 from gpuopt.optim.parameters import (
     Change,
@@ -338,7 +339,8 @@ class Engine:
         return beside.refitted(p), states
 
     def _shaped(self, p: Parameter, flags: Sequence[Mapping[str, object]]) -> dict[str, object]:
-        return self.rule.shaped(flags[p.group], p.whole, p.view.pairs, p.view.dtype)
+        found = self.rule.shaped(flags[p.group], p.whole, p.view.pairs, p.view.dtype)
+        return found if p.blocks else uncoded(found)
 
     def _regroup(self, counting: Set[str]) -> list[StepCounter]:
         """Let parameters of one group with equal counts share a counter, those with a gradient apart from those without. Where

@@ -86,6 +86,11 @@ class Keeping(Rule):
         return (*found, *(self.of_parameter if flags.get(NARROW) else ()))
 
 
+def uncoded(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags of a parameter whose states are not kept in codes, whatever its size."""
+    return {**flags, CODED: False} if CODED in flags else dict(flags)
+
+
 def planes(kept: Format, of: State | None = None) -> tuple[State, ...]:
     """The states that a format needs of a parameter, beside the array that shows, or of a state."""
     name, key = ("p", "param") if of is None else (of.name, f"{of.key}_{kept.name}")

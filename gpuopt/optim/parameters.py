@@ -42,6 +42,7 @@ class Parameter:
     heads: int = 1  # equal parts of its rows, each of which is a matrix
     number: int = -1  # its place in the optimizer, on which its random numbers depend; -1: as in the engine
     shard: Shard | None = None  # which part of a tensor it is, where other processes have the others
+    blocks: bool = True  # whether no block of codes is cut
 
     @property
     def whole(self) -> tuple[int, ...]:
