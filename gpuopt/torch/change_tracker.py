@@ -21,6 +21,7 @@ from gpuopt.native.objects import contents
 from gpuopt.native.torch import watch
 from gpuopt.native.torch.counters import VersionCounters
 from gpuopt.optim.engine import Engine
+from gpuopt.torch.shards import Parts
 from gpuopt.torch.snapshot import Snapshot, addresses, checked_snapshot, placement
 from gpuopt.torch.sparse import Rows
 from gpuopt.torch.step_tensors import StepTensors
@@ -43,6 +44,7 @@ class ChangeTracker:
         unsparse: Callable[[Engine, Sequence[torch.Tensor]], tuple[list[torch.Tensor], Rows]],
     ) -> None:
         self.engine, self.params = engine, list(params)
+        self._parts = Parts(self.params)
         # The optimizer refers to this: with a reference back its memory would be there until garbage is collected.
         self._publish: Callable[[], Any] = WeakMethod(publish)
         self._unsparse: Callable[[], Any] = WeakMethod(unsparse)
@@ -50,10 +52,11 @@ class ChangeTracker:
         self._groups = [contents(group["params"]) for group in groups]
         self._present = [k for k, p in enumerate(self._every) if p.grad is not None]
         # Parameters that are stepped in a dense copy.
+        local = self._parts.tensors()
         self._copies = [
-            (p, known.array) for p, known in zip(params, engine.parameters, strict=True) if p is not known.array
+            (p, known.array) for p, known in zip(local, engine.parameters, strict=True) if p is not known.array
         ]
-        self._placement = placement(params)
+        self._placement = placement(local)
         self.patience = watch.AFTER  # snapshots that agree before compiled code is made
         self._planned = engine.planned
         self._flags: Any = None  # options of the groups that the launches were made for
@@ -68,7 +71,8 @@ class ChangeTracker:
         self._all_states = list(chain.from_iterable(self._states))
         self._addresses = addresses(self._all_states)
         copied = {id(p) for p, _ in self._copies}  # torch sees what writes them
-        self._versions = VersionCounters([*(p for p in self.params if id(p) not in copied), *self._all_states])
+        written = [*self._parts.wrappers(), *(p for p in self._parts.tensors() if id(p) not in copied)]
+        self._versions = VersionCounters([*written, *self._all_states])
         self._last: Snapshot | None = None
         self._watch: watch.TensorWatch | None = None
         self._snapshots = 0
@@ -107,11 +111,14 @@ class ChangeTracker:
             return False
         last, self._last = self._last, None
         rows: Rows | None = None
+        params, (present, alike) = self._parts.tensors(), self._parts.gradients(present, engine.parameters)
         try:
-            now = checked_snapshot(self.params, present, self._all_states, engine.parameters)
+            now = checked_snapshot(params, present, self._all_states, engine.parameters)
         except LayoutError:
             present, rows = self._unsparse()(engine, present)
-            now = checked_snapshot(self.params, present, self._all_states, engine.parameters)._replace(as_stored=False)
+            now, alike = checked_snapshot(params, present, self._all_states, engine.parameters), False
+        if not alike:
+            now = now._replace(as_stored=False)
         self._snapshots += 1
         if now.params != self._placement or now.states != self._addresses or self.step_tensors.changed():
             return False

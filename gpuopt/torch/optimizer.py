@@ -22,18 +22,22 @@ from gpuopt.optim.hyper import MODE, check_group, defaults_of, members
 from gpuopt.optim.keeping import check_narrow, of_settings
 from gpuopt.optim.settings import Settings
 from gpuopt.rules.language import Rule
-from gpuopt.torch import differentiable, joint, loading, routes, sparse
+from gpuopt.torch import differentiable, joint, loading, refusals, routes, shards, sparse
 from gpuopt.torch.between import BetweenSteps
 from gpuopt.torch.change_tracker import ChangeTracker
 from gpuopt.torch.parameters import (
     Beside,
     Member,
     any_has,
+    blocks_whole,
     check_apart,
     in_rows,
     labelled,
+    local_states,
     make_parameter,
     new_states,
+    shaped,
+    shown,
     walked,
 )
 from gpuopt.torch.replayed import Replayed
@@ -169,16 +173,17 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
         settings = self._settings()
         engine = Engine(self.rule, settings, self.param_groups, self._asked)
         along = in_rows(self.rule, self.param_groups)
-        walks = [(label, p, walked(p, label, along)) for label, p, *_ in members]
+        walks = [(label, p, walked(p, label, along)) for label, p in ((m[0], shards.local(m[1])) for m in members)]
         check_apart(walks)
         parameters = []
         common = joint.states(self.rule, self.param_groups, self.state)
-        for (label, p, work), (_, _, index, number) in zip(walks, members, strict=True):
+        for (label, _, work), (_, p, index, number) in zip(walks, members, strict=True):
             found = self.state.get(p, {})
+            self._check_shape(label, p, index)
             always = [s for s in loading.required(self.rule, self.param_groups[index], p) if s.when is None]
             loading.check_entry(self.rule, found, always, self._counts_steps, p, label)
             states = {s.name: found[s.key] for s in self.rule.states if found.get(s.key) is not None}
-            states |= joint.of(self.rule, common, p)
+            states = local_states(self.rule, p, states, label) | joint.of(self.rule, common, p)
             new = new_states(self.rule, settings, self.param_groups[index], p, states)
             step = (
                 int(found.get("step", 0))
@@ -188,11 +193,17 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
             beside = self._beside.of(self.rule, p, label, work)
             parameter = make_parameter(work, label, engine.counter(index, step), beside, states | new)
             parameter.counter.word = self._replayed.word(p)
-            parameter.number = number
+            parameter.number, parameter.shard = number, shards.part(p, label)
+            parameter.blocks = blocks_whole(self.rule, p)
             engine.choice(parameter)
             parameters.append(parameter)
         engine.add(parameters)
         return engine
+
+    def _check_shape(self, label: str, p: torch.Tensor, index: int) -> None:
+        """Raise InputError where a step needs more of a parameter than this process has."""
+        group = self.param_groups[index]
+        refusals.check(self.rule, group, shaped(self.rule, self.rule.flags(group), p), p, label)
 
     # ------------------------------------------------------------------------------------------- step
 
@@ -259,7 +270,9 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
                     step = state["step"] = step_tensor(counter.step, self.param_groups[counter.group])
                 own.add(step.data_ptr())
                 steps.append(step)
-            state.update({keys[name]: tensor for name, tensor in stepped.states.items()})
+            seen = shards.locals_of(state)
+            new = {name: t for name, t in stepped.states.items() if t is not seen.get(keys[name])}
+            state.update({keys[name]: tensor for name, tensor in shown(self.rule, p, new).items()})
         self._known_version = self._view.version()  # these are its own
         return steps
 
@@ -287,9 +300,11 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
 
     def _allocate(self, params: Iterable[torch.Tensor]) -> None:
         chosen, settings = set(params), self._settings()
-        for _, p, index, _ in labelled(self.param_groups):
+        for label, p, index, _ in labelled(self.param_groups):
             group = self.param_groups[index]
-            made = new_states(self.rule, settings, group, p) if p in chosen else {}
+            if p in chosen:
+                self._check_shape(label, p, index)
+            made = shown(self.rule, p, new_states(self.rule, settings, group, p)) if p in chosen else {}
             if made and self._counts_steps:
                 self.state[p].setdefault("step", step_tensor(0, group))
             for state in self.rule.states:

@@ -17,6 +17,7 @@ from gpuopt.formats.dtypes import STORAGES
 from gpuopt.launch.launcher import StepCounter
 from gpuopt.optim import coded, geometry
 from gpuopt.optim.beside import check_anchors, checked
+from gpuopt.optim.keeping import uncoded
 from gpuopt.optim.parameters import Parameter, parameter_view
 from gpuopt.optim.settings import Settings
 from gpuopt.optim.states import begins, kept_dtype
@@ -24,6 +25,7 @@ from gpuopt.pairs import filled
 from gpuopt.rules.declared import IDENTITY, PARAMETER
 from gpuopt.rules.language import Rule
 from gpuopt.strides import is_dense
+from gpuopt.torch import shards
 from gpuopt.torch.tensors import DEVICES, NAMES, hosted, zeros
 
 # What errors call a parameter, the parameter, its group, and its place among all.
@@ -61,18 +63,25 @@ def dtype_name(p: torch.Tensor) -> str:
 
 
 def shaped(rule: Rule, flags: Mapping[str, Any], p: torch.Tensor) -> dict[str, Any]:
-    """A rule's flags for a parameter."""
-    return rule.shaped(flags, tuple(p.shape), p.is_complex(), dtype_name(p))
+    """A rule's flags for a parameter, by the shape of the whole tensor, so that all processes have the same."""
+    found = rule.shaped(flags, tuple(p.shape), p.is_complex(), dtype_name(p))
+    return found if blocks_whole(rule, p) else uncoded(found)
+
+
+def blocks_whole(rule: Rule, p: torch.Tensor) -> bool:
+    """Whether no process has only a part of a block of codes."""
+    sizes = {s.per for planes in getattr(rule, "of_states", {}).values() for s in planes}
+    return shards.blocks_whole(p, sorted(sizes))
 
 
 def new_states(
     rule: Rule, settings: Settings, group: Mapping[str, Any], p: torch.Tensor, found: Collection[str] = ()
 ) -> dict[str, torch.Tensor]:
-    """The states that a parameter needs and that are not found, by role name, as they are before its first step. As in torch,
-    both parts of a complex one begin alike.
+    """The states that a parameter needs and that are not found, by role name, as they are before its first step: of a part of a
+    tensor those of the part. As in torch, both parts of a complex one begin alike.
     """
     dtypes, made = state_dtypes(rule, settings, p), {}
-    flags = shaped(rule, rule.flags(group), p)
+    flags, p = shaped(rule, rule.flags(group), p), shards.local(p)
     for state in rule.active_states(flags):
         if state.name in found:
             continue
@@ -90,6 +99,31 @@ def new_states(
         for plane, codes in coded.encoded(rule, name, value, (0, 0, 0)).items():
             made[plane].copy_(torch.from_numpy(codes))
     return made
+
+
+def shown(rule: Rule, p: torch.Tensor, states: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """States by role name as `self.state` has them: of a part of a tensor, parts of states, but for single numbers."""
+    if not shards.is_part(p):
+        return dict(states)
+    known, made = {s.name: s for s in rule.states}, {}
+    for name, state in states.items():
+        of, shape = known[name], tuple(p.shape)
+        pairs = (2,) if state.ndim > p.ndim else ()
+        shape = (*shape, *pairs) if of.walked else rule.shape_of(of, shape)
+        made[name] = state if of.cell else shards.like(state, p, shape)
+    return made
+
+
+def local_states(rule: Rule, p: torch.Tensor, states: Mapping[str, torch.Tensor], label: str) -> dict[str, Any]:
+    """The memory of these states by role name. Raises InputError where one is not cut as its parameter is."""
+    known = {s.name: s for s in rule.states}
+    for name, state in states.items() if shards.is_part(p) else ():
+        if not known[name].cell and not shards.cut_alike(state, p):
+            raise InputError(
+                f"{known[name].key} of {label}: found {shards.described(state)}: expected {shards.described(p)}, as the "
+                "parameter; load_state_dict() takes whole tensors too"
+            )
+    return shards.locals_of(states)
 
 
 def in_rows(rule: Rule, groups: Sequence[Mapping[str, Any]]) -> bool:
@@ -156,7 +190,7 @@ def check_apart(members: Sequence[tuple[str, torch.Tensor, torch.Tensor]]) -> No
 def make_parameter(
     work: torch.Tensor, label: str, counter: StepCounter, beside: Mapping[str, Any], states: dict[str, torch.Tensor]
 ) -> Parameter:
-    """What the engine steps: work, the parameter itself or a dense copy of it; beside: mask and bounds of its real numbers."""
+    """What the engine steps: work, the parameter's memory or a dense copy of it; beside: mask and bounds of its real numbers."""
     return Parameter(label, work, parameter_view(work, label), counter.group, counter, {**beside}, states)
 
 
@@ -180,13 +214,22 @@ class Beside:
         given = {name: of[p] for name, of in self.given.items() if of.get(p) is not None}
         if not given:
             return {}
-        work = walked(p.detach(), label) if work is None else work
+        work = walked(shards.local(p).detach(), label) if work is None else work
         key = work.device, work.dtype, work.shape
         if p not in self.made or self.made[p][0] != key:
             counter = StepCounter(0, 0, lambda step: {})
             stepped = Parameter(label, work, parameter_view(work, label), 0, counter)
+            if shards.is_part(p):
+                given = {name: of_part(value, p, f"{name} of {label}") for name, value in given.items()}
             self.made[p] = key, checked(rule, stepped, given.get("mask"), given.get("bounds"), given.get("anchor"))
         return self.made[p][1]
+
+
+def of_part(given: Any, p: torch.Tensor, label: str) -> Any:
+    """What is given of a whole tensor, or as a DTensor, where the parameter is a part of one; numbers as they are."""
+    if isinstance(given, (tuple, list)):
+        return tuple(of_part(value, p, label) for value in given)
+    return given if not getattr(given, "shape", ()) else shards.part_of(given, p, label)
 
 
 def of_parameters(what: str, given: Any, groups: Sequence[Mapping[str, Any]]) -> dict[torch.Tensor, Any]:

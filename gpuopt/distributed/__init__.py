@@ -1,0 +1,1 @@
+"""What sends arrays between processes. Knows no optimizer."""

@@ -1,0 +1,52 @@
+"""Which rules and options cannot step a parameter that is a part of a tensor, or has lost its shape: said in words before anything
+is made of it. Called by the optimizer; knows no engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from gpuopt.compiler.names import OPTION
+from gpuopt.compiler.tree import operations
+from gpuopt.errors import InputError
+from gpuopt.optim import geometry
+from gpuopt.rules.definition import ALONG, MATRIX
+from gpuopt.rules.language import Rule
+from gpuopt.torch import shards
+
+OF_TENSORS = {*ALONG, "tensor_sum", "tensor_max"}  # what a tensor without its shape does not have
+# What an attribute of a tensor says of who has flattened it.
+FLATTENED = {"_fsdp_flattened": "FullyShardedDataParallel", "ds_id": "DeepSpeed", "ds_shape": "DeepSpeed"}
+
+
+def check(rule: Rule, group: Mapping[str, Any], flags: Mapping[str, Any], p: torch.Tensor, label: str) -> None:
+    """Raise InputError where a step needs more than elements one by one and sums over all of them. flags: of the parameter."""
+    flattened(rule, group, p, label)
+    if shards.whole(p) or len(p.shape) < 2 or p.is_complex():
+        return
+    looks = rule.definition().along and flags.get(MATRIX, True)
+    option = next((name for name, of in geometry.on(group) if "matrix" in of.flags), None)
+    if looks or (option and flags.get(OPTION + MATRIX)):
+        what = rule.title if looks else f"{option} = {group[option]!r}"
+        raise InputError(
+            f"{label}: shape {tuple(p.shape)} with placements {p.placements}: {what} looks at rows and columns of whole "  # type: ignore[attr-defined]
+            "matrices, of which each process has a part: expected a parameter that is not cut, or an optimizer of single elements "
+            "and sums, such as AdamW or LAMB"
+        )
+
+
+def flattened(rule: Rule, group: Mapping[str, Any], p: torch.Tensor, label: str) -> None:
+    """Raise InputError where a step needs the shape of a tensor, and of this one someone has left only its elements."""
+    who = next((name for attribute, name in FLATTENED.items() if hasattr(p, attribute)), None)
+    if who is None:
+        return
+    option = next((name for name, of in geometry.on(group) if of.flags != ("bent",)), None)
+    if not operations(rule.definition().tree.body).isdisjoint(OF_TENSORS) or option:
+        what = f"{option} = {group[option]!r}" if option else rule.title
+        raise InputError(
+            f"{label}: {who} has flattened it and kept a part: {what} needs whole tensors in their shape: expected fully_shard "
+            "(FSDP2), or an optimizer of single elements, such as AdamW"
+        )
