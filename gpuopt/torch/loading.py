@@ -21,7 +21,8 @@ from gpuopt.optim.decay import PEAK
 from gpuopt.optim.hyper import own_defaults
 from gpuopt.optim.settings import Settings
 from gpuopt.rules.language import Rule, State
-from gpuopt.torch.parameters import labelled, shaped, state_dtypes
+from gpuopt.torch import shards
+from gpuopt.torch.parameters import labelled, shaped, shown, state_dtypes
 from gpuopt.torch.tensors import TYPES, storage
 
 
@@ -137,24 +138,47 @@ def on_host(tensor: Any) -> Any:
 
 
 def in_formats(rule: Rule, seed: int, groups: Sequence[Mapping[str, Any]], saved: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint whose states are kept as this optimizer keeps them, in codes or not. What does not fit is left to be refused."""
+    """A checkpoint whose states are kept as this optimizer keeps them, in codes or not, and cut as parameters are. What does not fit
+    is left to be refused.
+    """
     if [len(g["params"]) for g in groups] != [len(g["params"]) for g in saved["param_groups"]]:
         return saved
     indices = [i for group in saved["param_groups"] for i in group["params"]]
     state = dict(saved["state"])
-    for index, (_, p, group, number) in zip(indices, labelled(groups), strict=True):
+    for index, (label, p, group, number) in zip(indices, labelled(groups), strict=True):
         entry = state.get(index) or {}
         if not isinstance(entry, Mapping) or not any(isinstance(t, torch.Tensor) for t in entry.values()):
             continue
         active = rule.active_states(shaped(rule, rule.flags({**groups[group], **saved["param_groups"][group]}), p))
         place = seed, number, int(entry.get("step", 0) or 0)
-        made = coded.converted(rule, entry, active, tuple(p.shape), on_host, place)
+        entry = state[index] = in_parts(rule, entry, p, label)
+        made = coded.converted(rule, shards.locals_of(entry), active, tuple(shards.local(p).shape), on_host, place)
         if made.keys() != entry.keys():
-            state[index] = {
-                k: v if isinstance(v, torch.Tensor) or k not in _keys(rule) else torch.from_numpy(v)
-                for k, v in made.items()
-            }
+            new = {k: v if isinstance(v, torch.Tensor) else torch.from_numpy(v) for k, v in made.items() if k in _keys(rule)}
+            state[index] = made | as_saved(rule, p, new)
     return {**saved, "state": state}
+
+
+def in_parts(rule: Rule, entry: Mapping[str, Any], p: torch.Tensor, label: str) -> dict[str, Any]:
+    """A parameter's saved states, of which this process has the part that it has of the parameter, where that is a DTensor. Raises
+    InputError for states that are cut where the parameter is not.
+    """
+    numbers, found = {"step", *(s.key for s in rule.states if s.cell)}, dict(entry)
+    for key, value in entry.items():
+        if key in numbers or not isinstance(value, torch.Tensor):
+            continue
+        if shards.is_part(p) and value.ndim:
+            made = shards.part_of(value, p, f"{key} of {label}")
+            found[key] = shards.like(made, p, tuple(value.shape))
+        elif shards.is_part(value):
+            raise InputError(f"{key} of {label}: found {shards.described(value)}: expected a whole tensor, its full_tensor()")
+    return found
+
+
+def as_saved(rule: Rule, p: torch.Tensor, of: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """States by key, of this process, as `self.state` has them."""
+    made = shown(rule, p, {s.name: of[s.key] for s in rule.states if s.key in of})
+    return {s.key: made[s.name] for s in rule.states if s.name in made}
 
 
 def _keys(rule: Rule) -> set[str]:
@@ -187,5 +211,7 @@ def restore(
             if entry.get(state.key) is not None:
                 host = settings.on_host and state.large
                 device = torch.device("cpu") if host else p.device
-                made = kept_as(rule, state, entry[state.key], p, dtypes[state.name], device)
-                known[p][state.key] = made.pin_memory() if host and p.is_cuda else made
+                value, own = shards.local(entry[state.key]), shards.local(p)
+                made = kept_as(rule, state, value, own, dtypes[state.name], device)
+                made = made.pin_memory() if host and p.is_cuda else made
+                known[p] |= as_saved(rule, p, {state.key: made})

@@ -109,7 +109,7 @@ def part(p: torch.Tensor, label: str) -> Shard | None:
     cut = cuts(p)
     if not cut:
         return None
-    indices = [consecutive(of, axis, label) for axis in range(p.ndim)]
+    indices = [consecutive(of, axis, size, label) for axis, size in enumerate(p.shape)]
     shape, offset = tuple(size for _, size in indices), tuple(first for first, _ in indices)
     if prod(shape) != local(p).numel():
         raise InputError(
@@ -125,14 +125,16 @@ def part(p: torch.Tensor, label: str) -> Shard | None:
     return found
 
 
-def consecutive(p: Any, axis: int, label: str) -> tuple[int, int]:
-    """The first index along an axis that this process has, and how many. Raises InputError where others are between them."""
-    found = torch.arange(p.shape[axis])
+def consecutive(p: Any, axis: int, size: int, label: str) -> tuple[int, int]:
+    """The first index along an axis of this size that this process has, and how many, of what is cut as a DTensor is. Raises
+    InputError where others are between them.
+    """
+    found = torch.arange(size)
     for k, placement in enumerate(p.placements):
         if getattr(placement, "dim", None) == axis and not placement.is_partial():
-            size, rank = p.device_mesh.size(k), p.device_mesh.get_local_rank(k)
+            parts, rank = p.device_mesh.size(k), p.device_mesh.get_local_rank(k)
             pieces = found.chunk(getattr(placement, "split_factor", 1)) if len(found) else ()
-            mine = [chunk[rank] for chunk in (piece.chunk(size) for piece in pieces) if rank < len(chunk)]
+            mine = [chunk[rank] for chunk in (piece.chunk(parts) for piece in pieces) if rank < len(chunk)]
             found = torch.cat(mine) if mine else found[:0]
     if not len(found):
         return 0, 0
@@ -234,20 +236,17 @@ class Parts:
 
 
 def part_of(value: Any, p: Any, label: str) -> torch.Tensor:
-    """What this process has of a tensor that lies beside a parameter. value: a DTensor, or all of it, of NumPy or torch. Raises
-    InputError where it does not go with the parameter.
+    """What this process has of a tensor that lies beside a parameter. value: a DTensor, or all of it, of NumPy or torch, in the
+    shape of the parameter or with one number for each block of a row. Raises InputError where it does not go with the parameter.
     """
     if is_part(value):
         return local(as_placed(value, p, label))
     tensor = torch.as_tensor(value)
-    if tensor.shape[: p.ndim] != p.shape:
-        if tensor.shape[: p.ndim] == local(p).shape:
-            raise InputError(f"{label}: shape {tuple(tensor.shape)}: expected {tuple(p.shape)}, that of the whole parameter")
-        return tensor
-    for axis in range(p.ndim):
-        first, size = consecutive(p, axis, label)
-        tensor = tensor.narrow(axis, first, size)
-    return tensor
+    if tensor.shape[:1] != p.shape[:1] or (tensor.ndim >= p.ndim and tensor.shape[: p.ndim] != p.shape):
+        raise InputError(f"{label}: shape {tuple(tensor.shape)}: expected {tuple(p.shape)}, that of the whole parameter")
+    for axis, size in enumerate(tensor.shape):
+        tensor = tensor.narrow(axis, *consecutive(p, axis, size, label))
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def cut_alike(tensor: torch.Tensor, p: Any) -> bool:
