@@ -95,9 +95,10 @@ def converted(
     shape: tuple[int, ...],
     on_host: Callable[[Any], Any],
     place: tuple[int, int, int],
+    shard: Shard | None = None,
 ) -> dict[str, Any]:
     """Saved states, by key, as the rule keeps them where these states are active: in codes or not, through values where they were
-    saved otherwise.
+    saved otherwise. shard: which part of the tensor they are, where they are one.
     """
     found = plain(rule, entry, shape, on_host)
     there = {s.key: s.name for s in active}
@@ -106,7 +107,7 @@ def converted(
         saved = bool(own) and all(s.key in found for s in own)
         if own and own[0].key in there and state.key in found and np.shape(found[state.key]) == shape:
             array = np.asarray(on_host(found.pop(state.key))).astype(np.float32)
-            made = encoded(rule, state.name, array, place)
+            made = encoded(rule, state.name, array, place, shard)
             found |= {s.key: made[s.name] for s in own}
         elif state.key in there and saved:
             by_name = {s.name: found.pop(s.key) for s in own}

@@ -15,6 +15,7 @@ from gpuopt import arrays
 from gpuopt.errors import InputError, entry
 from gpuopt.formats.dtypes import CODED, SAME, STORAGES, numpy_dtype
 from gpuopt.formats.language import VISIBLE, Format
+from gpuopt.launch.shards import Shard
 from gpuopt.optim.coded import codes
 from gpuopt.optim.keeping import planes
 from gpuopt.rules.language import Rule
@@ -67,14 +68,17 @@ def keeps(rule: Rule, dtype: str) -> bool:
     return getattr(rule, "kept", None) is not None and dtype in CODED
 
 
-def encoded(rule: Rule, full: NDArray[Any], dtype: str, place: tuple[int, int, int]) -> dict[str, NDArray[Any]]:
+def encoded(
+    rule: Rule, full: NDArray[Any], dtype: str, place: tuple[int, int, int], shard: Shard | None = None
+) -> dict[str, NDArray[Any]]:
     """The arrays of a parameter that becomes these float32 values between two steps: "p", what shows, as float32, and planes by the
-    names of the rule. place: seed, number of the tensor, step count, on which random bits depend.
+    names of the rule. place: seed, number of the tensor, step count, on which random bits depend;
+    shard: which part of the tensor they are.
     """
     kept: Format = rule.kept  # type: ignore[attr-defined]
     made = {}
     names = iter(state.name for state in planes(kept))
-    for plane, found in zip(kept.planes, codes(kept, full, place, dtype == "float16"), strict=True):
+    for plane, found in zip(kept.planes, codes(kept, full, place, dtype == "float16", shard), strict=True):
         if plane.dtype == VISIBLE:
             made["p"] = found.view(numpy_dtype(dtype)).astype(np.float32).reshape(full.shape)
         else:

@@ -24,7 +24,7 @@ from gpuopt.optim.settings import Settings
 from gpuopt.rules.between import EVALUATE, RESUME
 from gpuopt.rules.language import Rule
 from gpuopt.rules.primitives import compute_dtype
-from gpuopt.torch import contents
+from gpuopt.torch import contents, shards
 from gpuopt.torch.differentiable import like, plain, real
 from gpuopt.torch.loading import on_host
 from gpuopt.torch.parameters import labelled
@@ -67,18 +67,18 @@ class BetweenSteps:
         for group in self.param_groups:
             for p in group["params"] if group.get(MODE, True) is not train else ():
                 if self.state.get(p):
-                    self._become(p, self._asked_of(name, group, p, p))
+                    self._become(p, self._asked_of(name, group, p, shards.local(p)))
             group[MODE] = train
 
     def _become(self, p: torch.Tensor, values: torch.Tensor) -> None:
         """A parameter becomes these values between two steps, and what a format keeps beside it."""
+        own, state = shards.local(p), shards.locals_of(self.state[p])
         if not keeps(self.rule, NAMES.get(p.dtype, "")):
-            p.copy_(values)
+            own.copy_(values)
             return
-        place = self._place(p)
-        keys = {s.name: s.key for s in self.rule.states}
-        for plane, made in encoded(self.rule, values.float().cpu().numpy(), NAMES[p.dtype], place).items():
-            (p if plane == "p" else self.state[p][keys[plane]]).copy_(torch.from_numpy(made))
+        keys, place = {s.name: s.key for s in self.rule.states}, (self._place(p), shards.part(p, "a parameter"))
+        for plane, made in encoded(self.rule, values.float().cpu().numpy(), NAMES[p.dtype], *place).items():
+            (own if plane == "p" else state[keys[plane]]).copy_(torch.from_numpy(made))
 
     def _place(self, p: torch.Tensor) -> tuple[int, int, int]:
         """Seed, number and step count of a parameter, on which its random bits between two steps depend."""
@@ -86,13 +86,12 @@ class BetweenSteps:
         return self._given.seed, number, int(self.state[p].get("step", 0))
 
     def _full(self, p: torch.Tensor) -> torch.Tensor:
-        """A parameter in full precision, as a new tensor."""
-        state = self.state.get(p) or {}
+        """What this process has of a parameter in full precision, as a new tensor."""
+        state, own = shards.locals_of(self.state.get(p) or {}), shards.local(p)
         of_parameter = getattr(self.rule, "of_parameter", ())
         states = {s.name: state[s.key] for s in of_parameter if s.key in state}
-        return torch.from_numpy(decoded(self.rule, states, p, NAMES.get(p.dtype, "float32"), _halves_as_bits)).to(
-            p.device
-        )
+        made = decoded(self.rule, states, own, NAMES.get(p.dtype, "float32"), _halves_as_bits)
+        return torch.from_numpy(made).to(own.device)
 
     def routing(self) -> Routing:
         """Which parameters are stepped as matrices and which as vectors, with rate and decay: prints as a table."""
@@ -103,22 +102,22 @@ class BetweenSteps:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all states that there are by now, those of a format beside parameters included; step counts are not."""
+        """Bytes of all states that this process has by now, those of a format beside parameters included; step counts are not."""
         keys = {s.key for s in self.rule.states}
         found = [t for state in self.state.values() for key, t in state.items() if key in keys and t is not None]
-        return sum(t.nbytes for t in {id(t): t for t in found}.values())
+        return sum(shards.local(t).nbytes for t in {id(t): t for t in found}.values())
 
     @property
     def nbytes_on_host(self) -> int:
         """Those of them that `state_device="host"` keeps in host memory."""
         large = {s.key for s in self.rule.states if s.large} if self._given.on_host else set[str]()
         found = [t for state in self.state.values() for key, t in state.items() if key in large and t is not None]
-        return sum(t.nbytes for t in found)
+        return sum(shards.local(t).nbytes for t in found)
 
     @torch.no_grad()
     def _full_precision(self) -> list[torch.Tensor]:
         """See `gpuopt.full_precision`."""
-        return [self._full(p) for group in self.param_groups for p in group["params"]]
+        return [shards.like(self._full(p), p) for group in self.param_groups for p in group["params"]]
 
     def _checkpoint(self) -> Outline:
         """See `optim.checkpoint`, as for the two below."""
@@ -132,20 +131,21 @@ class BetweenSteps:
 
     @torch.no_grad()
     def averaged_params(self) -> list[torch.Tensor]:
-        """The parameters to evaluate as new tensors, in the order of the groups and their parameters; nothing is changed.
+        """The parameters to evaluate as new tensors, in the order of the groups and their parameters; nothing is changed. Of
+        DTensors they are DTensors.
 
         Raises InputError where a rule evaluates what it trains.
         """
         check_averages(self.rule)
-        return [self._averaged(group, p) for group in self.param_groups for p in group["params"]]
+        return [shards.like(self._averaged(group, p), p) for group in self.param_groups for p in group["params"]]
 
     def _averaged(self, group: dict[str, Any], p: torch.Tensor) -> torch.Tensor:
-        """What is evaluated of a parameter, as a new tensor."""
-        state = self.state.get(p) or {}
+        """What this process has of what is evaluated of a parameter, as a new tensor."""
+        state, own = shards.locals_of(self.state.get(p) or {}), shards.local(p)
         if averages(self.rule) and state and group.get(MODE, True):
-            return self._asked_of(EVALUATE, group, p, p).to(p.dtype)
+            return self._asked_of(EVALUATE, group, p, own).to(p.dtype)
         average = state.get(companions.AVERAGE.removeprefix(OPTION)) if not averages(self.rule) else None
-        return p.detach().clone() if average is None else average.detach().to(p.dtype, copy=True)
+        return own.detach().clone() if average is None else average.detach().to(p.dtype, copy=True)
 
     def __getattr__(self, name: str) -> Any:
         return of_rule(self, type(self).rule, name)
@@ -171,24 +171,27 @@ class BetweenSteps:
         target = self.rule.between[name].arrays[1]
         for (group, p), g in zip(members, given, strict=True):
             if g is not None:
-                kept = self._values(p)[target]
-                kept.copy_(self._asked_of(name, group, p, kept, g))
-                there = self.state[p].get(by_name[target])
+                own, kept = shards.locals_of(self.state[p]), self._values(p)[target]
+                kept.copy_(self._asked_of(name, group, p, kept, shards.local(shards.as_placed(g, p, name))))
+                there = own.get(by_name[target])
                 if there is not None and there is not kept:  # in host memory
                     there.copy_(kept)
                 elif there is None:  # in codes
-                    made = coded.encoded(self.rule, target, kept.cpu().numpy(), self._place(p))
+                    place = self._place(p), shards.part(p, "a parameter")
+                    made = coded.encoded(self.rule, target, kept.cpu().numpy(), *place)
                     for plane, codes in made.items():
-                        self.state[p][by_name[plane]].copy_(torch.from_numpy(codes))
+                        own[by_name[plane]].copy_(torch.from_numpy(codes))
 
     def _values(self, p: torch.Tensor) -> dict[str, Any]:
-        """The states of a parameter by their names in the rule, where it is, those that are kept in codes as new tensors."""
-        state = self.state[p]
+        """The states that this process has of a parameter by their names in the rule, where it is, those that are kept in codes as
+        new tensors.
+        """
+        state = shards.locals_of(self.state[p])
         found = {s.name: state.get(s.key) for s in self.rule.states}
         found |= {n: t.to(p.device) for n, t in found.items() if t is not None and self._given.on_host}
         for name, planes in getattr(self.rule, "of_states", {}).items():
             if found.get(planes[0].name) is not None:
-                made = coded.decoded(self.rule, name, found, tuple(p.shape), on_host)
+                made = coded.decoded(self.rule, name, found, tuple(shards.local(p).shape), on_host)
                 found[name] = torch.from_numpy(np.ascontiguousarray(made)).to(p.device)
         return found
 
@@ -200,7 +203,7 @@ class BetweenSteps:
         hyper = {k: plain(v) for k, v in group.items() if k in defaults_of(self.rule)}
         state = self.state[p]
         scalars = environment(hyper, max(1, int(state.get("step", 1))), self.rule)
-        shown = self._full(p) if keeps(self.rule, NAMES.get(p.dtype, "")) else p
+        shown = self._full(p) if keeps(self.rule, NAMES.get(p.dtype, "")) else shards.local(p)
         given = {"p": shown, "g": g, **self._values(p)}
         compute = STORAGES[NAMES[p.dtype]].compute
         with compute_dtype(np.dtype(compute)):

@@ -31,6 +31,7 @@ from gpuopt.rules.declared import PARAMETER
 from gpuopt.rules.language import Rule
 from gpuopt.rules.options import BESIDE
 from gpuopt.rules.primitives import compute_dtype, reductions
+from gpuopt.torch import shards
 from gpuopt.torch.parameters import shaped
 from gpuopt.torch.step_tensors import step_tensor
 from gpuopt.torch.tensors import NAMES, TYPES, resolved, zeros
@@ -193,6 +194,10 @@ class Step:
             check_group({k: plain(v) for k, v in group.items() if k in own}, self.rule, label)
             check(self.rule, self.settings, group)
         for _, p in self.work:
+            if shards.is_part(p):
+                raise InputError(
+                    "differentiable=True cannot go with DTensors: expected parameters that this process has whole"
+                )
             arrays.describe(p.grad, f"gradient of a parameter of shape {tuple(p.shape)}")
             for tensor in (p, *self.opt.state.get(p, {}).values()):
                 if self.live and isinstance(tensor, torch.Tensor) and tensor.is_leaf and tensor.requires_grad:

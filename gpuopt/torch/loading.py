@@ -138,8 +138,8 @@ def on_host(tensor: Any) -> Any:
 
 
 def in_formats(rule: Rule, seed: int, groups: Sequence[Mapping[str, Any]], saved: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint whose states are kept as this optimizer keeps them, in codes or not, and cut as parameters are. What does not fit
-    is left to be refused.
+    """A checkpoint whose states are kept as this optimizer keeps them, in codes or not, and cut as parameters are. What does not
+    fit is left to be refused.
     """
     if [len(g["params"]) for g in groups] != [len(g["params"]) for g in saved["param_groups"]]:
         return saved
@@ -152,9 +152,14 @@ def in_formats(rule: Rule, seed: int, groups: Sequence[Mapping[str, Any]], saved
         active = rule.active_states(shaped(rule, rule.flags({**groups[group], **saved["param_groups"][group]}), p))
         place = seed, number, int(entry.get("step", 0) or 0)
         entry = state[index] = in_parts(rule, entry, p, label)
-        made = coded.converted(rule, shards.locals_of(entry), active, tuple(shards.local(p).shape), on_host, place)
+        own, shape = shards.locals_of(entry), tuple(shards.local(p).shape)
+        made = coded.converted(rule, own, active, shape, on_host, place, shards.part(p, label))
         if made.keys() != entry.keys():
-            new = {k: v if isinstance(v, torch.Tensor) else torch.from_numpy(v) for k, v in made.items() if k in _keys(rule)}
+            new = {
+                k: v if isinstance(v, torch.Tensor) else torch.from_numpy(v)
+                for k, v in made.items()
+                if k in _keys(rule)
+            }
             state[index] = made | as_saved(rule, p, new)
     return {**saved, "state": state}
 
@@ -171,7 +176,9 @@ def in_parts(rule: Rule, entry: Mapping[str, Any], p: torch.Tensor, label: str) 
             made = shards.part_of(value, p, f"{key} of {label}")
             found[key] = shards.like(made, p, tuple(value.shape))
         elif shards.is_part(value):
-            raise InputError(f"{key} of {label}: found {shards.described(value)}: expected a whole tensor, its full_tensor()")
+            raise InputError(
+                f"{key} of {label}: found {shards.described(value)}: expected a whole tensor, its full_tensor()"
+            )
     return found
 
 

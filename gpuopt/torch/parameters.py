@@ -81,7 +81,7 @@ def new_states(
     tensor those of the part. As in torch, both parts of a complex one begin alike.
     """
     dtypes, made = state_dtypes(rule, settings, p), {}
-    flags, p = shaped(rule, rule.flags(group), p), shards.local(p)
+    flags, whole, p = shaped(rule, rule.flags(group), p), p, shards.local(p)
     for state in rule.active_states(flags):
         if state.name in found:
             continue
@@ -96,7 +96,7 @@ def new_states(
             made[state.name].fill_(filled(init, made[state.name]))
     for name, first in begins(rule, group, made):
         value = p.detach().float().cpu().numpy() if first == PARAMETER else np.full(tuple(p.shape), first)
-        for plane, codes in coded.encoded(rule, name, value, (0, 0, 0)).items():
+        for plane, codes in coded.encoded(rule, name, value, (0, 0, 0), shards.part(whole, "a parameter")).items():
             made[plane].copy_(torch.from_numpy(codes))
     return made
 

@@ -28,9 +28,9 @@ def check(rule: Rule, group: Mapping[str, Any], flags: Mapping[str, Any], p: tor
     if shards.whole(p) or len(p.shape) < 2 or p.is_complex():
         return
     looks = rule.definition().along and flags.get(MATRIX, True)
-    option = next((name for name, of in geometry.on(group) if "matrix" in of.flags), None)
-    if looks or (option and flags.get(OPTION + MATRIX)):
-        what = rule.title if looks else f"{option} = {group[option]!r}"
+    options = [f"{name} = {group[name]!r}" for name, of in geometry.on(group) if "matrix" in of.flags]
+    if looks or (options and flags.get(OPTION + MATRIX)):
+        what = rule.title if looks else options[0]
         raise InputError(
             f"{label}: shape {tuple(p.shape)} with placements {p.placements}: {what} looks at rows and columns of whole "  # type: ignore[attr-defined]
             "matrices, of which each process has a part: expected a parameter that is not cut, or an optimizer of single elements "
@@ -43,10 +43,11 @@ def flattened(rule: Rule, group: Mapping[str, Any], p: torch.Tensor, label: str)
     who = next((name for attribute, name in FLATTENED.items() if hasattr(p, attribute)), None)
     if who is None:
         return
-    option = next((name for name, of in geometry.on(group) if of.flags != ("bent",)), None)
-    if not operations(rule.definition().tree.body).isdisjoint(OF_TENSORS) or option:
-        what = f"{option} = {group[option]!r}" if option else rule.title
+    needs = [f"{name} = {group[name]!r}" for name, _ in geometry.on(group)]
+    if not operations(rule.definition().tree.body).isdisjoint(OF_TENSORS):
+        needs.insert(0, rule.title)
+    if needs:
         raise InputError(
-            f"{label}: {who} has flattened it and kept a part: {what} needs whole tensors in their shape: expected fully_shard "
+            f"{label}: {who} has flattened it and kept a part: {needs[0]} needs whole tensors in their shape: expected fully_shard "
             "(FSDP2), or an optimizer of single elements, such as AdamW"
         )

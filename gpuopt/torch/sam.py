@@ -16,6 +16,7 @@ from gpuopt.native.objects import contents
 from gpuopt.optim.between import check_training
 from gpuopt.optim.sam import TwoPhases
 from gpuopt.rules.perturbation import perturbation
+from gpuopt.torch import shards
 from gpuopt.torch.differentiable import KEY
 from gpuopt.torch.optimizer import TorchOptimizer
 from gpuopt.torch.parameters import any_has
@@ -97,7 +98,8 @@ class SAM(TwoPhases, torch.optim.Optimizer):
         """Put the parameters back to what they were before `first_step`, bit for bit, without a step."""
         self._expect(True, "restore()")
         if self._moved:
-            torch._foreach_copy_(self._moved, [self._perturbing.state[p]["old_p"] for p in self._moved])
+            old = [shards.local(self._perturbing.state[p]["old_p"]) for p in self._moved]
+            torch._foreach_copy_(list(map(shards.local, self._moved)), old)
         self.perturbed = False
 
     def second_step(self, zero_grad: bool = False) -> None:

@@ -80,7 +80,7 @@ def like(made: torch.Tensor, p: Any, shape: tuple[int, ...] | None = None) -> to
 
     size = torch.Size(p.shape if shape is None else shape)
     meta = TensorMeta(size, strides_like(made, size), made.dtype)
-    return DTensor(made, replace(p._spec, tensor_meta=meta), requires_grad=False)
+    return DTensor(made, replace(p._spec, tensor_meta=meta), requires_grad=False)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def strides_like(made: torch.Tensor, shape: Sequence[int]) -> tuple[int, ...]:
@@ -105,7 +105,9 @@ def part(p: torch.Tensor, label: str) -> Shard | None:
     if any(placement.is_partial() for placement in of.placements):
         raise InputError(f"{label}: placements {of.placements}: expected a parameter that is no sum still to be made")
     if of.device_mesh.get_coordinate() is None:
-        raise InputError(f"{label}: this process is not in its mesh: expected a parameter of {of.device_mesh} only there")
+        raise InputError(
+            f"{label}: this process is not in its mesh: expected a parameter of {of.device_mesh} only there"
+        )
     cut = cuts(p)
     if not cut:
         return None
@@ -222,12 +224,8 @@ class Parts:
 
     @torch.no_grad()
     def _placed(self, k: int, p: torch.Tensor, g: Any, label: str) -> tuple[Any, bool]:
-        if not is_part(p):
-            return g, True
-        if not is_part(g):
-            raise InputError(f"gradient of {label}: found a {type(g).__name__}: expected a DTensor, as its parameter is one")
         placed = as_placed(g, p, f"gradient of {label}")
-        if placed is g:
+        if placed is g and is_part(g):
             self._known[k] = g._spec
         return placed, placed is g
 
@@ -243,7 +241,9 @@ def part_of(value: Any, p: Any, label: str) -> torch.Tensor:
         return local(as_placed(value, p, label))
     tensor = torch.as_tensor(value)
     if tensor.shape[:1] != p.shape[:1] or (tensor.ndim >= p.ndim and tensor.shape[: p.ndim] != p.shape):
-        raise InputError(f"{label}: shape {tuple(tensor.shape)}: expected {tuple(p.shape)}, that of the whole parameter")
+        raise InputError(
+            f"{label}: shape {tuple(tensor.shape)}: expected {tuple(p.shape)}, that of the whole parameter"
+        )
     for axis, size in enumerate(tensor.shape):
         tensor = tensor.narrow(axis, *consecutive(p, axis, size, label))
     return tensor.clone(memory_format=torch.contiguous_format)
@@ -266,6 +266,10 @@ def described(tensor: Any) -> str:
 
 def as_placed(value: Any, p: Any, label: str) -> Any:
     """A DTensor cut as a parameter is: itself, or sent where it has to be. Raises InputError where it is on another mesh."""
+    if not is_part(p) and not is_part(value):
+        return value
+    if not is_part(value) or not is_part(p):
+        raise InputError(f"{label}: found {described(value)}: expected {described(p)}, as its parameter is")
     theirs, own = value._spec, p._spec
     if same_cut(theirs, own):
         return value
