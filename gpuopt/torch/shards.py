@@ -80,7 +80,7 @@ def like(made: torch.Tensor, p: Any, shape: tuple[int, ...] | None = None) -> to
 
     size = torch.Size(p.shape if shape is None else shape)
     meta = TensorMeta(size, strides_like(made, size), made.dtype)
-    return DTensor(made, replace(p._spec, tensor_meta=meta), requires_grad=False)  # type: ignore[no-untyped-call, no-any-return]
+    return DTensor(made, replace(p._spec, tensor_meta=meta), requires_grad=False)  # type: ignore[no-untyped-call]
 
 
 def strides_like(made: torch.Tensor, shape: Sequence[int]) -> tuple[int, ...]:
@@ -222,7 +222,6 @@ class Parts:
             found.append(local(g))
         return found, alike
 
-    @torch.no_grad()
     def _placed(self, k: int, p: torch.Tensor, g: Any, label: str) -> tuple[Any, bool]:
         placed = as_placed(g, p, f"gradient of {label}")
         if placed is g and is_part(g):
@@ -275,4 +274,5 @@ def as_placed(value: Any, p: Any, label: str) -> Any:
         return value
     if theirs.mesh != own.mesh:
         raise InputError(f"{label}: on {theirs.mesh}: expected {own.mesh}, the mesh of the parameter")
-    return value.redistribute(placements=own.placements)
+    with torch.no_grad():
+        return value.redistribute(placements=own.placements)

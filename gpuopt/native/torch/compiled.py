@@ -23,7 +23,8 @@ WHOLE, PART = 4, 2  # cache lines to ask for: a TensorImpl; an object of which o
 MOVED, OTHER = 1, 2  # what is reported of a range: gradients at other addresses; anything else, for Python to look at
 ABSENT = -1  # in place of the dtype of a gradient
 # The arrays of a TensorWatch, by whose addresses compiled code reads them.
-ARRAYS = ("objects", "starts", "facts", "addresses", "first", "states", "places")
+ARRAYS = ("objects", "starts", "facts", "addresses", "first", "states", "places", "owners", "specs", "slots")
+OWN = ~1  # of a word that holds the address of a Python object: the last bit says whose it is
 
 
 def codes() -> tuple[int, ...]:
@@ -65,7 +66,10 @@ def comparison(
     """The text of `compare`, which looks at the parameters lo to hi and at their states.
 
     arrays: the addresses of ARRAYS. objects: the parameters' Python objects, whose `word` holds the address of their TensorImpl,
-    whose word `storage` that of its storage. starts: where the facts of each parameter begin in facts: axes, address, dtype, the
+    whose word `storage` that of its storage. owners: where the address is of the Python object of the tensor that has the memory,
+    which is a parameter itself, or the local tensor of a DTensor. Of the latter, specs says what its gradient is cut as, 0 for all
+    others; slots: which words of a DTensor hold that and its local tensor, which word of a TensorImpl its Python object, and where
+    the type of plain tensors is. starts: where the facts of each parameter begin in facts: axes, address, dtype, the
     gradient's dtype or ABSENT, sizes, strides, the gradient's strides. addresses: of the gradients, 0 where there is none. first:
     where the states of each parameter begin in states, which are Python objects too, and in places, the addresses of their data.
     Facts and addresses are brought up to date; report[lo] becomes MOVED or OTHER where they, or places, were different, else 0.
@@ -78,6 +82,7 @@ def comparison(
     def compare(arrays, report, lo, hi, word, storage):  # type: ignore[no-untyped-def]
         objects, starts, facts, addresses = load(arrays, 0), load(arrays, 1), load(arrays, 2), load(arrays, 3)
         first, states, places = load(arrays, 4), load(arrays, 5), load(arrays, 6)
+        owners, specs, slots = load(arrays, 7), load(arrays, 8), load(arrays, 9)
         s, moved, other = report + 8 * (lo + 1), 0, 0  # what torch answers goes behind the range's own word
         store(report, lo, OTHER)
         for k in range(lo - 4 * AHEAD, hi):
@@ -109,6 +114,15 @@ def comparison(
             if not load(s, 0) & BOOL:
                 other |= replace(at, 3, ABSENT)
                 continue
+            spec = load(specs, k)
+            if spec:
+                part = load(load(g, 0), load(slots, 2)) & OWN
+                if not part or load(part, load(slots, 0)) != spec:
+                    return
+                part, own = load(part, load(slots, 1)), load(load(owners, k), 0)
+                if load(part, 1) != load(slots, 3) or load(own, 1) != load(slots, 3):
+                    return
+                g, p = part + 8 * word, own + 8 * word
             bad = data_ptr(p, s) | dtype(p, s + 8) | dim(p, s + 16) | sizes(p, s + 24) | strides(p, s + 32)
             axes, size, stride = load(s, 2), load(s, 3), load(s, 4)
             if bad or load(at, 0) != axes:

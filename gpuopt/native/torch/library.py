@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from gpuopt.native import switch
 from gpuopt.native.memory import WORD, memory
@@ -91,6 +92,22 @@ def word_of_impl(tensors: Sequence[torch.Tensor]) -> int | None:
 def word_of_storage(tensors: Sequence[torch.Tensor]) -> int:
     """Which 8 bytes of a TensorImpl hold the address of its storage: known, it is asked for ahead. The first if none does."""
     return _word(((t._cdata, t.untyped_storage()._cdata) for t in tensors), IMPL // 8) or 0
+
+
+def slots(tensors: Sequence[torch.Tensor]) -> NDArray[np.int64] | None:
+    """Which 8 bytes of these DTensors hold how they are cut, which the address of their local tensor, which 8 bytes of a TensorImpl
+    that of its Python object; and the address of the type of plain tensors. None where they cannot be found.
+    """
+    if not tensors:
+        return np.zeros(4, np.int64)
+    size, every = min(type(t).__basicsize__ for t in tensors) // 8, [(t, t._spec, t._local_tensor) for t in tensors]  # type: ignore[attr-defined]
+    found = [
+        _word(((id(t), id(spec)) for t, spec, _ in every), size),
+        _word(((id(t), id(local)) for t, _, local in every), size),
+        _word(((t._cdata, id(t)) for t in tensors), IMPL // 8),
+    ]
+    plain = all(type(local) is torch.Tensor for *_, local in every)
+    return np.array([*found, id(torch.Tensor)], np.int64) if plain and None not in found else None
 
 
 def _word(objects: Iterable[tuple[int, int]], size: int) -> int | None:

@@ -17,12 +17,13 @@ from gpuopt.backends import numba as cpu
 from gpuopt.native import switch
 from gpuopt.native.torch import library
 from gpuopt.native.torch.compiled import ABSENT, ANSWERS, ARRAYS, DTYPES, MOVED, OTHER, codes, compiled
-from gpuopt.native.torch.library import PLAIN, word_of_impl, word_of_storage
+from gpuopt.native.torch.library import PLAIN, slots, word_of_impl, word_of_storage
 
 PART = "tensors of torch"  # what `switch` calls this
 FROM = 32  # tensors; with fewer the getters take less than 20 us
 AFTER = 3  # steps: to compile it takes half a second
 RANGE = 128  # tensors that are worth another thread which the update needs next
+SLOTS = "_spec", "_local_tensor"  # what a DTensor has: how it is cut, and its memory
 ASLEEP = 2048  # that are worth waking one
 
 
@@ -50,9 +51,11 @@ class TensorWatch:
         self, params: Sequence[torch.Tensor], states: Sequence[Sequence[torch.Tensor]], places: NDArray[np.int64]
     ) -> None:
         every, present = list(chain.from_iterable(states)), [p for p in params if p.grad is not None]
-        word = word_of_impl([*params, *every]) if {type(p) for p in (*present, *every)} <= PLAIN else None
+        plain = {type(p) for p in (*(p for p in present if not hasattr(p, SLOTS[1])), *every)} <= PLAIN
+        word = word_of_impl([*params, *every]) if plain else None
         axes = np.array([p.dim() for p in params], np.int64)
         self.objects = np.array(list(map(id, params)), np.int64)
+        self._find_parts(params)
         self.starts = np.concatenate([[0], np.cumsum(4 + 3 * axes)]).astype(np.int64)
         self.facts = np.zeros(self.starts[-1], np.int64)
         self.facts[self.starts[:-1]] = axes
@@ -60,25 +63,44 @@ class TensorWatch:
         self.first = np.concatenate([[0], np.cumsum([len(s) for s in states])]).astype(np.int64)
         self.states = np.array(list(map(id, every)), np.int64)
         self.places = np.array(places, np.int64)
-        self._arrays = np.array([getattr(self, name).ctypes.data for name in ARRAYS], np.int64)
+        known = [getattr(self, name) for name in ARRAYS]
+        self._arrays = np.array([0 if array is None else array.ctypes.data for array in known], np.int64)
         needed = present[0].device.type == "cpu" and sum(p.numel() for p in present) > cpu.SERIAL
         self.bounds = cpu.even_ranges(len(params), RANGE if needed else ASLEEP)
         self._starts_of_ranges = self.bounds[:-1].tolist()
         self._report = np.zeros(len(params) + 1 + ANSWERS, np.int64)
         self._singles = [p for p in present if p.numel() == 1]
         self.usable = False
-        if word is not None:
+        if word is not None and self.slots is not None:
             before, after = (self._arrays.ctypes.data, self._report.ctypes.data), (word, word_of_storage(present[:8]))
             self._call = cpu.Ranges(compiled(), before, self.bounds, after, held=True)
             self._compared()  # until the first look everything is as it was
-            self.usable = self._compared() != OTHER
+            self.usable = self._compared() != OTHER and self._right(params)
+
+    def _find_parts(self, params: Sequence[torch.Tensor]) -> None:
+        """Where DTensors have their memory, and how their gradients are cut now; see `compiled.comparison`."""
+        parts = [(k, p, p.grad) for k, p in enumerate(params) if hasattr(p, SLOTS[1])]
+        self.owners = self.objects.ctypes.data + 8 * np.arange(len(params), dtype=np.int64)
+        self.specs, self._kept = np.zeros(len(params), np.int64), [getattr(g, SLOTS[0], None) for _, _, g in parts]
+        self.slots = slots([t for _, p, g in parts for t in (p, g) if hasattr(t, SLOTS[1])])
+        for (k, p, _), spec in zip(parts, self._kept if self.slots is not None else (), strict=False):
+            self.owners[k], self.specs[k] = id(p) + 8 * self.slots[1], ABSENT if spec is None else id(spec)
+
+    def _right(self, params: Sequence[torch.Tensor]) -> bool:
+        """Whether DTensors and their gradients were found to lie where Python says."""
+        for k, p in enumerate(params):
+            if self.specs[k] and p.grad is not None:
+                found = self.facts[self.starts[k] + 1], self.addresses[k]
+                if found != tuple(getattr(t, SLOTS[1]).data_ptr() for t in (p, p.grad)):
+                    return False
+        return True
 
     def moved(self) -> bool | None:
         """Whether gradients lie elsewhere than at the last look, which `addresses` then say, and nothing else is different;
         None where anything is, or cannot be told: Python has to look, and this is of no use any more.
         """
         found = self._compared() if self.usable else OTHER
-        if found == OTHER or (self._singles and any(p.grad is not None and p.grad.is_neg() for p in self._singles)):
+        if found == OTHER or (self._singles and any(map(negated, self._singles))):
             self.usable = False
             return None
         return found == MOVED
@@ -86,6 +108,12 @@ class TensorWatch:
     def _compared(self) -> int:
         self._call()
         return max(map(self._report.item, self._starts_of_ranges))
+
+
+def negated(p: torch.Tensor) -> bool:
+    """Whether the memory of a gradient holds its values negated."""
+    g = p.grad
+    return g is not None and bool(getattr(g, SLOTS[1], g).is_neg())
 
 
 @cache
