@@ -151,17 +151,20 @@ def in_formats(rule: Rule, seed: int, groups: Sequence[Mapping[str, Any]], saved
             continue
         active = rule.active_states(shaped(rule, rule.flags({**groups[group], **saved["param_groups"][group]}), p))
         place = seed, number, int(entry.get("step", 0) or 0)
-        entry = state[index] = in_parts(rule, entry, p, label)
-        own, shape = shards.locals_of(entry), tuple(shards.local(p).shape)
-        made = coded.converted(rule, own, active, shape, on_host, place, shards.part(p, label))
+        parts = any(map(shards.is_part, entry.values()))  # else states are whole, and are cut as they are kept here
+        entry = in_parts(rule, entry, p, label) if parts else entry
+        shape, shard = tuple((shards.local(p) if parts else p).shape), shards.part(p, label) if parts else None
+        made = coded.converted(rule, shards.locals_of(entry), active, shape, on_host, place, shard)
         if made.keys() != entry.keys():
-            new = {
-                k: v if isinstance(v, torch.Tensor) else torch.from_numpy(v)
-                for k, v in made.items()
-                if k in _keys(rule)
-            }
-            state[index] = made | as_saved(rule, p, new)
+            new = {k: as_tensor(v) for k, v in made.items() if k in _keys(rule)}
+            entry = {**made, **(as_saved(rule, p, new) if parts else new)}
+        state[index] = entry if parts else in_parts(rule, entry, p, label)
     return {**saved, "state": state}
+
+
+def as_tensor(value: Any) -> torch.Tensor:
+    """An array of NumPy as a tensor, or a tensor itself."""
+    return value if isinstance(value, torch.Tensor) else torch.from_numpy(value)
 
 
 def in_parts(rule: Rule, entry: Mapping[str, Any], p: torch.Tensor, label: str) -> dict[str, Any]:

@@ -305,7 +305,7 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
             if p in chosen:
                 self._check_shape(label, p, index)
             made = shown(self.rule, p, new_states(self.rule, settings, group, p)) if p in chosen else {}
-            if made and self._counts_steps:
+            if p in chosen and self._counts_steps:
                 self.state[p].setdefault("step", step_tensor(0, group))
             for state in self.rule.states:
                 if state.name in made:

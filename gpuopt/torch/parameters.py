@@ -229,7 +229,10 @@ def of_part(given: Any, p: torch.Tensor, label: str) -> Any:
     """What is given of a whole tensor, or as a DTensor, where the parameter is a part of one; numbers as they are."""
     if isinstance(given, (tuple, list)):
         return tuple(of_part(value, p, label) for value in given)
-    return given if not getattr(given, "shape", ()) else shards.part_of(given, p, label)
+    shape = tuple(getattr(given, "shape", ()))
+    if shape and shape[: p.ndim] != tuple(p.shape):
+        raise InputError(f"{label}: shape {shape}: expected {tuple(p.shape)}, that of the whole parameter")
+    return shards.part_of(given, p, label) if shape else given
 
 
 def of_parameters(what: str, given: Any, groups: Sequence[Mapping[str, Any]]) -> dict[torch.Tensor, Any]:

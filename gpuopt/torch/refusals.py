@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from gpuopt.compiler.names import OPTION
 from gpuopt.compiler.tree import operations
 from gpuopt.errors import InputError
 from gpuopt.optim import geometry
@@ -29,7 +28,7 @@ def check(rule: Rule, group: Mapping[str, Any], flags: Mapping[str, Any], p: tor
         return
     looks = rule.definition().along and flags.get(MATRIX, True)
     options = [f"{name} = {group[name]!r}" for name, of in geometry.on(group) if "matrix" in of.flags]
-    if looks or (options and flags.get(OPTION + MATRIX)):
+    if looks or options:
         what = rule.title if looks else options[0]
         raise InputError(
             f"{label}: shape {tuple(p.shape)} with placements {p.placements}: {what} looks at rows and columns of whole "  # type: ignore[attr-defined]

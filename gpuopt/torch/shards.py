@@ -239,10 +239,6 @@ def part_of(value: Any, p: Any, label: str) -> torch.Tensor:
     if is_part(value):
         return local(as_placed(value, p, label))
     tensor = torch.as_tensor(value)
-    if tensor.shape[:1] != p.shape[:1] or (tensor.ndim >= p.ndim and tensor.shape[: p.ndim] != p.shape):
-        raise InputError(
-            f"{label}: shape {tuple(tensor.shape)}: expected {tuple(p.shape)}, that of the whole parameter"
-        )
     for axis, size in enumerate(tensor.shape):
         tensor = tensor.narrow(axis, *consecutive(p, axis, size, label))
     return tensor.clone(memory_format=torch.contiguous_format)

@@ -82,9 +82,10 @@ class TensorWatch:
         parts = [(k, p, p.grad) for k, p in enumerate(params) if hasattr(p, SLOTS[1])]
         self.owners = self.objects.ctypes.data + 8 * np.arange(len(params), dtype=np.int64)
         self.specs, self._kept = np.zeros(len(params), np.int64), [getattr(g, SLOTS[0], None) for _, _, g in parts]
-        self.slots = slots([t for _, p, g in parts for t in (p, g) if hasattr(t, SLOTS[1])])
-        for (k, p, _), spec in zip(parts, self._kept if self.slots is not None else (), strict=False):
-            self.owners[k], self.specs[k] = id(p) + 8 * self.slots[1], ABSENT if spec is None else id(spec)
+        self.slots = slots([t for _, p, g in parts for t in (p, g) if t is not None and hasattr(t, SLOTS[1])])
+        if self.slots is not None:
+            for (k, p, _), spec in zip(parts, self._kept, strict=True):
+                self.owners[k], self.specs[k] = id(p) + 8 * self.slots[1], ABSENT if spec is None else id(spec)
 
     def _right(self, params: Sequence[torch.Tensor]) -> bool:
         """Whether DTensors and their gradients were found to lie where Python says."""

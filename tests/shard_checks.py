@@ -1,0 +1,311 @@
+"""What `test_torch_shards` has checked in four processes: parts of tensors are stepped as the whole ones are.
+
+Run as `python shard_checks.py FOLDER [CHECK...]`: imports everything, forks four processes that talk through gloo, and each writes
+into the folder what it found.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import multiprocessing
+import os
+import sys
+import traceback
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+
+import gpuopt
+import gpuopt.torch as optimizers
+import shard_checks_engines  # noqa: F401  whose checks are made too
+from gpuopt import rules
+from gpuopt.compiler.tree import operations
+from shard_samples import (
+    CHECKS,
+    PARAMS,
+    SHAPES,
+    SIZE,
+    STATES,
+    agree,
+    both,
+    check,
+    cut,
+    line,
+    params,
+    random,
+    rate,
+    refused,
+    same,
+    square,
+)
+
+SUMS = {"tensor_sum", "tensor_max", "global_sum"}
+
+
+@check
+def every_rule() -> None:
+    """Elements bit for bit, sums to rounding; what looks at rows, columns or products says so. Nothing is left out."""
+    found = {"elements": 0, "sums": 0, "refused": 0}
+    for name in optimizers.optimizers():
+        rule = rules.get(name)
+        asked = operations(rule.definition().tree.body)
+        if rule.definition().along:
+            refused(
+                f"{rule.title} looks at rows and columns of whole", lambda name=name: both(name, steps=1, **rate(name))
+            )
+            found["refused"] += 1
+            continue
+        sums = bool(asked & SUMS) or rule.joint
+        agree(*both(name, **rate(name)), within=1e-5 if sums else 0.0)
+        found["sums" if sums else "elements"] += 1
+    assert min(found.values()) > 3 and sum(found.values()) == len(optimizers.optimizers()), found
+
+
+@check
+def every_format() -> None:
+    """Of states and parameters, with random numbers that are those of the whole; the numbers of codes fit the whole shape."""
+    for options in (*STATES, *PARAMS, {"state_format": "int4", "param_format": "split8"}):
+        dtype = torch.bfloat16 if "param_format" in options else torch.float32
+        whole, parts = both("adamw", dtype=dtype, weight_decay=0.1, **options)
+        agree(whole, parts)
+        assert parts.nbytes < whole.nbytes
+        assert torch.equal(gpuopt.full_precision(whole)[2], gpuopt.full_precision(parts)[2].full_tensor())
+    agree(*both("adamw", backend="numba"))
+
+
+@check
+def columns_and_meshes() -> None:
+    """Cut along columns, along both, copied along one dimension of a mesh; where a cut would split blocks there are no codes."""
+    matrices = [(7, 5), (64, 1024), (3, 4, 5), (5, 2)]
+    for placements, mesh in (
+        ((Shard(1),), line()),
+        ((Replicate(), Shard(0)), square()),
+        ((Shard(0), Shard(1)), square()),
+        ((Shard(0), Shard(0)), square()),
+        ((Replicate(), Replicate()), square()),
+    ):
+        for options in ({}, {"state_format": "int8"}, {"state_format": "bfloat16"}):
+            agree(*both("adamw", placements, mesh, matrices, **options))
+        agree(*both("lamb", placements, mesh, matrices, lr=0.01), within=1e-5)
+    wide = [(64, 300)]
+    whole, parts = both("adamw", (Shard(1),), shapes=wide, state_format="int8")
+    assert "exp_avg" in next(iter(parts.state.values())) and "exp_avg" not in next(iter(whole.state.values()))
+    agree(*both("muon", (Replicate(), Replicate()), square(), matrices))
+
+
+@check
+def nothing_is_sent_for_elements() -> None:
+    """A step that walks elements calls no collective operation."""
+    calls: list[str] = []
+    names = ("all_reduce", "all_gather_into_tensor", "all_to_all_single", "broadcast", "barrier")
+    before = {name: getattr(dist, name) for name in names}
+    for name in names:
+        setattr(dist, name, lambda *_, name=name, **__: calls.append(name))
+    try:
+        both("adamw", state_format="int8", mask=None)
+    finally:
+        for name, function in before.items():
+            setattr(dist, name, function)
+    assert calls == []
+
+
+@check
+def states_go_on() -> None:
+    """Copies, pickles, state dicts of parts and of whole tensors in other formats, new groups, other local tensors."""
+    whole, parts = both("adamw", state_format="int8")
+    twin, other = both("adamw", steps=0, state_format="int8")
+    twin.load_state_dict(copy.deepcopy(whole.state_dict()))
+    other.load_state_dict(copy.deepcopy(parts.state_dict()))
+    agree(twin_of(twin, whole), twin_of(other, parts))
+    _, plain = both("adamw", steps=0)
+    plain.load_state_dict(whole.state_dict())  # whole codes, for parts that are kept in float32
+    _, own = both("adamw", steps=0)
+    own.load_state_dict(parts.state_dict())
+    for p, q in zip(params(plain), params(own), strict=True):
+        assert torch.equal(plain.state[p]["exp_avg"].to_local(), own.state[q]["exp_avg"].to_local())
+    again = copy.deepcopy(parts)
+    assert isinstance(again.state[params(again)[0]]["exp_avg"], DTensor)
+    file = io.BytesIO()
+    torch.save(parts.state_dict(), file)
+    file.seek(0)
+    other.load_state_dict(torch.load(file, weights_only=False))
+    agree(twin, twin_of(other, parts))
+    extra = random([(6, 6)], torch.float32, 5)[0]
+    for opt, p in ((whole, torch.nn.Parameter(extra)), (parts, torch.nn.Parameter(cut(extra, line(), [Shard(0)])))):
+        p.grad = torch.ones_like(p)
+        opt.add_param_group({"params": [p], "lr": 0.5})
+    for p in params(parts)[:1]:  # as model.to() leaves it
+        p._local_tensor = p._local_tensor.clone()
+    for opt in (whole, parts):
+        opt.step()
+    agree(whole, parts)
+
+
+def twin_of(loaded: Any, saved: Any) -> Any:
+    """The loaded optimizer with the parameters of the saved one."""
+    with torch.no_grad():
+        for p, q in zip(params(loaded), params(saved), strict=True):
+            p.copy_(q)
+    return loaded
+
+
+@check
+def options_of_parts() -> None:
+    """Masks, bounds, anchors and averages, given whole or in parts; parameters to evaluate; perturbations."""
+    shapes, mesh = SHAPES[:3], line()
+    wholes = [torch.nn.Parameter(t) for t in random(shapes, torch.float32, 0)]
+    parts = [torch.nn.Parameter(cut(p.detach(), mesh, [Shard(0)])) for p in wholes]
+    made, kept = [], [w.detach() > 0 for w in wholes]
+    for ps in (wholes, parts):
+        masks = dict(zip(ps, kept, strict=True))
+        if ps is parts:
+            masks[ps[2]] = cut(kept[2], mesh, [Shard(0)])
+        bounds = {ps[0]: (-0.5, np.full(shapes[0], 0.25, np.float32)), ps[1]: (None, 0.1)}
+        anchor = {ps[2]: torch.ones(shapes[2])}
+        options: dict[str, Any] = {"mask": masks, "bounds": bounds, "anchor": anchor, "ema_decay": 0.9, "lr": 0.1}
+        opt = optimizers.AdamW(ps, backend="numpy", weight_decay_mode="decoupled", **options)
+        for step in range(3):
+            for p, g in zip(ps, random(shapes, torch.float32, step), strict=True):
+                p.grad = g if ps is wholes else cut(g, mesh, [Shard(0)])
+            opt.step()
+        made.append(opt)
+    agree(*made)
+    assert all(same(a, b) for a, b in zip(*(opt.averaged_params() for opt in made), strict=True))
+    free = both("schedulefreeadamw", param_format="split8", dtype=torch.bfloat16)
+    for opt in free:
+        opt.eval()
+    agree(*free)
+    for opt in free:
+        opt.train()
+    agree(*free)
+    pair = [optimizers.SAM(opt) for opt in both("sgd", lr=0.1)]
+    for sam in pair:
+        sam.first_step()
+        sam.second_step()
+    agree(pair[0].optimizer, pair[1].optimizer, within=1e-5)
+
+
+@check
+def gradients_of_parts() -> None:
+    """Sums that are still to be made are made; one that is missing on one process leaves the others' steps alone."""
+    whole, parts = both("adamw")
+    for p, q, g in zip(params(whole), params(parts), random(SHAPES, torch.float32, 7), strict=True):
+        p.grad, q.grad = SIZE * g, DTensor.from_local(g, line(), [Partial()], run_check=False)
+    whole.step()
+    parts.step()
+    agree(whole, parts, within=1e-6)
+    lonely = params(parts)[2]
+    before = lonely.to_local().clone()
+    for q in params(parts):
+        q.grad = None if q is lonely and dist.get_rank() == 1 else cut(torch.ones(q.shape), line(), [Shard(0)])
+    parts.step()
+    assert torch.equal(before, lonely.to_local()) == (dist.get_rank() == 1)
+    refused(
+        "on .*: expected .*, the mesh",
+        lambda: stepped_with(parts, cut(torch.ones(7, 5), square(), [Replicate(), Shard(0)])),
+    )
+
+
+def stepped_with(opt: Any, grad: torch.Tensor) -> None:
+    params(opt)[0].grad = grad
+    opt.step()
+
+
+@check
+def skipped_everywhere() -> None:
+    """One process's NaN, or a scaler's found_inf, skips the step on all; what was found is the same."""
+    _, parts = both("adamw", skip_nonfinite=True)
+    before = [p.to_local().clone() for p in params(parts)]
+    for q in params(parts):
+        q.grad = cut(torch.ones(q.shape), line(), [Shard(0)])
+    if dist.get_rank() == 2:
+        params(parts)[2].grad.to_local()[0, 0] = float("nan")
+    parts.step()
+    _, scaled = both("adamw")
+    scaled.found_inf, scaled.grad_scale = torch.tensor(float(dist.get_rank() == 1)), torch.tensor(2.0)
+    seen = [p.to_local().clone() for p in params(scaled)]
+    scaled.step()
+    for opt, old in ((parts, before), (scaled, seen)):
+        assert all(torch.equal(p.to_local(), b) for p, b in zip(params(opt), old, strict=True))
+        assert {int(state["step"]) for state in opt.state.values()} == {3}
+
+
+@check
+def refusals() -> None:
+    """Whatever a part cannot be is said before anything is made."""
+    deep = random([(4, 4, 4)], torch.float32, 0)[0]
+    refused("at most one cut axis behind", lambda: both("adamw", (Shard(1), Shard(2)), square(), [(4, 4, 4)], steps=1))
+    held = torch.nn.Parameter(DTensor.from_local(deep, line(), [Partial()], run_check=False))
+    held.grad = held.detach().clone()
+    refused("no sum still to be made", lambda: optimizers.AdamW([held]).step())
+    live = torch.nn.Parameter(cut(deep, line(), [Shard(0)]))
+    live.grad = live.detach().clone()
+    refused("cannot go with DTensors", lambda: optimizers.AdamW([live], differentiable=True).step())
+    refused("looks at rows and columns", lambda: optimizers.SGD([live], adaptive_clip=0.1).step())
+    refused("looks at rows and columns", lambda: optimizers.Muon([live]).init_state())
+    opt = optimizers.AdamW([live], backend="numpy")
+    opt.step()
+    opt.state[live]["exp_avg"] = torch.zeros(4, 4, 4)
+    refused("found a Tensor: expected a DTensor with placements", opt.step)
+    flat = torch.nn.Parameter(torch.zeros(8))
+    flat.grad = torch.ones(8)
+    for attribute, who in (("_fsdp_flattened", "FullyShardedDataParallel"), ("ds_id", "DeepSpeed")):
+        setattr(flat, attribute, 1)
+        for make in (optimizers.Muon, optimizers.LAMB, optimizers.Adafactor):
+            refused(f"{who} has flattened", lambda make=make: make([flat], lr=0.1).step())
+        optimizers.AdamW([flat]).step()
+        delattr(flat, attribute)
+
+
+@check
+def dead_process() -> None:
+    """The last: one process ends; a step that needs its sums fails in the others, and does not wait."""
+    _, parts = both("lamb", lr=0.01)
+    if dist.get_rank() == SIZE - 1:
+        return
+    for q in params(parts):
+        q.grad = cut(torch.ones(q.shape), line(), [Shard(0)])
+    try:
+        for _ in range(3):
+            parts.step()
+    except RuntimeError:
+        return
+    raise AssertionError("the step was made without the sums of a process that is dead")
+
+
+def work(rank: int, folder: Path) -> None:
+    """One process."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=SIZE, timeout=timedelta(seconds=60))
+    found: dict[str, str] = {}
+    line(), square()
+    try:
+        for each in [c for c in CHECKS if c.__name__ in sys.argv[2:] or not sys.argv[2:]]:
+            found[each.__name__] = "never ended"
+            each()
+            found[each.__name__] = ""
+    except BaseException:
+        found[each.__name__] = traceback.format_exc()
+    (folder / f"found{rank}.json").write_text(json.dumps(found))
+    os._exit(0)  # the others' last check is what this does to them
+
+
+def main() -> None:
+    processes = [
+        multiprocessing.get_context("fork").Process(target=work, args=(k, Path(sys.argv[1]))) for k in range(SIZE)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+
+
+if __name__ == "__main__":
+    main()
