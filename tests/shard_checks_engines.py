@@ -18,7 +18,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.parallel import DistributedDataParallel
 
 import gpuopt.torch as optimizers
-from shard_samples import PARAMS, SIZE, STATES, Tensors, agree, check, gathered, line, random, same, square
+from shard_samples import PARAMS, SIZE, STATES, Tensors, agree, check, gathered, line, random, refused, same, square
 
 
 def network(width: int = 67) -> torch.nn.Module:
@@ -88,6 +88,10 @@ def data_parallel() -> None:
         for p, q in zip(inner.parameters(), twin, strict=True):
             assert torch.equal(p, q)
         if zero:
+            clipping = ZeroRedundancyOptimizer(inner.parameters(), optimizers.AdamW, max_grad_norm=1.0)
+            for p in inner.parameters():
+                p.grad = torch.ones_like(p)
+            refused("max_grad_norm = 1.0 cannot go with Zero", clipping.step)
             opt.consolidate_state_dict()
             if dist.get_rank() == 0:
                 state = opt.state_dict()["state"]

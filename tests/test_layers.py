@@ -36,7 +36,7 @@ LAYERS = (
     ("backends",),
     ("optim",),
     ("schedules", "streams", "source", "lookup", "attention"),
-    ("rule_table", "minimizing"),
+    ("rule_table", "minimizing", "distributed"),
     ("torch", "native.torch"),
     ("",),  # gpuopt itself, whose names are looked up in all of these when they are first asked for
     ("info", "drawing", "spaces"),

@@ -24,6 +24,9 @@ def test_python_block_runs(index: int, tmp_path: Path, monkeypatch: pytest.Monke
     script.write_text(blocks(TEXT, "python")[index])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    if "init_process_group" in script.read_text():  # as torchrun does
+        for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}.items():
+            monkeypatch.setenv(name, str(value))
     runpy.run_path(str(script), run_name="__main__")
 
 

@@ -29,14 +29,13 @@ from gpuopt.torch.parameters import (
     Beside,
     Member,
     any_has,
-    blocks_whole,
     check_apart,
     in_rows,
     labelled,
     local_states,
     make_parameter,
     new_states,
-    shaped,
+    show,
     shown,
     walked,
 )
@@ -171,6 +170,7 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
     def _made_engine(self, members: Sequence[Member]) -> Engine:
         """An engine for parameters with these labels and groups."""
         settings = self._settings()
+        refusals.alone(self, self.rule, settings)
         engine = Engine(self.rule, settings, self.param_groups, self._asked)
         along = in_rows(self.rule, self.param_groups)
         walks = [(label, p, walked(p, label, along)) for label, p in ((m[0], shards.local(m[1])) for m in members)]
@@ -179,7 +179,7 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
         common = joint.states(self.rule, self.param_groups, self.state)
         for (label, _, work), (_, p, index, number) in zip(walks, members, strict=True):
             found = self.state.get(p, {})
-            self._check_shape(label, p, index)
+            refusals.check(self.rule, self.param_groups[index], p, label)
             always = [s for s in loading.required(self.rule, self.param_groups[index], p) if s.when is None]
             loading.check_entry(self.rule, found, always, self._counts_steps, p, label)
             states = {s.name: found[s.key] for s in self.rule.states if found.get(s.key) is not None}
@@ -191,19 +191,13 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
                 else max(bool(states), self._taken.get(p, 0)) * (not new)
             )
             beside = self._beside.of(self.rule, p, label, work)
-            parameter = make_parameter(work, label, engine.counter(index, step), beside, states | new)
+            parameter = make_parameter(self.rule, p, work, label, engine.counter(index, step), beside, states | new)
             parameter.counter.word = self._replayed.word(p)
-            parameter.number, parameter.shard = number, shards.part(p, label)
-            parameter.blocks = blocks_whole(self.rule, p)
+            parameter.number = number
             engine.choice(parameter)
             parameters.append(parameter)
         engine.add(parameters)
         return engine
-
-    def _check_shape(self, label: str, p: torch.Tensor, index: int) -> None:
-        """Raise InputError where a step needs more of a parameter than this process has."""
-        group = self.param_groups[index]
-        refusals.check(self.rule, group, shaped(self.rule, self.rule.flags(group), p), p, label)
 
     # ------------------------------------------------------------------------------------------- step
 
@@ -258,8 +252,7 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
 
     def _publish(self, tracker: ChangeTracker) -> list[torch.Tensor]:
         """Show states and step counts in `self.state`, in torch's order; returns the step tensors, one a parameter or none."""
-        keys, steps = {s.name: s.key for s in self.rule.states}, []
-        own: set[int] = set()
+        steps, own = [], set[int]()
         for p, stepped in zip(tracker.params, tracker.engine.parameters, strict=True):
             if not stepped.states and not self._counts_steps:
                 continue
@@ -270,9 +263,7 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
                     step = state["step"] = step_tensor(counter.step, self.param_groups[counter.group])
                 own.add(step.data_ptr())
                 steps.append(step)
-            seen = shards.locals_of(state)
-            new = {name: t for name, t in stepped.states.items() if t is not seen.get(keys[name])}
-            state.update({keys[name]: tensor for name, tensor in shown(self.rule, p, new).items()})
+            show(self.rule, p, state, stepped.states)
         self._known_version = self._view.version()  # these are its own
         return steps
 
@@ -303,7 +294,7 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
         for label, p, index, _ in labelled(self.param_groups):
             group = self.param_groups[index]
             if p in chosen:
-                self._check_shape(label, p, index)
+                refusals.check(self.rule, group, p, label)
             made = shown(self.rule, p, new_states(self.rule, settings, group, p)) if p in chosen else {}
             if p in chosen and self._counts_steps:
                 self.state[p].setdefault("step", step_tensor(0, group))

@@ -114,6 +114,13 @@ def shown(rule: Rule, p: torch.Tensor, states: Mapping[str, torch.Tensor]) -> di
     return made
 
 
+def show(rule: Rule, p: torch.Tensor, state: dict[str, Any], states: Mapping[str, torch.Tensor]) -> None:
+    """Bring states by role name into a parameter's entry of `self.state`, where they are not there yet."""
+    keys, seen = {s.name: s.key for s in rule.states}, shards.locals_of(state)
+    new = {name: t for name, t in states.items() if t is not seen.get(keys[name])}
+    state.update({keys[name]: tensor for name, tensor in shown(rule, p, new).items()})
+
+
 def local_states(rule: Rule, p: torch.Tensor, states: Mapping[str, torch.Tensor], label: str) -> dict[str, Any]:
     """The memory of these states by role name. Raises InputError where one is not cut as its parameter is."""
     known = {s.name: s for s in rule.states}
@@ -188,10 +195,18 @@ def check_apart(members: Sequence[tuple[str, torch.Tensor, torch.Tensor]]) -> No
 
 
 def make_parameter(
-    work: torch.Tensor, label: str, counter: StepCounter, beside: Mapping[str, Any], states: dict[str, torch.Tensor]
+    rule: Rule,
+    p: torch.Tensor,
+    work: torch.Tensor,
+    label: str,
+    counter: StepCounter,
+    beside: Mapping[str, Any],
+    states: dict[str, torch.Tensor],
 ) -> Parameter:
-    """What the engine steps: work, the parameter's memory or a dense copy of it; beside: mask and bounds of its real numbers."""
-    return Parameter(label, work, parameter_view(work, label), counter.group, counter, {**beside}, states)
+    """What the engine steps for a parameter: work, its memory or a dense copy; beside: mask and bounds of its real numbers."""
+    made = Parameter(label, work, parameter_view(work, label), counter.group, counter, {**beside}, states)
+    made.shard, made.blocks = shards.part(p, label), blocks_whole(rule, p)
+    return made
 
 
 class Beside:
