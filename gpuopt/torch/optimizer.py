@@ -85,7 +85,7 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
         self._beside = Beside(around, self.param_groups)
         self._watch()
         if self.twin in EAGER:
-            self._allocate([p for group in self.param_groups for p in group["params"] if p.layout is torch.strided])
+            self._allocate([p for p in every if p.layout is torch.strided])
 
     def __repr__(self) -> str:
         """torch's, and the options of the whole optimizer that are set."""
