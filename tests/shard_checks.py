@@ -137,6 +137,11 @@ def states_go_on() -> None:
     file.seek(0)
     other.load_state_dict(torch.load(file, weights_only=False))
     agree(twin, twin_of(other, parts))
+    path = f"{sys.argv[1]}/saved{dist.get_rank()}"
+    gpuopt.save(parts, path)
+    for empty, saved in zip(both("adamw", steps=0, state_format="int8"), (whole, parts), strict=True):
+        gpuopt.load(empty, path)
+        agree(twin, twin_of(empty, saved))
     extra = random([(6, 6)], torch.float32, 5)[0]
     for opt, p in ((whole, torch.nn.Parameter(extra)), (parts, torch.nn.Parameter(cut(extra, line(), [Shard(0)])))):
         p.grad = torch.ones_like(p)

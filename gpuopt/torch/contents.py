@@ -17,6 +17,7 @@ from gpuopt.errors import InputError
 from gpuopt.formats.dtypes import numpy_dtype
 from gpuopt.optim.checkpoint import Entry, Outline, Slot
 from gpuopt.tensor_file import Tensor
+from gpuopt.torch import shards
 from gpuopt.torch.parameters import labelled
 from gpuopt.torch.tensors import NAMES
 
@@ -56,8 +57,8 @@ def tensor(given: torch.Tensor) -> Tensor:
 
 
 def whole(given: torch.Tensor) -> NDArray[Any]:
-    """A state as an array on the host, complex numbers as pairs."""
-    found = given.detach().resolve_conj().resolve_neg().cpu()
+    """A state as an array on the host, complex numbers as pairs: all of a DTensor, which every process has to ask for."""
+    found = shards.gathered(given).detach().resolve_conj().resolve_neg().cpu()
     found = torch.view_as_real(found) if found.is_complex() else found
     if found.dtype is torch.bfloat16:
         return found.view(torch.uint16).numpy().view(numpy_dtype("bfloat16"))

@@ -244,6 +244,18 @@ def part_of(value: Any, p: Any, label: str) -> torch.Tensor:
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
+def gathered(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a tensor, on every process: of a DTensor the parts are sent around. Those of 16-bit codes as integers, which gloo
+    knows.
+    """
+    if not is_part(tensor):
+        return tensor
+    part, codes = local(tensor), tensor.dtype is torch.uint16
+    made: Any = like(part.view(torch.int16) if codes else part, tensor)
+    found: torch.Tensor = made.full_tensor()
+    return found.view(torch.uint16) if codes else found
+
+
 def cut_alike(tensor: torch.Tensor, p: Any) -> bool:
     """Whether a tensor is cut as a DTensor is, on the same mesh."""
     return is_part(tensor) and same_cut(tensor._spec, p._spec)  # type: ignore[attr-defined]
