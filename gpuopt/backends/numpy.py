@@ -49,6 +49,8 @@ class Backend(HostBackend):
         scalars = self.scalars(launch, multiplier)
         for index, record in enumerate(launch.plan.table):
             count, step = int(record[t.NUMEL]), launch.counters[int(record[t.ROW])].step
+            if no_matrices(program, record):
+                continue
             flats = memories(program, record)
             width, whole = int(record[t.WIDTH]), max(1, count)
             by_rows = program.in_blocks or program.picked
@@ -79,6 +81,8 @@ class Backend(HostBackend):
         while True:
             asked = []
             for record, found in zip(table, every, strict=True):
+                if no_matrices(program, record):
+                    continue
                 try:
                     run(program, memories(program, record), scalars[int(record[t.ROW])], found, int(record[t.WIDTH]))
                 except Unknown as unknown:
@@ -161,6 +165,11 @@ def store(
             made |= zip(coded.planes, codes, strict=True)
     for name, values in made.items():
         block[name][...] = np.asarray(values).reshape(-1).astype(block[name].dtype)
+
+
+def no_matrices(program: Program, record: NDArray[np.int64]) -> bool:
+    """Whether another process has the matrices of a tensor, which are whole on one."""
+    return bool(program.lined and not record[t.NUMEL])
 
 
 def cell_of(program: Program, record: NDArray[np.int64], k: int) -> NDArray[Any]:
