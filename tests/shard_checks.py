@@ -27,6 +27,7 @@ import gpuopt.torch as optimizers
 import shard_checks_engines  # noqa: F401  whose checks are made too
 from gpuopt import rules
 from gpuopt.compiler.tree import operations
+from gpuopt.torch.owners import Owners
 from shard_samples import (
     CHECKS,
     PARAMS,
@@ -51,20 +52,16 @@ SUMS = {"tensor_sum", "tensor_max", "global_sum"}
 
 @check
 def every_rule() -> None:
-    """Elements bit for bit, sums to rounding; what looks at rows, columns or products says so. Nothing is left out."""
-    found = {"elements": 0, "sums": 0, "refused": 0}
+    """Elements bit for bit, and matrices, which one process each steps whole; sums to rounding. Nothing is left out."""
+    found = dict.fromkeys(("elements", "sums", "matrices"), 0)
     for name in optimizers.optimizers():
-        rule = rules.get(name)
+        rule, before = rules.get(name), Owners.exchanges
         asked = operations(rule.definition().tree.body)
-        if rule.definition().along:
-            refused(
-                f"{rule.title} looks at rows and columns of whole", lambda name=name: both(name, steps=1, **rate(name))
-            )
-            found["refused"] += 1
-            continue
         sums = bool(asked & SUMS) or rule.joint
         agree(*both(name, **rate(name)), within=1e-5 if sums else 0.0)
-        found["sums" if sums else "elements"] += 1
+        along = rule.definition().along
+        assert Owners.exchanges - before == (6 if along else 0), "one way and back for each of three steps"
+        found["matrices" if along else "sums" if sums else "elements"] += 1
     assert min(found.values()) > 3 and sum(found.values()) == len(optimizers.optimizers()), found
 
 

@@ -21,6 +21,7 @@ from gpuopt.native.objects import contents
 from gpuopt.native.torch import watch
 from gpuopt.native.torch.counters import VersionCounters
 from gpuopt.optim.engine import Engine
+from gpuopt.torch.owners import Gathering
 from gpuopt.torch.shards import Parts
 from gpuopt.torch.snapshot import Snapshot, addresses, checked_snapshot, placement
 from gpuopt.torch.sparse import Rows
@@ -31,7 +32,8 @@ from gpuopt.torch.tensors import assign, resolved
 class ChangeTracker:
     """params: the parameters of the engine, which all have a gradient, in the same order. every: those that are stepped here when
     they have one. groups: of the optimizer. publish: shows states that the engine has made, and returns the step tensors, one for
-    each of params, or none. unsparse: what is stepped for sparse gradients, and the rows of these; or raises.
+    each of params, or none. unsparse: what is stepped for sparse gradients, and the rows of these; or raises. gathering:
+    the parameters that one process steps for all.
     """
 
     def __init__(
@@ -42,9 +44,10 @@ class ChangeTracker:
         params: Sequence[torch.Tensor],
         publish: Callable[[ChangeTracker], Sequence[torch.Tensor]],
         unsparse: Callable[[Engine, Sequence[torch.Tensor]], tuple[list[torch.Tensor], Rows]],
+        gathering: Gathering,
     ) -> None:
         self.engine, self.params = engine, list(params)
-        self._parts = Parts(self.params)
+        self._parts, self.gathering = Parts(self.params), gathering
         # The optimizer refers to this: with a reference back its memory would be there until garbage is collected.
         self._publish: Callable[[], Any] = WeakMethod(publish)
         self._unsparse: Callable[[], Any] = WeakMethod(unsparse)
@@ -54,7 +57,9 @@ class ChangeTracker:
         # Parameters that are stepped in a dense copy.
         local = self._parts.tensors()
         self._copies = [
-            (p, known.array) for p, known in zip(local, engine.parameters, strict=True) if p is not known.array
+            (p, known.array)
+            for p, known, of in zip(local, engine.parameters, self.params, strict=True)
+            if p is not known.array and of not in gathering
         ]
         self._placement = placement(local)
         self.patience = watch.AFTER  # snapshots that agree before compiled code is made
@@ -112,6 +117,7 @@ class ChangeTracker:
         last, self._last = self._last, None
         rows: Rows | None = None
         params, (present, alike) = self._parts.tensors(), self._parts.gradients(present, engine.parameters)
+        present, alike = self.gathering.gradients(self.params, present), alike and not self.gathering.of
         try:
             now = checked_snapshot(params, present, self._all_states, engine.parameters)
         except LayoutError:
@@ -150,7 +156,8 @@ class ChangeTracker:
         self._written(skipped)
 
     def _copied_in(self) -> int:
-        """Bring parameters into their copies; the steps skipped so far."""
+        """Bring parameters into their copies, and matrices to their owners; the steps skipped so far."""
+        self.gathering.send()
         if self._copies:
             with torch.no_grad():
                 for p, work in self._copies:
@@ -166,6 +173,7 @@ class ChangeTracker:
             self._locate()
         if self.engine.skipped != skipped:
             return
+        self.gathering.bring()
         if self._copies:
             with torch.no_grad():
                 for p, work in self._copies:

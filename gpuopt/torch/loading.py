@@ -118,7 +118,9 @@ def kept_as(
 ) -> torch.Tensor:
     """A loaded state in the dtype in which the parameter's states are kept, on this device; itself where it is already so."""
     if not state.walked:
-        return value.detach().reshape(rule.shape_of(state, tuple(p.shape))).to(device=device, dtype=TYPES[dtype])
+        shape = shards.part_shape(p, rule.shape_of(state, tuple(p.shape)))
+        return value.detach().reshape(shape).to(device=device, dtype=TYPES[dtype])
+    p = shards.local(p)
     like, kept = storage(p, dtype)
     value = value.detach() if value.requires_grad else value
     if value.is_complex() and not kept.is_complex:
@@ -221,7 +223,6 @@ def restore(
             if entry.get(state.key) is not None:
                 host = settings.on_host and state.large
                 device = torch.device("cpu") if host else p.device
-                value, own = shards.local(entry[state.key]), shards.local(p)
-                made = kept_as(rule, state, value, own, dtypes[state.name], device)
+                made = kept_as(rule, state, shards.local(entry[state.key]), p, dtypes[state.name], device)
                 made = made.pin_memory() if host and p.is_cuda else made
                 known[p] |= as_saved(rule, p, {state.key: made})

@@ -22,22 +22,17 @@ from gpuopt.optim.hyper import MODE, check_group, defaults_of, members
 from gpuopt.optim.keeping import check_narrow, of_settings
 from gpuopt.optim.settings import Settings
 from gpuopt.rules.language import Rule
-from gpuopt.torch import differentiable, joint, loading, refusals, routes, shards, sparse
+from gpuopt.torch import differentiable, engines, joint, loading, refusals, routes, sparse
 from gpuopt.torch.between import BetweenSteps
 from gpuopt.torch.change_tracker import ChangeTracker
 from gpuopt.torch.parameters import (
     Beside,
     Member,
     any_has,
-    check_apart,
-    in_rows,
     labelled,
-    local_states,
-    make_parameter,
     new_states,
     show,
     shown,
-    walked,
 )
 from gpuopt.torch.replayed import Replayed
 from gpuopt.torch.state_view import StateView
@@ -158,46 +153,15 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
         gone = [key for key, other in known if edited or other is old or not mine.isdisjoint(key or other.params)]
         self._save_steps([self._trackers.pop(key) for key in gone])
         every = [p for group in self.param_groups for p in group["params"]] if part is None else params
-        made = ChangeTracker(
-            self._made_engine(members), self.param_groups, every, params, self._publish, self._unsparse
-        )
+        engine, gathering = engines.made(self, members)
+        made = ChangeTracker(engine, self.param_groups, every, params, self._publish, self._unsparse, gathering)
         made.patience = made.patience if old is None else old.patience
         if edited:
             self._watch()
+        if gathering.of:  # their states were made
+            self._known_version = self._view.version()
         self._trackers[part] = made
         return made
-
-    def _made_engine(self, members: Sequence[Member]) -> Engine:
-        """An engine for parameters with these labels and groups."""
-        settings = self._settings()
-        refusals.alone(self, self.rule, settings)
-        engine = Engine(self.rule, settings, self.param_groups, self._asked)
-        along = in_rows(self.rule, self.param_groups)
-        walks = [(label, p, walked(p, label, along)) for label, p in ((m[0], shards.local(m[1])) for m in members)]
-        check_apart(walks)
-        parameters = []
-        common = joint.states(self.rule, self.param_groups, self.state)
-        for (label, _, work), (_, p, index, number) in zip(walks, members, strict=True):
-            found = self.state.get(p, {})
-            refusals.check(self.rule, self.param_groups[index], p, label)
-            always = [s for s in loading.required(self.rule, self.param_groups[index], p) if s.when is None]
-            loading.check_entry(self.rule, found, always, self._counts_steps, p, label)
-            states = {s.name: found[s.key] for s in self.rule.states if found.get(s.key) is not None}
-            states = local_states(self.rule, p, states, label) | joint.of(self.rule, common, p)
-            new = new_states(self.rule, settings, self.param_groups[index], p, states)
-            step = (
-                int(found.get("step", 0))
-                if self._counts_steps
-                else max(bool(states), self._taken.get(p, 0)) * (not new)
-            )
-            beside = self._beside.of(self.rule, p, label, work)
-            parameter = make_parameter(self.rule, p, work, label, engine.counter(index, step), beside, states | new)
-            parameter.counter.word = self._replayed.word(p)
-            parameter.number = number
-            engine.choice(parameter)
-            parameters.append(parameter)
-        engine.add(parameters)
-        return engine
 
     # ------------------------------------------------------------------------------------------- step
 
@@ -263,7 +227,8 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
                     step = state["step"] = step_tensor(counter.step, self.param_groups[counter.group])
                 own.add(step.data_ptr())
                 steps.append(step)
-            show(self.rule, p, state, stepped.states)
+            if p not in tracker.gathering:
+                show(self.rule, p, state, stepped.states)
         self._known_version = self._view.version()  # these are its own
         return steps
 

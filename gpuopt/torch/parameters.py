@@ -15,6 +15,7 @@ import torch
 from gpuopt.errors import InputError
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.launch.launcher import StepCounter
+from gpuopt.launch.shards import Shard
 from gpuopt.optim import coded, geometry
 from gpuopt.optim.beside import check_anchors, checked
 from gpuopt.optim.keeping import uncoded
@@ -85,7 +86,7 @@ def new_states(
     for state in rule.active_states(flags):
         if state.name in found:
             continue
-        shape = None if state.walked else rule.shape_of(state, tuple(p.shape))
+        shape = None if state.walked else shards.part_shape(whole, rule.shape_of(state, tuple(whole.shape)))
         make = hosted if settings.on_host and state.large else zeros
         made[state.name] = make(p, dtypes[state.name], shape)
         if state.init == PARAMETER:
@@ -202,10 +203,11 @@ def make_parameter(
     counter: StepCounter,
     beside: Mapping[str, Any],
     states: dict[str, torch.Tensor],
+    shard: Shard | None = None,
 ) -> Parameter:
     """What the engine steps for a parameter: work, its memory or a dense copy; beside: mask and bounds of its real numbers."""
     made = Parameter(label, work, parameter_view(work, label), counter.group, counter, {**beside}, states)
-    made.shard, made.blocks = shards.part(p, label), blocks_whole(rule, p)
+    made.shard, made.blocks = shard or shards.part(p, label), blocks_whole(rule, p)
     return made
 
 

@@ -16,7 +16,7 @@ from gpuopt.optim import geometry
 from gpuopt.optim.settings import Settings
 from gpuopt.rules.definition import ALONG, MATRIX
 from gpuopt.rules.language import Rule
-from gpuopt.torch import shards
+from gpuopt.torch import owners, shards
 from gpuopt.torch.parameters import shaped
 
 OF_TENSORS = {*ALONG, "tensor_sum", "tensor_max"}  # what a tensor without its shape does not have
@@ -24,20 +24,26 @@ OF_TENSORS = {*ALONG, "tensor_sum", "tensor_max"}  # what a tensor without its s
 FLATTENED = {"_fsdp_flattened": "FullyShardedDataParallel", "ds_id": "DeepSpeed", "ds_shape": "DeepSpeed"}
 
 
-def check(rule: Rule, group: Mapping[str, Any], p: torch.Tensor, label: str) -> None:
-    """Raise InputError where a step needs more than elements one by one and sums over all of them."""
+def check(rule: Rule, group: Mapping[str, Any], p: torch.Tensor, label: str, beside: bool = False) -> bool:
+    """Whether a step needs a matrix whole of which this process has a part. Raises InputError where it cannot be brought to one
+    process. beside: whether it has a mask, bounds or an anchor.
+    """
     flattened(rule, group, p, label)
     if shards.whole(p) or len(p.shape) < 2 or p.is_complex():
-        return
+        return False
     looks = rule.definition().along and shaped(rule, rule.flags(group), p).get(MATRIX, True)
     options = [f"{name} = {group[name]!r}" for name, of in geometry.on(group) if "matrix" in of.flags]
-    if looks or options:
-        what = rule.title if looks else options[0]
+    if not looks and not options:
+        return False
+    what = rule.title if looks else options[0]
+    if not owners.gatherable(p) or rule.joint or beside:
+        found = "a mask, bounds or an anchor" if beside else f"placements {p.placements}"  # type: ignore[attr-defined]
         raise InputError(
-            f"{label}: shape {tuple(p.shape)} with placements {p.placements}: {what} looks at rows and columns of whole "  # type: ignore[attr-defined]
-            "matrices, of which each process has a part: expected a parameter that is not cut, or an optimizer of single elements "
-            "and sums, such as AdamW or LAMB"
+            f"{label}: shape {tuple(p.shape)} with {found}: {what} looks at rows and columns of whole matrices, of which each "
+            "process has a part: expected Shard(0) or Shard(1) along one dimension of the mesh and nothing beside, or an optimizer "
+            "of single elements and sums, such as AdamW or LAMB"
         )
+    return True
 
 
 def alone(opt: torch.optim.Optimizer, rule: Rule, settings: Settings) -> None:

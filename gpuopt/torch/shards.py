@@ -157,6 +157,13 @@ def communicator(mesh: Any, dims: tuple[int, ...]) -> OverMesh:
     return found
 
 
+def part_shape(p: torch.Tensor, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of what this process has of a tensor that is cut as a parameter is."""
+    if not is_part(p):
+        return shape
+    return tuple(consecutive(p, axis, size, "state")[1] for axis, size in enumerate(shape))
+
+
 class OverMesh:
     """Processes of some dimensions of a mesh: along one after another."""
 
