@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor.debug import CommDebugMode
 
 import gpuopt
 import gpuopt.torch as optimizers
@@ -98,6 +99,34 @@ def columns_and_meshes() -> None:
 
 
 @check
+def matrices_and_owners() -> None:
+    """In formats, clipped, in copies and cut along columns; owners are balanced, and nothing else is sent but what is counted."""
+    shapes = [(64, 96), (33, 5), (96, 64), (9,), (2, 64, 64)]
+    for options in (
+        {"state_format": "int8"},
+        {"param_format": "split8", "state_format": "bfloat16"},
+        {"max_grad_norm": 0.1},
+    ):
+        dtype = torch.bfloat16 if "param_format" in options else torch.float32
+        agree(*both("muon", shapes=shapes, dtype=dtype, **options), within=1e-4 if "max_grad_norm" in options else 0.0)
+    for name, placements, mesh in (
+        ("soap", (Replicate(), Shard(0)), square()),
+        ("muon", (Shard(1),), line()),
+        ("adafactor", (Replicate(), Shard(1)), square()),
+    ):
+        agree(*both(name, placements, mesh, shapes[:3], **rate(name)), within=1e-5 if name == "adafactor" else 0.0)
+    agree(*both("sgd", shapes=shapes, lr=0.1, momentum=0.9, adaptive_clip=0.1), within=1e-6)  # of the vector: a sum
+    _, parts = both("muon", shapes=shapes, state_format="int8")
+    owned = [sum(piece.work.numel() for piece in of.matrices) for of in parts._trackers[None].gathering.groups.values()]
+    sizes = [torch.zeros(1) for _ in range(SIZE)]
+    dist.all_gather(sizes, torch.tensor([float(owned[0])]))
+    assert sum(map(float, sizes)) == 64 * 96 * 2 + 33 * 5 + 2 * 64 * 64 and max(map(float, sizes)) <= 8192
+    with CommDebugMode() as seen:
+        parts.step()
+    assert seen.get_total_counts() == 2, seen.get_comm_counts()  # there and back, and no full_tensor()
+
+
+@check
 def nothing_is_sent_for_elements() -> None:
     """A step that walks elements calls no collective operation."""
     calls: list[str] = []
@@ -134,6 +163,9 @@ def states_go_on() -> None:
     file.seek(0)
     other.load_state_dict(torch.load(file, weights_only=False))
     agree(twin, twin_of(other, parts))
+    square_states, cut_states = both("soap"), both("soap", steps=0)
+    cut_states[1].load_state_dict(copy.deepcopy(square_states[0].state_dict()))
+    agree(square_states[0], twin_of(cut_states[1], square_states[1]))
     path = f"{sys.argv[1]}/saved{dist.get_rank()}"
     gpuopt.save(parts, path)
     for empty, saved in zip(both("adamw", steps=0, state_format="int8"), (whole, parts), strict=True):
@@ -250,8 +282,11 @@ def refusals() -> None:
     live = torch.nn.Parameter(cut(deep, line(), [Shard(0)]))
     live.grad = live.detach().clone()
     refused("cannot go with DTensors", lambda: optimizers.AdamW([live], differentiable=True).step())
-    refused("looks at rows and columns", lambda: optimizers.SGD([live], adaptive_clip=0.1).step())
-    refused("looks at rows and columns", lambda: optimizers.Muon([live]).init_state())
+    twice = torch.nn.Parameter(cut(deep, square(), [Shard(0), Shard(1)]))
+    twice.grad = twice.detach().clone()
+    refused("looks at rows and columns", lambda: optimizers.SGD([twice], adaptive_clip=0.1, lr=0.1).step())
+    refused("looks at rows and columns", lambda: optimizers.Muon([twice]).init_state())
+    refused("with a mask, bounds", lambda: optimizers.Muon([live], bounds={live: (0.0, None)}).step())
     opt = optimizers.AdamW([live], backend="numpy")
     opt.step()
     opt.state[live]["exp_avg"] = torch.zeros(4, 4, 4)

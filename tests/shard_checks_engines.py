@@ -65,6 +65,10 @@ def fully_sharded() -> None:
         )
         trained(model, opt, twin, other, tell=dist.get_rank() // 2 if kind == "parallel" else None)
         agree(other, opt)
+        if kind != "parallel":
+            matrices = [optimizers.Muon(ps, lr=0.01, backend="numpy") for ps in (model.parameters(), twin)]
+            trained(model, matrices[0], twin, matrices[1])
+            agree(matrices[1], matrices[0])
         norms = [optimizers.AdamW(ps, lr=0.01, backend="numpy", max_grad_norm=0.1) for ps in (model.parameters(), twin)]
         trained(model, norms[0], twin, norms[1], tell=dist.get_rank() // 2 if kind == "parallel" else None)
         agree(norms[1], norms[0], within=1e-5)
@@ -98,21 +102,25 @@ def data_parallel() -> None:
                 assert all(torch.equal(state[k]["exp_avg"], other.state[q]["exp_avg"]) for k, q in enumerate(twin))
 
 
-def sharded(count: int, dtype: torch.dtype, options: dict[str, Any]) -> tuple[torch.nn.Module, Any]:
+def sharded(
+    count: int, dtype: torch.dtype, options: dict[str, Any], name: str = "adamw"
+) -> tuple[torch.nn.Module, Any]:
     model = network().to(dtype)
     for layer in model:  # type: ignore[attr-defined]
         fully_shard(layer, mesh=line(count))
     fully_shard(model, mesh=line(count))
-    return model, optimizers.AdamW(model.parameters(), lr=0.01, backend="numpy", **options)
+    return model, optimizers.create(name, model.parameters(), lr=0.01, backend="numpy", **options)
 
 
 @check
 def checkpoints_reshard() -> None:
     """Distributed Checkpoint: saved by four, loaded by three and by one, bit for bit, and steps go on."""
     meshes = {count: line(count) for count in (3, 1)}
-    for k, options in enumerate(({}, *STATES, PARAMS[1], PARAMS[3])):
+    cases: list[tuple[str, dict[str, Any]]] = [("adamw", of) for of in ({}, *STATES, PARAMS[1], PARAMS[3])]
+    cases += [("muon", STATES[2]), ("adafactor", {}), ("soap", {})]
+    for k, (name, options) in enumerate(cases):
         dtype = torch.bfloat16 if k % 2 or "param_format" in options else torch.float32
-        model, opt = sharded(SIZE, dtype, options)
+        model, opt = sharded(SIZE, dtype, options, name)
         for _ in range(2):
             model(random([(4, 128)], dtype, k)[0]).square().sum().backward()
             opt.step()
@@ -122,7 +130,7 @@ def checkpoints_reshard() -> None:
         for count, mesh in meshes.items():
             if dist.get_rank() >= count:
                 continue
-            model, opt = sharded(count, dtype, options)
+            model, opt = sharded(count, dtype, options, name)
             before = [p.to_local().clone() for p in model.parameters()]  # type: ignore[attr-defined]
             if k == 1:
                 opt.init_state()

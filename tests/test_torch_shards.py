@@ -24,7 +24,7 @@ from repository import ROOT
 from shard_samples import SIZE, rate
 
 pytestmark = pytest.mark.once
-NAMES = "every_rule every_format columns_and_meshes nothing_is_sent_for_elements fully_sharded data_parallel"
+NAMES = "every_rule every_format columns_and_meshes matrices_and_owners nothing_is_sent_for_elements fully_sharded data_parallel"
 NAMES += (
     " checkpoints_reshard states_go_on options_of_parts gradients_of_parts skipped_everywhere refusals dead_process"
 )

@@ -197,12 +197,11 @@ class Gathering:
         """Before a step."""
         for owners in self.groups.values():
             owners.send()
+            for matrix in owners.matrices:
+                matrix.pieces["g"].part = matrix.pieces["p"].part  # the gradient's memory is the caller's
 
     @torch.no_grad()
     def bring(self) -> None:
         """Behind it."""
         for owners in self.groups.values():
             owners.bring()
-        for owners in self.groups.values():
-            for matrix in owners.matrices:
-                matrix.pieces["g"].part = matrix.pieces["p"].part  # the gradient's memory is the caller's
