@@ -116,8 +116,13 @@ def sharded(
 def checkpoints_reshard() -> None:
     """Distributed Checkpoint: saved by four, loaded by three and by one, bit for bit, and steps go on."""
     meshes = {count: line(count) for count in (3, 1)}
-    cases: list[tuple[str, dict[str, Any]]] = [("adamw", of) for of in ({}, *STATES, PARAMS[1], PARAMS[3])]
-    cases += [("muon", STATES[2]), ("adafactor", {}), ("soap", {})]
+    cases: list[tuple[str, dict[str, Any]]] = [
+        ("adamw", {}),
+        ("adamw", STATES[0]),
+        ("adamw", STATES[2]),
+        ("adamw", STATES[3]),
+    ]
+    cases += [("adamw", PARAMS[1]), ("adafactor", {}), ("soap", STATES[2])]
     for k, (name, options) in enumerate(cases):
         dtype = torch.bfloat16 if k % 2 or "param_format" in options else torch.float32
         model, opt = sharded(SIZE, dtype, options, name)
