@@ -346,15 +346,14 @@ def test_masks_are_checked(mask: torch.Tensor) -> None:
         opt.step()
 
 
-def test_a_sharded_parameter_is_refused() -> None:
-    """It keeps its values in another tensor."""
+def test_a_sharded_tensor_is_no_array() -> None:
+    """It keeps its values in another tensor, which `gpuopt.torch` knows; see test_torch_shards."""
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
     try:
         mesh = dist.init_device_mesh("cpu", (2,))
-        p = torch.nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Shard(0)]))
-        p.grad = distribute_tensor(torch.ones(4), mesh, [Shard(0)])
+        p = distribute_tensor(torch.ones(4), mesh, [Shard(0)])
         with pytest.raises(InputError, match=r"a DTensor has no memory of its own: .* to_local"):
-            gpuopt.torch.AdamW([p]).step()
+            gpuopt.AdamW([p])
     finally:
         dist.destroy_process_group()
 
