@@ -92,7 +92,7 @@ def new_states(
         if state.init == PARAMETER:
             made[state.name].copy_(p.detach())
         elif state.init == IDENTITY:
-            made[state.name].diagonal(dim1=-2, dim2=-1).fill_(1)
+            set_identity(made[state.name], rule.shape_of(state, tuple(whole.shape)), whole)
         elif init := float(rule.first(state, group)):
             made[state.name].fill_(filled(init, made[state.name]))
     for name, first in begins(rule, group, made):
@@ -100,6 +100,14 @@ def new_states(
         for plane, codes in coded.encoded(rule, name, value, (0, 0, 0), shards.part(whole, "a parameter")).items():
             made[plane].copy_(torch.from_numpy(codes))
     return made
+
+
+def set_identity(state: torch.Tensor, shape: tuple[int, ...], p: torch.Tensor) -> None:
+    """Square matrices of this shape become the identity, or what this process has of them as it has of a parameter."""
+    if shards.whole(p):
+        state.diagonal(dim1=-2, dim2=-1).fill_(1)
+    elif state.numel():
+        state.copy_(shards.part_of(torch.eye(shape[-1], device=state.device).expand(shape), p, "state"))
 
 
 def shown(rule: Rule, p: torch.Tensor, states: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
