@@ -109,6 +109,13 @@ def multipliable(x: Any) -> Any:
     )
 
 
+def numbers(x: Any, count: int) -> Any:
+    """0, 1, ... on the device of an array, int64."""
+    made = import_module(library(x))
+    where = {"device": x.device} if library(x) == "torch" else {}
+    return made.arange(count, dtype=made.int64, **where)
+
+
 def library(x: Any) -> str:
     """The name of the package that an array is of."""
     return type(x).__module__.partition(".")[0]

@@ -86,7 +86,7 @@ def bytes_of(
         for state in kept.active_states(kept.shaped(kept.flags(group), tuple(shape), dtype=dtype)):
             if state.name in seen or not (shapes or state.walked or state.plane):
                 continue
-            numbers = math.prod(shape if state.walked else kept.shape_of(state, tuple(shape)))
+            numbers = math.prod(shape if state.walked else kept.shape_of(state, tuple(shape), group))
             nbytes = numbers * STORAGES[kept_dtype(state, formats, dtype)].itemsize
             totals[state.name in beside] += nbytes
             hosted += nbytes if state.large and settings.on_host else 0

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from cases_matrices import ROWS
 from formulas import FORMULAS
 from formulas_matrices import OF_MATRICES, matrices
+from formulas_products import OF_PRODUCTS
 from formulas_sums import OF_SUMS, TOGETHER
 
 Array = NDArray[Any]
@@ -61,7 +62,9 @@ class FormulaOracle:
         self.formula, self.options = formula, options
         self.maximize = self.options.pop("maximize", False)
         self.params = [p.copy() for p in params]
-        self.kept: list[dict[str, Array]] = [dict(state_of(k, p) for k in keys if exists(k, p)) for p in params]
+        self.kept: list[dict[str, Any]] = [dict(state_of(k, p) for k in keys if exists(k, p)) for p in params]
+        for number, kept in enumerate(self.kept):
+            kept["_number"] = number  # on which random numbers depend
         self.steps = [0] * len(self.params)
 
     @property
@@ -123,7 +126,7 @@ class Case:
         return "-".join([self.optimizer, *(f"{k}={v}" for k, v in self.options.items())]).replace(" ", "")
 
     def oracle(self, params: Sequence[Array], **more: Any) -> Any:
-        for table, made in ((FORMULAS | OF_SUMS | OF_MATRICES, FormulaOracle), (TOGETHER, JointOracle)):
+        for table, made in ((FORMULAS | OF_SUMS | OF_MATRICES | OF_PRODUCTS, FormulaOracle), (TOGETHER, JointOracle)):
             if self.optimizer in table:
                 return made(*table[self.optimizer], params, **self.options, **more)
         return TorchOracle(self.optimizer, params, **self.options, **more)

@@ -57,6 +57,29 @@ ROWS: dict[str, tuple[dict[str, Any], ...]] = {
         },
         {"lr": 0.01, "max_precond_dim": 4, "correct_bias": False, "weight_decay": 0.3, "eps": 1e-3},
     ),
+    "APOLLO": (
+        {},
+        {"lr": 0.01, "rank": 1, "scale": 128.0, "scale_type": "tensor", "norm_growth": 1.2, "maximize": True},
+        {"lr": 0.02, "rank": 3, "update_proj_gap": 4, "betas": (0.5, 0.9), "weight_decay": 0.3, "eps": 1e-3},
+    ),
+    "Dion2": (
+        {},
+        {"lr": 0.02, "fraction": 0.5, "ef_decay": 0.5, "adjust_lr_fn": "match_rms_adamw", "maximize": True},
+        {"lr": 0.02, "fraction": 1.0, "ns_coefficients": "cubic5", "adjust_lr_fn": "none", "weight_decay": 0.3},
+    ),
+    # With a precond_lr of 0.25 roundings of factors, whose inverses are taken, grow to 1e-12 in 50 steps.
+    "Kron": (
+        {},
+        {"lr": 0.01, "max_prob": 0.5, "max_size_triangular": 4, "momentum": 0.5, "maximize": True},
+        {
+            "lr": 0.02,
+            "flat_start": 3,
+            "prob_decay": 0.1,
+            "precond_lr": 0.05,
+            "precond_init_scale": 2.0,
+            "weight_decay": 0.3,
+        },
+    ),
     "SOAPMuon": (
         {"eps": 1e-5},
         {

@@ -65,6 +65,9 @@ def hosted(monkeypatch: pytest.MonkeyPatch) -> None:
         ("namo", "bfloat16", {"rest": {"lr": 1e-3}, "state_format": "bfloat16", "param_format": "split8"}),
         ("adamuon", "float32", {"skip_nonfinite": True, "broken": 2}),
         ("soap", "float32", {"max_grad_norm": 1.0, "precondition_frequency": 1}),
+        ("apollo", "float32", {"max_grad_norm": 1.0, "rank": 4, "update_proj_gap": 2}),
+        ("dion2", "float32", {"skip_nonfinite": True, "broken": 2}),
+        ("kron", "float32", {"max_prob": 0.5, "max_size_triangular": 40}),
         ("soap", "bfloat16", {"state_format": "bfloat16", "max_precond_dim": 40}),
         ("soapmuon", "float32", {"update_floor": 0.35}),
     ],
@@ -78,7 +81,7 @@ def test_bases_are_not_renewed_where_the_count_is_on_the_device(backend: str) ->
     for options in ({"skip_nonfinite": True}, {"capturable": True}):
         p = there(np.ones((3, 4), np.float32))
         opt = gpuopt.SOAP([p], backend=backend, **options)
-        with pytest.raises(InputError, match="SOAP renews its bases by the step count, which stays on the GPU"):
+        with pytest.raises(InputError, match="SOAP multiplies matrices by the step count, which stays on the GPU"):
             opt.step([there(np.ones((3, 4), np.float32))])
         assert (p.get() == 1).all()
 

@@ -24,6 +24,7 @@ LAYERS = (
     ("formats.dtypes", "formats.philox"),
     ("rules.primitives", "rules.between"),  # the operations of the language; functions beside a rule
     ("arrays", "dlpack", "numba_arrays", "pairs", "strides", "pinned", "linalg", "bases", "tensor_file"),
+    ("draws", "projections", "selections", "whitening"),  # products of matrices
     ("launch.table", "launch.stream"),  # the columns that host and kernels agree on
     # Python's text and names, and how they become a tree; no rule
     ("compiler.tree", "compiler.names", "compiler.origin", "compiler.resolve", "compiler.inline", "compiler.whole"),

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import gpuopt.torch
-from gpuopt import bases, linalg
+from gpuopt import bases, linalg, projections, selections, whitening
+from gpuopt.draws import Draw
 from gpuopt.errors import InputError, KindError
 from host_products import check_bases
 from repository import ROOT
@@ -152,9 +153,17 @@ def soap_arrays(seed: int) -> list[Any]:
     return [rng.standard_normal(shape) for shape in ((6, 8), (5,), (4, 2, 3, 3), (3, 5, 5), (9, 1))]
 
 
-@pytest.mark.parametrize("name", ["SOAP", "SOAPMuon", "SPlus", "Shampoo"])
-def test_soap_and_its_kin_step_the_same_bits(name: str) -> None:
-    options: dict[str, Any] = {"lr": 0.01, "precondition_frequency": 2}
+KEPT: dict[str, dict[str, Any]] = {
+    **{name: {"precondition_frequency": 2} for name in ("SOAP", "SOAPMuon", "SPlus", "Shampoo")},
+    "APOLLO": {"rank": 3, "update_proj_gap": 2},
+    "Dion2": {},
+    "Kron": {"max_size_triangular": 5, "max_prob": 0.7},
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_rules_whose_products_keep_states_step_the_same_bits(name: str) -> None:
+    options = {"lr": 0.01, **KEPT[name]}
     mine, tensors = soap_arrays(0), [torch.tensor(a, requires_grad=True) for a in soap_arrays(0)]
     opt = getattr(gpuopt, name)(mine, backend="numba", **options)
     theirs = getattr(gpuopt.torch, name)(tensors, **options)
@@ -165,6 +174,45 @@ def test_soap_and_its_kin_step_the_same_bits(name: str) -> None:
         theirs.step()
         theirs.load_state_dict(theirs.state_dict())
     assert all(np.array_equal(a, t.detach().numpy()) for a, t in zip(mine, tensors, strict=True))
+
+
+def test_projections_of_torch_are_those_of_numpy() -> None:
+    draw = Draw(0, 0)
+    assert np.allclose(draw.normals(3, torch.empty(2, 5)).numpy(), draw.normals(3, np.empty((2, 5))), 1e-12)
+    for shape, low in (((2, 6, 4), (2, 6, 3)), ((2, 4, 6), (2, 3, 6))):
+        here = [
+            np.random.default_rng(1).standard_normal(shape),
+            np.zeros((2, 3, 4)),
+            *np.zeros((2, *low)),
+            np.zeros((2, 1, 1)),
+        ]
+        there = [torch.tensor(a) for a in here]
+        for g, *states in (here, there):
+            for count in (1, 2):
+                projections.scale_by_projection(g, "channel", *states, count, 200, 0.9, 0.99, 1e-6, 1.01, draw)
+        assert all(np.allclose(a, b.numpy(), 1e-12) for a, b in zip(here, there, strict=True))
+
+
+def test_whitening_of_torch_is_that_of_numpy() -> None:
+    draw, rng = Draw(0, 0), np.random.default_rng(1)
+    here = [rng.standard_normal((2, 40, 6)), np.zeros((2, 40, 40)), np.zeros((2, 1, 6))]
+    there = [torch.tensor(a) for a in here]
+    for g, *factors in (here, there):
+        for count in (1, 2):
+            whitening.whiten(g, *factors, count, 1.0, 0.1, 2.0, draw)
+        whitening.level(*factors)
+    assert all(np.allclose(a, b.numpy(), 1e-10) for a, b in zip(here, there, strict=True))
+
+
+def test_selections_of_torch_are_those_of_numpy() -> None:
+    rng = np.random.default_rng(1)
+    for shape in ((2, 12, 5), (2, 5, 12)):
+        here = [rng.integers(-2, 3, shape) / 1.0, np.zeros((2, shape[1], 1)), np.zeros((2, 1, shape[2]))]
+        here[0][1, 1, 1] = np.nan
+        there = [torch.tensor(a) for a in here]
+        for x, *chosen in (here, there):
+            selections.orthogonalize_largest(x, "keller", None, 0.4, *chosen)
+        assert all(np.allclose(a, b.numpy(), 1e-12, equal_nan=True) for a, b in zip(here, there, strict=True))
 
 
 def test_bases_of_torch_are_those_of_numpy() -> None:

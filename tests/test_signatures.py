@@ -92,6 +92,14 @@ OF_MATRICES = {
     | REST,
     "NAMO": {"lr": 0.02, "weight_decay": 0.01, "momentum": 0.95, "second_momentum": 0.95} | SCALED | EPS | REST,
     "Scion": {"lr": 2**-12, "momentum": 0.1, "scale": 50.0, "unconstrained": False} | NS,
+    "APOLLO": ADAM
+    | {"eps": 1e-6, "rank": 256, "scale": 1.0, "scale_type": "channel", "update_proj_gap": 200, "norm_growth": 1.01},
+    "Dion2": {"lr": 0.01, "weight_decay": 0.01, "fraction": 0.25, "ef_decay": 0.95}
+    | {"ns_coefficients": "polar_express", "ns_steps": None, "adjust_lr_fn": "rms_to_rms"}
+    | REST,
+    "Kron": {"lr": 1e-3, "momentum": 0.9, "weight_decay": 0.0, "precond_lr": 0.1, "precond_init_scale": 1.0}
+    | {"max_size_triangular": 8192, "max_prob": 1.0, "min_prob": 0.03, "prob_decay": 0.001, "flat_start": 500}
+    | REST,
     "SOAP": {"lr": 3e-3, "weight_decay": 0.01, "betas": (0.95, 0.95), "shampoo_beta": -1.0}
     | EPS
     | {"precondition_frequency": 10, "max_precond_dim": 10000, "correct_bias": True},
@@ -105,7 +113,13 @@ OF_MATRICES = {
     "SPlus": {"lr": 0.1, "weight_decay": 0.01, "betas": (0.9, 0.999), "precondition_frequency": 100}
     | {"max_precond_dim": 10000, "nonstandard_constant": 1e-3},
 }
-WITH_SIDES = [title for title, own in OF_MATRICES.items() if "max_precond_dim" in own]  # states of whole matrices
+KEPT = {
+    "max_precond_dim",
+    "rank",
+    "fraction",
+    "max_size_triangular",
+}  # of rules whose products keep states of whole matrices
+WHOLE = [title for title, own in OF_MATRICES.items() if KEPT & own.keys()]
 SIGNATURES |= OF_MATRICES
 NAMED = {("Muon", "ns_coefficients"), ("Muon", "ns_steps")}  # torch has the numbers
 SHARED = [
@@ -140,7 +154,7 @@ def test_class_signature_and_create(title: str) -> None:
     own = SIGNATURES[title] | {"maximize": False, "l1": 0.0, "clip_value": None}
     own |= ({} if "weight_decay" in own else WD) | {"weight_decay_mode": None, "lr_max": None} | BENDING
     own |= {"matrix": True} if title in OF_MATRICES else {}
-    own |= {"split_heads": 1} if title in OF_MATRICES and title not in WITH_SIDES else {}
+    own |= {"split_heads": 1} if title in OF_MATRICES and title not in WHOLE else {}
     parameters_of = inspect.signature(cls).parameters
     assert list(parameters_of) == ["params", *own, *(name for name in SHARED if name not in own)]
     assert {name: parameters_of[name].default for name in own} == own

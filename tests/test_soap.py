@@ -171,7 +171,7 @@ def test_where_the_host_does_not_know_the_step_it_refuses(monkeypatch: pytest.Mo
     """As on a GPU, whose backend alone keeps counts."""
     opt = gpuopt.SOAP([np.ones((3, 4))], backend="numba", skip_nonfinite=True)
     monkeypatch.setattr(backends.get("numba", "cpu"), "device", "cuda")
-    with pytest.raises(InputError, match="SOAP renews its bases by the step count, which stays on the GPU"):
+    with pytest.raises(InputError, match="SOAP multiplies matrices by the step count, which stays on the GPU"):
         opt.step([np.ones((3, 4))])
 
 
@@ -181,7 +181,7 @@ def test_mistakes_of_a_rule_are_named() -> None:
     with pytest.raises(RuleSyntaxError, match="begins as the identity: expected the shape of a side, left or right"):
         gpuopt.rule(state=[State("q", "q", init="identity", shape="row")])
     with pytest.raises(
-        RuleSyntaxError, match="`to_bases` takes square states and scalars, arguments of the rule itself"
+        RuleSyntaxError, match="`to_bases` takes states of matrices and scalars, arguments of the rule itself"
     ):
 
         @gpuopt.rule(state=[State("q", "q", shape="left", readonly=True)])
@@ -195,7 +195,7 @@ def test_mistakes_of_a_rule_are_named() -> None:
             u = to_bases(g, q, m)
         return p - lr * u, m
 
-    with pytest.raises(RuleSyntaxError, match="takes square states and scalars, and `m` is neither"):
+    with pytest.raises(RuleSyntaxError, match="takes states of matrices and scalars, and `m` is neither"):
         gpuopt.optimizer(elements, np.ones((3, 3)), lr=0.1).step(np.ones((3, 3)))
     with pytest.raises(InputError, match="learn_bases has a value only where an optimizer runs the rule"):
         learn_bases(np.ones((2, 2)), None, None, None, None, 0, 1)

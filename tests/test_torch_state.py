@@ -221,7 +221,9 @@ def test_init_state_allocates_with_step_zero_and_changes_no_result(name: str) ->
     for p in params:
         state = opt.state.get(p, {})
         flags = opt.rule.shaped(opt.rule.flags(opt.param_groups[0]), tuple(p.shape))
-        shapes = {s.key: opt.rule.shape_of(s, tuple(p.shape)) for s in opt.rule.active_states(flags)}
+        shapes = {
+            s.key: opt.rule.shape_of(s, tuple(p.shape), opt.param_groups[0]) for s in opt.rule.active_states(flags)
+        }
         assert {key: tuple(value.shape) for key, value in state.items() if key != "step"} == shapes
         assert "step" not in state or state["step"].item() == 0
     train(opt, params, range(3))

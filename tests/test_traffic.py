@@ -63,7 +63,8 @@ FLOORS: list[tuple[str, dict[str, Any], str, int]] = [
     # Its two sums share a pass. Where it started is written again at every step.
     ("prodigy", {}, "p g s o, p g m v s > p m v s", 52),
     # Before a product of matrices x, an operand, is written; behind it the result is read. Lengths of rows come between, or of all.
-    *((name, {}, "g b > b x | p x > p", 28) for name in ("muon", "scion")),
+    *((name, {}, "g b > b x | p x > p", 28) for name in ("muon", "scion", "dion2", "kron")),
+    ("apollo", {}, "g > x | p x > p", 20),
     # The gradient x and its average y go into the bases, and the step z comes back.
     ("soap", {}, "g m > m x y | x y v > v z | p z > p", 52),
     # What is orthogonalized comes from the bases in the same memory.

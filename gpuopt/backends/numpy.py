@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -76,8 +77,8 @@ class Backend(HostBackend):
         """Run the rule as often as it asks for a sum over all tensors or processes that is not known yet; see HostBackend."""
         program, table = launch.plan.program, launch.plan.table
         scalars = self.scalars(launch, multiplier)
-        squares = launch.squares or [{}] * len(table)
-        launch.private["sums"] = every = [Sums(program, *each) for each in zip(table, squares, strict=True)]
+        multiplied = launch.multiplied or [{}] * len(table)
+        launch.private["sums"] = every = [Sums(program, *each) for each in zip(table, multiplied, strict=True)]
         while True:
             asked = []
             for record, found in zip(table, every, strict=True):
@@ -210,13 +211,13 @@ class Unknown(Exception):
 
 
 class Sums:
-    """The reductions of one tensor in one step. squares: its square states, which products write; cells: those of one number, as
-    they were before anything was written; known: the sums over all tensors or processes in the order in which the rule asks for
-    them.
+    """The reductions of one tensor in one step. multiplied: what products take of it, states that they write among it; cells and
+    vectors: states of one number, and of one a row or column, as they were before anything was written; known: the sums over all
+    tensors or processes in the order in which the rule asks for them.
     """
 
-    def __init__(self, program: Program, record: NDArray[np.int64], squares: Mapping[str, NDArray[Any]]) -> None:
-        self.program, self.squares = program, squares
+    def __init__(self, program: Program, record: NDArray[np.int64], multiplied: Mapping[str, Any]) -> None:
+        self.program, self.given = program, multiplied
         self.asked = self.called = self.multiplied = 0
         self.products: list[NDArray[Any]] = []  # those that are made, in the order in which the rule asks for them
         rows, columns = record[-len(t.MATRIX) :][:2].tolist() if program.lined else (1, 1)
@@ -231,7 +232,7 @@ class Sums:
     def begin(self) -> dict[str, Any]:
         """The rule is run from its beginning."""
         self.asked = self.called = self.multiplied = 0
-        return {**self.cells, **self.vectors, **self.squares}
+        return {**self.given, **self.cells, **self.vectors}
 
     def reduce(self, kind: str, x: Any) -> Any:
         if kind in self.sizes:
@@ -256,7 +257,10 @@ class Sums:
         if self.multiplied > len(self.products):
             operand = np.empty(self.shape_of_all(), self.program.compute)
             operand[...] = x
-            self.products.append(RUNS[kind](operand, *words))
+            made = self.program.products[len(self.products)]
+            named = zip_longest(made.names, words[len(made.words) :])
+            found = [self.given.get(name, word) for name, word in named]
+            self.products.append(RUNS[kind](operand, *made.words, *found))
         return self.products[self.multiplied - 1]
 
     def shape_of_all(self) -> tuple[int, int, int]:

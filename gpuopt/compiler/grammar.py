@@ -298,7 +298,7 @@ class Parser:
 
     def product(self, name: str, node: ast.Call) -> Expr:
         """A product of matrices, `orthogonalize(u, ns_coefficients, ns_steps)`: values, behind them flags by their names, and
-        behind those square states and scalars by theirs.
+        behind those states of matrices and scalars by theirs.
         """
         values, words, names = PRODUCTS[name]
         if len(node.args) != values + words + names:
@@ -311,7 +311,8 @@ class Parser:
         for argument, found in zip(node.args[values + words :], behind[words:], strict=True):
             if found not in self.arguments or self.callers:
                 self.fail(
-                    argument, f"`{name}` takes square states and scalars, arguments of the rule itself, by their names"
+                    argument,
+                    f"`{name}` takes states of matrices and scalars, arguments of the rule itself, by their names",
                 )
         return Expr(name, (*map(self.number, node.args[:values]), *behind))
 

@@ -15,6 +15,7 @@ PREPARE = "@prepare_"  # in front of the variables of a prepare function
 CODE = "@code_"  # in front of a value's name: its code, and the variables of its format
 OPERAND = "@operand_"  # and a number, of a product of matrices
 RESULT = "@result_"
+DRAW = "draw()"  # of what a product takes: its random numbers
 PART = "@in_"  # and the name of the function, in front of the variables of a part of a rule
 
 

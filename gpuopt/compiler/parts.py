@@ -69,7 +69,8 @@ class Coded:
 @dataclass(frozen=True)
 class Product:
     """A product of matrices: which, the variables of its operand and its result, the values of the flags that it takes, and the
-    names of square states and scalars, for which whoever runs it gives memory and numbers, tensor by tensor.
+    names of states of matrices and scalars (DRAW: random numbers), for which whoever runs it gives memory and numbers, tensor by
+    tensor.
     """
 
     kind: str

@@ -91,8 +91,8 @@ class Program:
 
     @property
     def counted(self) -> bool:
-        """Whether its products take scalars, which the host has to know."""
-        return any(name in self.signature.definition.tree.scalars for each in self.products for name in each.names)
+        """Whether its products take what `prepare` makes of the step count, which the host has to know."""
+        return any(name in self.signature.definition.prepared for each in self.products for name in each.names)
 
     @property
     def roles(self) -> tuple[Role, ...]:

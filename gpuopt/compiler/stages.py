@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from gpuopt.compiler.kinds import mapped
-from gpuopt.compiler.names import CODE, OPERAND, RESULT
+from gpuopt.compiler.names import CODE, DRAW, OPERAND, RESULT
 from gpuopt.compiler.parts import Coded, Product, Role, Signature
-from gpuopt.compiler.tree import PRODUCTS, Assign, Expr
+from gpuopt.compiler.tree import DRAWING, PRODUCTS, Assign, Expr
 from gpuopt.errors import RuleSyntaxError
 
 LAST = "p"  # what the last stage stores
@@ -27,7 +27,7 @@ def taken_out(statements: Iterable[Assign], signature: Signature) -> tuple[list[
     Raises RuleSyntaxError for tensors that are no matrices.
     """
     flags = dict(signature.flags)
-    known = {*signature.definition.tree.scalars, *(s.name for s in signature.rule.states if s.square)}
+    known = {*signature.definition.tree.scalars, *(s.name for s in signature.rule.states if s.multiplied)}
     found: list[Product] = []
     made: list[Assign] = []
 
@@ -46,8 +46,9 @@ def taken_out(statements: Iterable[Assign], signature: Signature) -> tuple[list[
         for name in names:
             if name not in known:
                 raise RuleSyntaxError(
-                    f"{part.op} takes square states and scalars, and `{name}` is neither", at.file, at.line
+                    f"{part.op} takes states of matrices and scalars, and `{name}` is neither", at.file, at.line
                 )
+        names += (DRAW,) if part.op in DRAWING else ()
         values = tuple(flags[word] for word in words if word in flags)
         if child.op in PRODUCTS:
             found.append(replace(found[-1], kind=part.op, words=values, names=names))

@@ -12,11 +12,13 @@ CALLS = {"sqrt": 1, "abs": 1, "sign": 1, "minimum": 2, "maximum": 2, "where": 3}
 SCALAR_CALLS = {**CALLS, "exp": 1, "log": 1, "root": 1}
 SUMS = ("tensor_sum", "tensor_max", "global_sum", "row_sum", "column_sum")
 SIZES = ("numel", "rows", "columns")
-# Of matrices: how many of these they take, how many flags behind them, and names of square states and scalars behind those.
+# Of matrices: how many of these they take, how many flags behind them, and names of states of matrices and scalars behind those.
 PRODUCTS = {
     **{"orthogonalize": (1, 2, 0), "learn_bases": (1, 0, 6), "learn_roots": (1, 0, 9)},
     **{"to_bases": (1, 0, 2), "from_bases": (1, 0, 2)},
+    **{"scale_by_projection": (1, 1, 10), "orthogonalize_largest": (1, 2, 3), "whiten": (1, 0, 6)},
 }
+DRAWING = ("scale_by_projection", "whiten")  # those that need random numbers
 EPSILON = "epsilon"  # of the parameter's dtype, a constant of the kernel
 EXTREMES = ("block_max", "block_min")  # of a block, in a format
 RULE_CALLS = {**CALLS, **dict.fromkeys((*SUMS, *SIZES, EPSILON, "bits", "from_bits", *EXTREMES), 1)}
@@ -30,7 +32,7 @@ class Expr:
     """`op` is one of the names above, one of `whole`, or a leaf: "const" (number), "name" (str), "scalar" (index into the row),
     "value" (index into the pass's values), "count" (16 bits of the step count, from that bit on). Of a tensor, in float64: "wide"
     (index), "total" (index), "cell" (the name of a state), "numel", "rows", "columns". Of matrices: one of PRODUCTS, whose last
-    arguments are names: of flags, square states and scalars.
+    arguments are names: of flags, states of matrices and scalars.
     """
 
     op: str

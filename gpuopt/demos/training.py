@@ -33,6 +33,7 @@ RATES = {
     "schedulefreeradam": 0.05,
     "muon": 0.02,
     "splus": 0.7,
+    "kron": 0.03,
 }
 
 

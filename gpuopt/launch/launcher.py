@@ -102,7 +102,7 @@ class Launch:
     # Of a rule with products of matrices: what backends that compile run in its place, one after another, and of each of these the
     # products behind it.
     stages: Sequence[Launch] = ()
-    squares: Sequence[Mapping[str, Any]] = ()  # of each tensor its square states by name, as products take them
+    multiplied: Sequence[Mapping[str, Any]] = ()  # of each tensor what products take of it, by name
     products: Sequence[Products] = ()
     stage: int = 0
 

@@ -60,7 +60,7 @@ def encoded(
     """The planes of a state that becomes these values, by their names in the rule, in their shapes."""
     of, own = codes_of(rule)[name], rule.of_states[name]  # type: ignore[attr-defined]
     made = zip(own, codes(of, array, place, shard=shard), strict=True)
-    return {state.name: found.reshape(rule.shape_of(state, array.shape)) for state, found in made}
+    return {state.name: found.reshape(rule.shape_of(state, array.shape, {})) for state, found in made}
 
 
 def decoded(

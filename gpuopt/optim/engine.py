@@ -358,9 +358,9 @@ class Engine:
             p.counter = counters.setdefault(key, made)
         return [counter for (_, _, on, _), counter in counters.items() if on]
 
-    def missing_states(self, p: Parameter, flags: Mapping[str, object]) -> dict[str, Any]:
-        """The states that a parameter needs under these flags and has not, as they are before its first step."""
-        group, settings = self.groups.dicts[p.group], self.settings
+    def missing_states(self, p: Parameter, flags: Mapping[str, object], group: Any = None) -> dict[str, Any]:
+        """The states that a parameter needs under these flags and has not, as before its first step. group: its own by default."""
+        group, settings = group or self.groups.dicts[p.group], self.settings
         return new_states(self.rule, settings.formats(self.rule), group, p, flags, settings.on_host)
 
     def _refresh(self) -> None:

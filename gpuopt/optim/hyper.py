@@ -56,7 +56,7 @@ def defaults_of(rule: Rule) -> dict[str, Any]:
     """Name -> default (inspect.Parameter.empty where required): the rule's own, then the options of every group."""
     own = own_defaults(rule)
     of_matrices: dict[str, Any] = {MATRIX: True} if rule.definition().multiplies and MATRIX in rule.tree.flags else {}
-    of_matrices |= {HEADS: 1} if of_matrices and not any(s.square for s in rule.states) else {}
+    of_matrices |= {HEADS: 1} if of_matrices and not any(s.multiplied for s in rule.states) else {}
     return own | {k: v for k, v in (GROUP_OPTIONS | of_matrices).items() if k not in own}
 
 

@@ -70,10 +70,10 @@ class Keeping(Rule):
         found = self.base.shaped(flags, shape, pairs, dtype)
         return {**found, NARROW: dtype in ("float16", "bfloat16"), CODED: bool(self.codes) and large}
 
-    def shape_of(self, state: State, parameter: tuple[int, ...]) -> tuple[int, ...]:
+    def shape_of(self, state: State, parameter: tuple[int, ...], hyper: Mapping[str, Any]) -> tuple[int, ...]:
         """The shape of a state, or of a plane of one."""
         if state.per == 1:
-            return self.base.shape_of(state, parameter)
+            return self.base.shape_of(state, parameter, hyper)
         rows, *rest = parameter or (1,)  # a number is kept in no codes, but asked about
         return rows, -(-math.prod(rest) // state.per)
 

@@ -14,9 +14,10 @@ import numpy as np
 
 from gpuopt import arrays, linalg
 from gpuopt.compiler.lower import program_for
-from gpuopt.compiler.names import OPTION
-from gpuopt.compiler.parts import Coded, PerTensor, Role, Signature
+from gpuopt.compiler.names import DRAW, OPTION
+from gpuopt.compiler.parts import Coded, PerTensor, Product, Role, Signature
 from gpuopt.compiler.program import Program
+from gpuopt.draws import Draw
 from gpuopt.errors import InputError, LayoutError
 from gpuopt.formats import formats
 from gpuopt.formats.dtypes import CODED as HALF_CODES
@@ -25,7 +26,7 @@ from gpuopt.formats.language import PACKED
 from gpuopt.launch import ferry
 from gpuopt.launch.launcher import Launch, StepCounter
 from gpuopt.launch.plan import Plan
-from gpuopt.launch.products import Products, square
+from gpuopt.launch.products import Batch, Given, Products, matrices_of
 from gpuopt.launch.shards import Communicator
 from gpuopt.optim import beside
 from gpuopt.optim.full_precision import bytes_of
@@ -79,7 +80,7 @@ def signature(
     blocked: list[Role] = []
     kinds = {"parameter": roles, "scalar": cells, "global": cells, "blocks": blocked}
     packed = {plane for c in coded for plane, of in zip(c.planes, c.format.planes, strict=True) if of.dtype == PACKED}
-    for state in (s for s in active if not s.square):
+    for state in (s for s in active if not s.hidden):
         found = states[state.name]
         rounded = found == "bfloat16" and state.walked and not state.readonly and not state.plane
         if (
@@ -179,28 +180,48 @@ def make_launch(
     made.communicator = communicator
     made.private = {"parameters": parameters, "indices": np.array([p.index for p in parameters], np.intp)}
     if program.products:
-        made.squares = [squares_of(signature, p) for p in parameters]
-        given = [
-            partial(taken, signature.definition, p.counter, s) for p, s in zip(parameters, made.squares, strict=True)
-        ]
+        made.multiplied = [multiplied(signature, p, seed) for p in parameters]
+        both = zip(parameters, made.multiplied, strict=True)
+        given = [partial(taken, signature.definition, p.counter, known) for p, known in both]
         made.stages = [launch_of(stage, *each) for stage in program.stages]
         for k, stage in enumerate(made.stages):
             stage.stage, stage.products = k, []
             for product in stage.plan.program.products:
-                own = [o[product.operand] for o in of] if product.names else batches[product.operand]
-                stage.products.append(Products(product, own, given))
+                stage.products.append(
+                    Products(product, batched(product, signature, batches[product.operand], of, given))
+                )
     return made
 
 
-def squares_of(signature: Signature, p: Parameter) -> dict[str, Any]:
-    """The square states of a tensor by name, as products take them."""
-    active = signature.rule.active_states(dict(signature.flags))
-    return {s.name: square(p.states[s.name], f"{s.key} of {p.label}") for s in active if s.square}
+def batched(
+    product: Product, signature: Signature, batches: Sequence[tuple[Any, list[int]]], of: Sequence[dict[str, Any]],
+    given: Sequence[Given],
+) -> list[Batch]:  # fmt: skip
+    """The batches of a product. batches: its operands by shapes, and whose; of: the arrays of each tensor."""
+    alone = any(state.hidden and state.name in product.names for state in signature.rule.states)
+    if alone:
+        return [Batch(o[product.operand], [o[product.operand]], [find]) for o, find in zip(of, given, strict=True)]
+    return [
+        Batch(whole, [of[k][product.operand] for k in which], [given[k] for k in which]) for whole, which in batches
+    ]
 
 
-def taken(definition: Definition, counter: StepCounter, squares: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
-    """What these names stand for in the step that is made: square states, None where a tensor has none, and scalars."""
-    known = {**counter.values(), **counter.prepared(definition), **squares}
+def multiplied(signature: Signature, p: Parameter, seed: int) -> dict[str, Any]:
+    """What products take of a tensor, by name: states, as matrices, and its random numbers."""
+    found: dict[str, Any] = {DRAW: Draw(seed, p.number)}
+    rows, columns = signature.rule.matrix(p.view.shape)
+    for state in (s for s in signature.rule.active_states(dict(signature.flags)) if s.multiplied):
+        array, label = p.states[state.name], f"{state.key} of {p.label}"
+        shapes = {"row": (rows, 1), "column": (1, columns)}
+        found[state.name] = matrices_of(array, label, shapes.get(state.shape, array.shape[-2:]))
+    return found
+
+
+def taken(definition: Definition, counter: StepCounter, of: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
+    """What these names stand for in the step that is made: states of matrices, None where a tensor has none, and scalars."""
+    known = {**counter.values(), **of}
+    if any(name in definition.prepared for name in names):
+        known |= counter.prepared(definition)
     return [known.get(name) for name in names]
 
 
@@ -209,7 +230,7 @@ def check_counts(device: str, launches: Sequence[Launch]) -> None:
     for launch in launches if device != "cpu" else ():
         if launch.plan.program.counted:
             raise InputError(
-                f"{launch.plan.program.signature.rule.title} renews its bases by the step count, which stays on the GPU where a "
+                f"{launch.plan.program.signature.rule.title} multiplies matrices by the step count, which stays on the GPU where a "
                 "step may be skipped or captured: expected no skip_nonfinite, capturable, found_inf, and neither grad_scale nor a "
                 "rate on the GPU"
             )
@@ -248,15 +269,17 @@ def matrix_of(rule: Rule, p: Parameter) -> tuple[int, int]:
     return rows // p.heads, columns
 
 
-def operands(program: Program, parameters: Sequence[Parameter], of: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+def operands(
+    program: Program, parameters: Sequence[Parameter], of: Sequence[dict[str, Any]]
+) -> dict[str, list[tuple[Any, list[int]]]]:
     """Memory for what is multiplied in each product, by its operand's name, and for the result: equal matrices one behind the
-    other, one array for each shape. Every tensor is told of its part.
+    other, one array for each shape, and the places of their tensors. Every tensor is told of its part.
     """
     found: dict[tuple[int, int], list[int]] = {}
     for k, p in enumerate(parameters if program.products else ()):
         found.setdefault(matrix_of(program.signature.rule, p), []).append(k)
     results = {product.operand: product.result for product in program.products}
-    batches: dict[str, list[Any]] = {operand: [] for operand in results}
+    batches: dict[str, list[tuple[Any, list[int]]]] = {operand: [] for operand in results}
     for (shape, members), operand in itertools.product(found.items(), results):
         like, counts = parameters[members[0]], [parameters[k].view.numel // math.prod(shape) for k in members]
         whole = sum(counts), *shape
@@ -266,7 +289,7 @@ def operands(program: Program, parameters: Sequence[Parameter], of: Sequence[dic
             batch = linalg.multipliable(
                 arrays.kind_of(like.array, like.label).zeros(like.array, program.compute, whole)
             )
-        batches[operand].append(batch)
+        batches[operand].append((batch, members))
         first = 0
         for k, count in zip(members, counts, strict=True):
             of[k] |= dict.fromkeys((operand, results[operand]), batch[first : first + count])

@@ -47,7 +47,7 @@ def load(
     parameters: Sequence[Parameter],
     groups: Sequence[Mapping[str, Any]],
     saved: Mapping[str, Any],
-    allocate: Callable[[Parameter, Mapping[str, object]], dict[str, Any]],
+    allocate: Callable[[Parameter, Mapping[str, object], Mapping[str, Any]], dict[str, Any]],
     in_place: bool = False,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
@@ -71,12 +71,11 @@ def load(
         check_group({**group, **values[-1]}, rule, f"state_dict param_groups[{index}]")
     made = []
     for index, p in enumerate(parameters):
-        flags = rule.shaped(
-            rule.flags({**groups[p.group], **values[p.group]}), p.view.shape, p.view.pairs, p.view.dtype
-        )
-        step, states = restored(rule, p, saved["state"].get(index), flags, allocate, seed)
+        group = {**groups[p.group], **values[p.group]}
+        flags = rule.shaped(rule.flags(group), p.view.shape, p.view.pairs, p.view.dtype)
+        step, states = restored(rule, p, saved["state"].get(index), flags, group, allocate, seed)
         if in_place and p.states and not states:
-            states = allocate(without_states(p), flags)
+            states = allocate(without_states(p), flags, group)
         made.append((p, step, states))
     for p, step, states in made:
         p.states = {name: written(p.states.get(name), new) for name, new in states.items()} if in_place else states
@@ -158,7 +157,8 @@ def restored(
     p: Parameter,
     entry: Mapping[str, Any] | None,
     flags: Mapping[str, object],
-    allocate: Callable[[Parameter, Mapping[str, object]], dict[str, Any]],
+    group: Mapping[str, Any],
+    allocate: Callable[[Parameter, Mapping[str, object], Mapping[str, Any]], dict[str, Any]],
     seed: int = 0,
 ) -> tuple[int, dict[str, Any]]:
     """The step count of one tensor and its states, new arrays in the memory order and the formats of this optimizer. seed: of what
@@ -168,7 +168,7 @@ def restored(
         return 0, {}
     names = {s.key: s.name for s in rule.states}
     planes = {s.key: s.plane for s in rule.states}
-    shapes = {s.key: rule.shape_of(s, p.view.shape) for s in rule.states}
+    shapes = {s.key: rule.shape_of(s, p.view.shape, group) for s in rule.states}
     step = entry.get("step")
     if not isinstance(step, int) or isinstance(step, bool) or step < 0:
         raise InputError(f"step of {p.label}: {step!r}: expected a whole number, 0 or more")
@@ -192,7 +192,7 @@ def restored(
         raise InputError(f"state_dict of {p.label}: {missing} is missing")
     if not states:
         return step, {}
-    made = allocate(without_states(p), flags)
+    made = allocate(without_states(p), flags, group)
     for key, value in states.items():
         if names[key] in made:
             assign(made[names[key]], alike(value, made[names[key]]))

@@ -31,7 +31,7 @@ def new_states(
     for state in rule.active_states(flags):
         if state.name in p.states:
             continue
-        shape = None if state.walked else rule.shape_of(state, p.view.shape)
+        shape = None if state.walked else rule.shape_of(state, p.view.shape, group)
         make = kind.hosted if host and state.large else kind.zeros
         array = make(p.array, kept_dtype(state, formats, dtype), shape)
         if state.init == PARAMETER:

@@ -15,18 +15,45 @@ from typing import Any, NoReturn
 
 from gpuopt.errors import RuleSyntaxError, caller
 
-# Of a state beside a parameter; axis: the parameter's first one that counts columns.
-SHAPES: dict[str, Callable[[tuple[int, ...], int], tuple[int, ...]]] = {
-    "parameter": lambda shape, axis: shape,
-    "scalar": lambda shape, axis: (),
-    "global": lambda shape, axis: (),
-    "row": lambda shape, axis: (*shape[:axis], *(1 for _ in shape[axis:])),
-    "column": lambda shape, axis: (*shape[: axis - 1], 1, *shape[axis:]),
-    "left": lambda shape, axis: (*shape[: max(0, axis - 1)], *[math.prod(shape[max(0, axis - 1) : axis])] * 2),
-    "right": lambda shape, axis: (*shape[: max(0, axis - 1)], *[math.prod(shape[axis:])] * 2),
+
+def of_matrices(
+    matrix: Callable[[int, int, int], tuple[int, int]],
+) -> Callable[[tuple[int, ...], int, int], tuple[int, ...]]:
+    """The shape of a state of one matrix beside each matrix of a tensor, by its rows, its columns and the bound."""
+
+    def shape_of(shape: tuple[int, ...], axis: int, bound: int) -> tuple[int, ...]:
+        first = max(0, axis - 1)
+        return *shape[:first], *matrix(math.prod(shape[first:axis]), math.prod(shape[axis:]), bound)
+
+    return shape_of
+
+
+# Of a state beside a parameter; axis: the parameter's first one that counts columns; bound: what BOUNDS says.
+HIDDEN: dict[str, Callable[[tuple[int, ...], int, int], tuple[int, ...]]] = {
+    "left": of_matrices(lambda rows, columns, _: (rows, rows)),
+    "right": of_matrices(lambda rows, columns, _: (columns, columns)),
+    "left_factor": of_matrices(lambda rows, columns, most: (rows if rows <= most else 1, rows)),
+    "right_factor": of_matrices(lambda rows, columns, most: (columns if columns <= most else 1, columns)),
+    "projection": of_matrices(lambda rows, columns, rank: (min(rank, rows, columns), min(rows, columns))),
+    "projected": of_matrices(
+        lambda rows, columns, rank: (min(rank, rows), columns) if rows < columns else (rows, min(rank, columns))
+    ),
+    "matrix": of_matrices(lambda rows, columns, _: (1, 1)),
+}  # which no kernel knows
+SHAPES: dict[str, Callable[[tuple[int, ...], int, int], tuple[int, ...]]] = {
+    "parameter": lambda shape, axis, _: shape,
+    "scalar": lambda shape, axis, _: (),
+    "global": lambda shape, axis, _: (),
+    "row": lambda shape, axis, _: (*shape[:axis], *[1] * len(shape[axis:])),
+    "column": lambda shape, axis, _: (*shape[: axis - 1], 1, *shape[axis:]),
+    **HIDDEN,
 }
 SIDES = ("left", "right")  # shapes of square states, and flags: whether there are some
 LONGEST = "max_precond_dim"  # the hyperparameter that says how long a side with some may be
+# Of shapes the hyperparameter that bounds them.
+BOUNDS = dict.fromkeys(("projection", "projected"), "rank") | dict.fromkeys(
+    ("left_factor", "right_factor"), "max_size_triangular"
+)
 _INTERVAL = re.compile(r"[\[(] *-?(inf|[\d.e+-]+) *, *-?(inf|[\d.e+-]+) *[\])]")
 HOLDS = ("numbers", "squares", "sizes")
 NOT = "not "
@@ -45,11 +72,14 @@ class State:
     be true for it to exist, or "not flag", or "flag == 'choice'"; init: its first value, a number, the name of a hyperparameter,
     "parameter", what the parameter is before its first step, or "identity", of a square matrix; readonly: read by the rule and
     never written, as such a state, or a mask. shape: "parameter" (as the parameter), "scalar" (one number a tensor), "global" (one
-    number for all tensors), "row" or "column" (one a row or column of the matrix, see `rule`), "left" or "right" (a square matrix
-    of as many rows as the matrix has, or columns; only products of matrices read and write it, so that it is readonly). exact:
-    parameters in another place, which are rounded only where `state_format` names them. holds: "numbers", of either sign;
-    "squares", averages of what is never negative, through whose root an update is divided; or "sizes", never negative either, which
-    change by factors or only grow: in fewer bits each of them is kept in another way.
+    number for all tensors), "row" or "column" (one a row or column of the matrix, see `rule`); of one matrix beside each matrix,
+    which only products of matrices read and write, so that it is readonly, "left" or "right" (square, of as many rows as the matrix
+    has, or columns), "left_factor" or "right_factor" (the same, of one row where a side is longer than the hyperparameter
+    `max_size_triangular`), "projection" (of the shorter side to as many rows as `rank` says), "projected" (what is behind it) or
+    "matrix" (one number). A readonly row or column is read by the rule and written by products. exact: parameters in another
+    place, which are rounded only where `state_format` names them. holds: "numbers", of either sign; "squares", averages of what is
+    never negative, through whose root an update is divided; or "sizes", never negative either, which change by factors or only
+    grow: in fewer bits each of them is kept in another way.
 
     plane: the dtype of a plane of the parameter or of a state, see `optim.keeping`, which no function of a rule takes, and per: how
     many elements of a row have one number of it; empty and 1 for all others.
@@ -77,9 +107,14 @@ class State:
         return self.shape == "parameter"
 
     @property
-    def square(self) -> bool:
-        """Whether it is a square matrix beside each matrix, which no kernel knows."""
-        return self.shape in SIDES
+    def hidden(self) -> bool:
+        """Whether it is a matrix beside each matrix, which no kernel knows."""
+        return self.shape in HIDDEN
+
+    @property
+    def multiplied(self) -> bool:
+        """Whether products of matrices take it, and only they write it."""
+        return self.hidden or (self.readonly and self.shape in ("row", "column"))
 
     @property
     def large(self) -> bool:
@@ -116,7 +151,7 @@ def checked_states(spec: Iterable[str | State] | Mapping[str, str | State]) -> t
             refuse(f"state {name!r} begins as {state.init!r}: expected a number or the name of a hyperparameter")
         if state.init == PARAMETER and not state.walked:
             refuse(f"state {name!r} begins as the parameter: expected one of its shape, not {state.shape!r}")
-        if state.init == IDENTITY and not state.square:
+        if state.init == IDENTITY and state.shape not in SIDES:
             refuse(
                 f"state {name!r} begins as the identity: expected the shape of a side, {' or '.join(SIDES)}, not {state.shape!r}"
             )
@@ -124,7 +159,7 @@ def checked_states(spec: Iterable[str | State] | Mapping[str, str | State]) -> t
             refuse(f"state {name!r}: holds = {state.holds!r}: expected one of {', '.join(HOLDS)}")
         if state.shape not in SHAPES:
             refuse(f"state {name!r}: shape = {state.shape!r}: expected one of {', '.join(SHAPES)}")
-        if state.square and not state.readonly:
+        if state.hidden and not state.readonly:
             refuse(f"state {name!r}: shape = {state.shape!r}: only products write it, expected readonly=True")
         made.append(state)
     for what, found in (("name", [s.name for s in made]), ("key", [s.key for s in made])):

@@ -25,7 +25,17 @@ import numpy as np
 from gpuopt.compiler.names import OPTION
 from gpuopt.errors import InputError, entry
 from gpuopt.rules.between import EVALUATE, RESUME, Between
-from gpuopt.rules.declared import LONGEST, SHAPES, SIDES, State, checked_ranges, checked_states, checked_tuples, refuse
+from gpuopt.rules.declared import (
+    BOUNDS,
+    LONGEST,
+    SHAPES,
+    SIDES,
+    State,
+    checked_ranges,
+    checked_states,
+    checked_tuples,
+    refuse,
+)
 from gpuopt.rules.definition import MATRIX, Definition, Prepare
 from gpuopt.rules.primitives import (
     column_sum,
@@ -39,14 +49,17 @@ from gpuopt.rules.primitives import (
     minimum,
     numel,
     orthogonalize,
+    orthogonalize_largest,
     row_sum,
     rows,
+    scale_by_projection,
     sign,
     sqrt,
     tensor_max,
     tensor_sum,
     to_bases,
     where,
+    whiten,
 )
 
 if TYPE_CHECKING:
@@ -67,16 +80,19 @@ __all__ = [
     "minimum",
     "numel",
     "orthogonalize",
+    "orthogonalize_largest",
     "plain_flag",
     "row_sum",
     "rows",
     "rule",
+    "scale_by_projection",
     "sign",
     "sqrt",
     "tensor_max",
     "tensor_sum",
     "to_bases",
     "where",
+    "whiten",
 ]
 
 
@@ -278,9 +294,10 @@ class Rule:
         axis = self.axis(shape)
         return (shape[axis - 1] if axis else 1), math.prod(shape[axis:])
 
-    def shape_of(self, state: State, parameter: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of a state beside a parameter of this one."""
-        return SHAPES[state.shape](parameter, self.axis(parameter))
+    def shape_of(self, state: State, parameter: tuple[int, ...], hyper: Mapping[str, Any]) -> tuple[int, ...]:
+        """The shape of a state beside a parameter of this one; hyper: of its group, as it is before the first step."""
+        bound = hyper.get(BOUNDS.get(state.shape, ""), 0)
+        return SHAPES[state.shape](parameter, self.axis(parameter), int(bound(0) if callable(bound) else bound))
 
     def first(self, state: State, hyper: Mapping[str, Any]) -> Any:
         """What a state is before the first step; of a schedule, its first value."""

@@ -248,6 +248,14 @@ def orthogonalize(x: Any, coefficients: Any, steps: Any) -> Any:
     return _multiplied("orthogonalize", x, coefficients, steps)
 
 
+def orthogonalize_largest(x: Any, coefficients: Any, steps: Any, fraction: Any, rows: Any, columns: Any) -> Any:
+    """The matrix with this fraction of its rows orthogonalized, of its columns where there are fewer of these, those with the
+    largest sums of absolute values, and zeros elsewhere. rows, columns: readonly states of these shapes, which become 1 for what
+    was chosen and else 0, for the next step.
+    """
+    return _multiplied("orthogonalize_largest", x, coefficients, steps, fraction, rows, columns)
+
+
 def learn_bases(g: Any, q_left: Any, q_right: Any, gram_left: Any, gram_right: Any, renewal: Any, gain: Any) -> Any:
     """The matrix as it is. The bases become eigenvectors of averages of g g' and g' g of gradients before this one, all of them
     where `renewal` is 2, nearer ones where it is 1, and stay where it is 0, see `gpuopt.bases`; then it becomes part of the
@@ -263,6 +271,27 @@ def learn_roots(
     becomes (scale average + eps)^(-exponent), a symmetric matrix; `from_bases` multiplies with both.
     """
     return _multiplied("learn_roots", g, q_left, q_right, gram_left, gram_right, renewal, gain, scale, exponent, eps)
+
+
+def scale_by_projection(
+    g: Any, scale_type: Any, projection: Any, m: Any, v: Any, length: Any, count: Any, gap: Any, beta1: Any, beta2: Any,
+    eps: Any, norm_growth: Any,
+) -> Any:  # fmt: skip
+    """The matrix g with each column (row, where there are no more columns than rows) scaled by what Adam makes of its projection to
+    few dimensions, in whose average m and average of squares v this one then has its part, see `gpuopt.projections`. scale_type: a
+    compile-time flag, "channel" or "tensor"; count: of the step; gap: after how many steps the projection is drawn anew; length: of
+    the last result, which this one exceeds by norm_growth at most. States of the shapes "projection", "projected" and "matrix".
+    """
+    given = projection, m, v, length, count, gap, beta1, beta2, eps, norm_growth
+    return _multiplied("scale_by_projection", g, scale_type, *given)
+
+
+def whiten(g: Any, left: Any, right: Any, count: Any, chance: Any, precond_lr: Any, init_scale: Any) -> Any:
+    """The matrix left' left g right' right, of a root mean square of 1.1 at most, behind a step of both factors towards those that
+    whiten matrices such as g, which is made with this chance, see `gpuopt.whitening`. count: of the step; left, right: states of
+    the shapes "left_factor" and "right_factor".
+    """
+    return _multiplied("whiten", g, left, right, count, chance, precond_lr, init_scale)
 
 
 def to_bases(x: Any, q_left: Any, q_right: Any) -> Any:
@@ -286,10 +315,13 @@ NON_LOCAL: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
         orthogonalize,
+        orthogonalize_largest,
         learn_bases,
         learn_roots,
         to_bases,
         from_bases,
+        scale_by_projection,
+        whiten,
         tensor_sum,
         tensor_max,
         global_sum,

@@ -278,7 +278,7 @@ class Step:
             made["step"] = step_tensor(0, {})
         for s in self.rule.active_states(flags):
             if state.get(s.key) is None:
-                made_of = None if s.walked else self.rule.shape_of(s, tuple(p.shape))
+                made_of = None if s.walked else self.rule.shape_of(s, tuple(p.shape), hyper)
                 made[s.key] = zeros(p, STORAGES[NAMES[p.dtype]].compute, made_of)
                 if s.init == PARAMETER:
                     made[s.key] = made[s.key] + p  # which has a derivative

@@ -42,7 +42,7 @@ def made(opt: TorchOptimizer, members: Sequence[Member]) -> tuple[Engine, Gather
     for (label, _, work), (_, p, index, number) in zip(walks, members, strict=True):
         found, group, matrix = opt.state.get(p, {}), groups[index], gathering.of.get(p)
         always = [s for s in loading.required(rule, group, p) if s.when is None]
-        loading.check_entry(rule, found, always, opt._counts_steps, p, label)
+        loading.check_entry(rule, found, always, group, opt._counts_steps, p, label)
         states = {s.name: found[s.key] for s in rule.states if found.get(s.key) is not None}
         states = local_states(rule, p, states, label) | joint.of(rule, common, p)
         new = new_states(rule, settings, group, p, states)
@@ -52,8 +52,8 @@ def made(opt: TorchOptimizer, members: Sequence[Member]) -> tuple[Engine, Gather
         if matrix is not None:
             if opt._counts_steps:
                 opt.state[p].setdefault("step", step_tensor(step, group))
-            show(rule, p, opt.state[p], states)
-            states = matrix.states(rule, p, states)
+            show(rule, p, opt.state[p], states, group)
+            states = matrix.states(rule, p, states, group)
         counter, shard = engine.counter(index, step), None if matrix is None else matrix.shard
         parameter = make_parameter(rule, p, work, label, counter, beside, states, shard)
         parameter.counter.word, parameter.number = opt._replayed.word(p), number

@@ -64,10 +64,11 @@ def check_origin(rule: Rule, entry: Mapping[str, Any], label: str) -> None:
 
 
 def check_entry(
-    rule: Rule, entry: Mapping[str, Any], needed: Sequence[State], counted: bool, p: torch.Tensor, label: str
-) -> None:
-    """Raise InputError unless a parameter can go on with this state: it has none, or all that are needed, each fitting it, and
-    a step count if these are counted.
+    rule: Rule, entry: Mapping[str, Any], needed: Sequence[State], group: Mapping[str, Any], counted: bool, p: torch.Tensor,
+    label: str,
+) -> None:  # fmt: skip
+    """Raise InputError unless a parameter of this group can go on with this state: it has none, or all that are needed, each
+    fitting it, and a step count if these are counted.
     """
     found = {state.key: entry[state.key] for state in rule.states if entry.get(state.key) is not None}
     if not found and not (counted and "step" in entry):
@@ -77,7 +78,7 @@ def check_entry(
     for state in needed:
         if counted and state.key not in found:
             raise InputError(f"state of {label}: {state.key!r} is missing, without which {rule.title} cannot go on")
-    others = {state.key: rule.shape_of(state, tuple(p.shape)) for state in rule.states if not state.walked}
+    others = {s.key: rule.shape_of(s, tuple(p.shape), group) for s in rule.states if not s.walked}
     for key, value in found.items():
         if not isinstance(value, torch.Tensor):
             raise InputError(f"{key} of {label}: found {type(value).__name__}: expected a tensor")
@@ -114,11 +115,13 @@ def required(rule: Rule, group: Mapping[str, Any], p: torch.Tensor) -> tuple[Sta
 
 
 def kept_as(
-    rule: Rule, state: State, value: torch.Tensor, p: torch.Tensor, dtype: str, device: torch.device
-) -> torch.Tensor:
-    """A loaded state in the dtype in which the parameter's states are kept, on this device; itself where it is already so."""
+    rule: Rule, state: State, value: torch.Tensor, p: torch.Tensor, dtype: str, device: torch.device, group: Mapping[str, Any]
+) -> torch.Tensor:  # fmt: skip
+    """A loaded state in the dtype in which the parameter's states are kept, on this device; itself where it is already so. group:
+    that it was loaded with.
+    """
     if not state.walked:
-        shape = shards.part_shape(p, rule.shape_of(state, tuple(p.shape)))
+        shape = shards.part_shape(p, rule.shape_of(state, tuple(p.shape), group))
         return value.detach().reshape(shape).to(device=device, dtype=TYPES[dtype])
     p = shards.local(p)
     like, kept = storage(p, dtype)
@@ -159,7 +162,7 @@ def in_formats(rule: Rule, seed: int, groups: Sequence[Mapping[str, Any]], saved
         made = coded.converted(rule, shards.locals_of(entry), active, shape, on_host, place, shard)
         if made.keys() != entry.keys():
             new = {k: as_tensor(v) for k, v in made.items() if k in _keys(rule)}
-            entry = {**made, **(as_saved(rule, p, new) if parts else new)}
+            entry = {**made, **(as_saved(rule, p, new, saved["param_groups"][group]) if parts else new)}
         state[index] = entry if parts else in_parts(rule, entry, p, label)
     return {**saved, "state": state}
 
@@ -187,9 +190,11 @@ def in_parts(rule: Rule, entry: Mapping[str, Any], p: torch.Tensor, label: str) 
     return found
 
 
-def as_saved(rule: Rule, p: torch.Tensor, of: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def as_saved(
+    rule: Rule, p: torch.Tensor, of: Mapping[str, torch.Tensor], group: Mapping[str, Any]
+) -> dict[str, torch.Tensor]:
     """States by key, of this process, as `self.state` has them."""
-    made = shown(rule, p, {s.name: of[s.key] for s in rule.states if s.key in of})
+    made = shown(rule, p, {s.name: of[s.key] for s in rule.states if s.key in of}, group)
     return {s.key: made[s.name] for s in rule.states if s.name in made}
 
 
@@ -217,12 +222,14 @@ def restore(
     rule: Rule, settings: Settings, groups: Sequence[Mapping[str, Any]], known: Any, saved: Mapping[str, Any]
 ) -> None:
     """Torch casts loaded states to the parameter's dtype, which may be too narrow for them. known: `self.state`."""
-    for _, p, _, entry in entries(groups, saved):
+    for _, p, index, entry in entries(groups, saved):
         dtypes = state_dtypes(rule, settings, p)
         for state in rule.states:
             if entry.get(state.key) is not None:
                 host = settings.on_host and state.large
                 device = torch.device("cpu") if host else p.device
-                made = kept_as(rule, state, shards.local(entry[state.key]), p, dtypes[state.name], device)
+                made = kept_as(
+                    rule, state, shards.local(entry[state.key]), p, dtypes[state.name], device, groups[index]
+                )
                 made = made.pin_memory() if host and p.is_cuda else made
-                known[p] |= as_saved(rule, p, {state.key: made})
+                known[p] |= as_saved(rule, p, {state.key: made}, groups[index])

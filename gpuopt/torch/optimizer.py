@@ -228,7 +228,7 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
                 own.add(step.data_ptr())
                 steps.append(step)
             if p not in tracker.gathering:
-                show(self.rule, p, state, stepped.states)
+                show(self.rule, p, state, stepped.states, self.param_groups[counter.group])
         self._known_version = self._view.version()  # these are its own
         return steps
 
@@ -260,7 +260,7 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
             group = self.param_groups[index]
             if p in chosen:
                 refusals.check(self.rule, group, p, label)
-            made = shown(self.rule, p, new_states(self.rule, settings, group, p)) if p in chosen else {}
+            made = shown(self.rule, p, new_states(self.rule, settings, group, p), group) if p in chosen else {}
             if p in chosen and self._counts_steps:
                 self.state[p].setdefault("step", step_tensor(0, group))
             for state in self.rule.states:
@@ -334,8 +334,9 @@ class TorchOptimizer(BetweenSteps, torch.optim.Optimizer):
             self._check_group({**self.defaults, **group}, f"state_dict: param_groups[{index}]")
         for label, p, index, entry in loading.entries(self.param_groups, saved):
             loading.check_origin(self.rule, entry, label)
-            needed = loading.required(self.rule, {**self.defaults, **self.torch_later, **groups[index]}, p)
-            loading.check_entry(self.rule, entry, needed, self._counts_steps, p, label)
+            group = {**self.defaults, **self.torch_later, **groups[index]}
+            needed = loading.required(self.rule, group, p)
+            loading.check_entry(self.rule, entry, needed, group, self._counts_steps, p, label)
 
     def __getstate__(self) -> dict[str, Any]:
         self._save_steps()

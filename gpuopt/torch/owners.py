@@ -85,11 +85,13 @@ class Matrix:
         self.pieces[name] = Piece(shape, whole, part, returns)
         return whole
 
-    def states(self, rule: Rule, p: torch.Tensor, parts: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """States of a parameter as the engine has them."""
+    def states(
+        self, rule: Rule, p: torch.Tensor, parts: Mapping[str, torch.Tensor], group: Mapping[str, Any]
+    ) -> dict[str, torch.Tensor]:
+        """States of a parameter of this group as the engine has them."""
         known, made = {s.name: s for s in rule.states}, {}
         for name, part in parts.items():
-            shape = tuple(p.shape) if known[name].walked else rule.shape_of(known[name], tuple(p.shape))
+            shape = tuple(p.shape) if known[name].walked else rule.shape_of(known[name], tuple(p.shape), group)
             made[name] = self.piece(name, part, shape, not known[name].large)
         return made
 

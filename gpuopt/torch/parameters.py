@@ -86,13 +86,13 @@ def new_states(
     for state in rule.active_states(flags):
         if state.name in found:
             continue
-        shape = None if state.walked else shards.part_shape(whole, rule.shape_of(state, tuple(whole.shape)))
+        shape = None if state.walked else shards.part_shape(whole, rule.shape_of(state, tuple(whole.shape), group))
         make = hosted if settings.on_host and state.large else zeros
         made[state.name] = make(p, dtypes[state.name], shape)
         if state.init == PARAMETER:
             made[state.name].copy_(p.detach())
         elif state.init == IDENTITY:
-            set_identity(made[state.name], rule.shape_of(state, tuple(whole.shape)), whole)
+            set_identity(made[state.name], rule.shape_of(state, tuple(whole.shape), group), whole)
         elif init := float(rule.first(state, group)):
             made[state.name].fill_(filled(init, made[state.name]))
     for name, first in begins(rule, group, made):
@@ -110,24 +110,30 @@ def set_identity(state: torch.Tensor, shape: tuple[int, ...], p: torch.Tensor) -
         state.copy_(shards.part_of(torch.eye(shape[-1], device=state.device).expand(shape), p, "state"))
 
 
-def shown(rule: Rule, p: torch.Tensor, states: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """States by role name as `self.state` has them: of a part of a tensor, parts of states, but for single numbers."""
+def shown(
+    rule: Rule, p: torch.Tensor, states: Mapping[str, torch.Tensor], group: Mapping[str, Any]
+) -> dict[str, torch.Tensor]:
+    """States by role name as `self.state` has them: of a part of a tensor, parts of states, but for single numbers. group: the
+    parameter's.
+    """
     if not shards.is_part(p):
         return dict(states)
     known, made = {s.name: s for s in rule.states}, {}
     for name, state in states.items():
         of, shape = known[name], tuple(p.shape)
         pairs = (2,) if state.ndim > p.ndim else ()
-        shape = (*shape, *pairs) if of.walked else rule.shape_of(of, shape)
+        shape = (*shape, *pairs) if of.walked else rule.shape_of(of, shape, group)
         made[name] = state if of.cell else shards.like(state, p, shape)
     return made
 
 
-def show(rule: Rule, p: torch.Tensor, state: dict[str, Any], states: Mapping[str, torch.Tensor]) -> None:
+def show(
+    rule: Rule, p: torch.Tensor, state: dict[str, Any], states: Mapping[str, torch.Tensor], group: Mapping[str, Any]
+) -> None:
     """Bring states by role name into a parameter's entry of `self.state`, where they are not there yet."""
     keys, seen = {s.name: s.key for s in rule.states}, shards.locals_of(state)
     new = {name: t for name, t in states.items() if t is not seen.get(keys[name])}
-    state.update({keys[name]: tensor for name, tensor in shown(rule, p, new).items()})
+    state.update({keys[name]: tensor for name, tensor in shown(rule, p, new, group).items()})
 
 
 def local_states(rule: Rule, p: torch.Tensor, states: Mapping[str, torch.Tensor], label: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from gpuopt.source import program
 
 # Values at which no term of a rule vanishes; flags `has_x` need x here.
 LIVELY = {"lr": 0.01, "weight_decay": 0.1, "dampening": 0.1, "lr_decay": 0.9, "eps": 1e-6, "momentum": 0.9}
-LIVELY |= {"max_grad_norm": 1.0, "precondition_frequency": 2, "max_precond_dim": 16}
+LIVELY |= {"max_grad_norm": 1.0, "precondition_frequency": 2, "max_precond_dim": 16, "max_size_triangular": 16}
 MOST = 8  # kernels for the flags of one rule, beyond which not every combination is tried
 EVERYTHING = {"maximize": True, "clip_value": 0.75, "l1": 0.125}
 # Groups with a decay of every mode, and one with none: one launch with all of the fragments.
