@@ -1,5 +1,5 @@
-// Element types, their exactly rounded conversions, and the primitives of the rule language.
-// Included first by every generated unit; knows nothing of tensors or threads.
+// Element types, and the primitives of the rule language. Included first by every generated unit, which goes on with conversions of
+// half16 and bfloat16, exactly rounded (gpuopt/compiler/to_cuda_conversions.py); knows nothing of tensors or threads.
 #pragma once
 
 typedef long long int64;
@@ -17,51 +17,18 @@ __device__ __forceinline__ float bits_float(unsigned u) { float x; memcpy(&x, &u
 // ---- loading: storage -> compute type (always exact) ------------------------------------------------------------
 template <class C> __device__ __forceinline__ C decode(C x) { return x; }
 template <class C> __device__ __forceinline__ C decode(byte8 x) { return C(x.bits); }
-template <class C> __device__ __forceinline__ C decode(bfloat16 x) { return bits_float(unsigned(x.bits) << 16); }
 template <class C> __device__ __forceinline__ C decode(code8 x) { return bits_float(x.bits); }
 template <class C> __device__ __forceinline__ C decode(code16 x) { return bits_float(x.bits); }
-template <class C> __device__ __forceinline__ C decode(half16 x) {
-#ifdef __CUDA_ARCH__
-  float y;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
-  return y;
-#else
-  return shim_half_to_float(x.bits);
-#endif
-}
 
 // ---- storing: compute type -> storage, to nearest even; of codes, their low bits ------------------------------------------
 template <class T> struct Encode {
   template <class C> static __device__ __forceinline__ T from(C x) { return T(x); }
-};
-template <> struct Encode<bfloat16> {
-  static __device__ __forceinline__ bfloat16 from(float x) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-    bfloat16 y;
-    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
-    return y;
-#else
-    const unsigned u = float_bits(x);
-    return {(unsigned short)(x != x ? 0x7fc0u : (u + 0x7fffu + ((u >> 16) & 1u)) >> 16)};
-#endif
-  }
 };
 template <> struct Encode<code8> {
   static __device__ __forceinline__ code8 from(float x) { return {(unsigned char)float_bits(x)}; }
 };
 template <> struct Encode<code16> {
   static __device__ __forceinline__ code16 from(float x) { return {(unsigned short)float_bits(x)}; }
-};
-template <> struct Encode<half16> {
-  static __device__ __forceinline__ half16 from(float x) {
-#ifdef __CUDA_ARCH__
-    half16 y;
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
-    return y;
-#else
-    return {shim_float_to_half(x)};
-#endif
-  }
 };
 
 // ---- primitives of the rule language; gpuopt/rules/language.py defines what they mean ------------------------------

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from gpuopt.compiler import cache as disk
-from gpuopt.compiler import to_numba_sums, walks
+from gpuopt.compiler import conversions, to_numba_sums, walks
 from gpuopt.compiler.parts import Layout, Pass, PerMatrix, PerTensor
 from gpuopt.compiler.program import Program
 
@@ -224,7 +224,10 @@ def _versions() -> tuple[str, ...]:
         name: getattr(config, name, None) for name in ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "DEBUGINFO_DEFAULT")
     }
     here = Path(__file__).parent
-    own = [(here / name).read_text() for name in ("numba_ir.py", "numba_arithmetic.py", "numba_random.py")]
+    own = [
+        (here / name).read_text()
+        for name in ("numba_ir.py", "numba_arithmetic.py", "numba_lines.py", "numba_random.py")
+    ]
     return (
         gpuopt.__version__,
         numba.__version__,
@@ -232,6 +235,7 @@ def _versions() -> tuple[str, ...]:
         repr(settings),
         repr(_codegen().magic_tuple()),
         *own,
+        conversions.text(),
     )
 
 

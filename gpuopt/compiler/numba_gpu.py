@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gpuopt.compiler import cache as disk
+from gpuopt.compiler import conversions
 from gpuopt.launch import table as t
 
 KIND = "kernel"  # of entries of the disk cache
@@ -105,7 +106,7 @@ def _versions() -> tuple[str, ...]:
 
     inner = numba_cuda().cudadrv
     here = Path(__file__).parent
-    sources = ("numba_ir.py", "numba_arithmetic.py", "numba_packs.py", "numba_random.py")
+    sources = ("numba_ir.py", "numba_arithmetic.py", "numba_lines.py", "numba_packs.py", "numba_random.py")
     own = [(here / name).read_text() for name in sources]
     return (
         gpuopt.__version__,
@@ -114,4 +115,5 @@ def _versions() -> tuple[str, ...]:
         repr(inner.nvvm.NVVM().get_version()),
         repr(inner.driver.driver.get_version()),
         *own,
+        conversions.text(),
     )

@@ -1,7 +1,7 @@
 """Typed loads and stores by address as LLVM IR, for Numba on CPU and CUDA. Used by the numba and numba-cuda backends.
 
 Each role gets its own alias scope: the plan has checked that no two arrays overlap, and telling LLVM so lets it vectorise
-loops over any number of arrays. Conversions are exactly rounded, as everywhere.
+loops over any number of arrays. Conversions are those of `gpuopt.compiler.conversions`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any
 from llvmlite import ir
 from numba.core import types
 
+from gpuopt.compiler import conversions
+from gpuopt.compiler.numba_lines import straight
 from gpuopt.formats.dtypes import STORAGES
 
 _IR = {
@@ -31,18 +33,21 @@ WHOLE = {"int64": (types.int64, 8), "uint32": (types.uint32, 4), "int32": (types
 NUMBA_TYPES = {"float64": types.float64, "float32": types.float32}
 
 
+# Of LLVM, which has instructions for these, or makes them of what the processor has: the same numbers as what is written.
+INSTRUCTIONS: dict[str, tuple[str, str]] = {"float16": ("fpext", "fptrunc")}
+
+
 def decode(builder: ir.IRBuilder, storage: str, value: ir.Value) -> ir.Value:
     """A loaded element in its compute type."""
-    single = ir.FloatType()
-    if storage == "float16":
-        return builder.fpext(value, single)
     if is_code(storage):
         return builder.zext(value, ir.IntType(32))
-    if storage == "bfloat16":
-        wide = builder.shl(builder.zext(value, ir.IntType(32)), ir.Constant(ir.IntType(32), 16))
-        return builder.bitcast(wide, single)
     if storage == "bool":
-        return builder.uitofp(value, single)
+        return builder.uitofp(value, ir.FloatType())
+    if storage in INSTRUCTIONS:
+        return getattr(builder, INSTRUCTIONS[storage][0])(value, ir.FloatType())
+    if storage in conversions.CONVERTED:
+        code = builder.zext(value, ir.IntType(32))
+        return straight(builder, conversions.decoding(storage), {conversions.CODE.variable: code})
     return value
 
 
@@ -50,16 +55,11 @@ def encode(builder: ir.IRBuilder, storage: str, value: ir.Value) -> ir.Value:
     """A value of the compute type rounded for storage, to nearest even; of a code, its low bits."""
     if is_code(storage):
         return builder.trunc(value, _IR[storage])
-    if storage == "float16":
-        return builder.fptrunc(value, ir.HalfType())
-    if storage == "bfloat16":
-        i32 = ir.IntType(32)
-        bits = builder.bitcast(value, i32)
-        odd = builder.and_(builder.lshr(bits, ir.Constant(i32, 16)), ir.Constant(i32, 1))
-        rounded = builder.add(builder.add(bits, ir.Constant(i32, 0x7FFF)), odd)
-        nan = builder.fcmp_unordered("uno", value, value)
-        chosen = builder.select(nan, ir.Constant(i32, 0x7FC00000), rounded)
-        return builder.trunc(builder.lshr(chosen, ir.Constant(i32, 16)), ir.IntType(16))
+    if storage in INSTRUCTIONS:
+        return getattr(builder, INSTRUCTIONS[storage][1])(value, _IR[storage])
+    if storage in conversions.CONVERTED:
+        code = straight(builder, conversions.encoding(storage), {conversions.NUMBER.variable: value})
+        return builder.trunc(code, _IR[storage])
     return value
 
 

@@ -16,6 +16,7 @@ from gpuopt.compiler.names import literal, safe
 from gpuopt.compiler.parts import Layout
 from gpuopt.compiler.program import Program
 from gpuopt.compiler.template import kernel_text
+from gpuopt.compiler.to_cuda_conversions import conversions
 from gpuopt.compiler.tree import Expr
 from gpuopt.errors import InputError
 from gpuopt.formats.dtypes import STORAGES
@@ -30,8 +31,8 @@ ROW_BYTES = 3840  # of the 4 KB that kernel arguments may take
 def headers() -> str:
     """The table's constants and every header, in reading order."""
     text = "".join(f"#define {name} {value}\n" for name, value in table.CONSTANTS.items())
+    text += header("types") + conversions()
     for name in (
-        "types",
         "random",
         "pack",
         "rows",
@@ -46,8 +47,13 @@ def headers() -> str:
         "exchange",
         "prepare",
     ):
-        text += f'#line 1 "kernels/{name}.cuh"\n' + kernel_text(f"{name}.cuh").replace("#pragma once\n", "\n")
+        text += header(name)
     return text
+
+
+def header(name: str) -> str:
+    """One of them, under its name."""
+    return f'#line 1 "kernels/{name}.cuh"\n' + kernel_text(f"{name}.cuh").replace("#pragma once\n", "\n")
 
 
 def joins(kinds: Sequence[str], number: str) -> list[str]:

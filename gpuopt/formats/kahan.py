@@ -6,7 +6,7 @@ from typing import Any
 
 from gpuopt.formats.dtypes import SAME
 from gpuopt.formats.language import VISIBLE, format
-from gpuopt.formats.words import nearest, number, word
+from gpuopt.formats.words import nearest, number
 from gpuopt.rules.primitives import where
 
 
@@ -23,8 +23,7 @@ def kahan(h: Any, rest: Any, *, half: bool) -> Any:
 
 @kahan.encode
 def _(x: Any, *, half: bool) -> Any:
-    w = word(x, half=half)
-    h = nearest(w)
+    h = nearest(x, half=half)
     v = h << 16
     visible = number(v, half=half)
     rest = x - visible

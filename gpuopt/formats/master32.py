@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gpuopt.formats.language import VISIBLE, Plane, format
-from gpuopt.formats.words import nearest, word
+from gpuopt.formats.words import nearest
 
 
 @format(planes={"h": VISIBLE, "master": Plane("master", "float32", copied=True)})
@@ -17,6 +17,5 @@ def master32(h: Any, master: Any) -> Any:
 
 @master32.encode
 def _(x: Any, *, half: bool) -> Any:
-    w = word(x, half=half)
-    h = nearest(w)
+    h = nearest(x, half=half)
     return h, x

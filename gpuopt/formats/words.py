@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gpuopt.formats.scales import least
 from gpuopt.rules.primitives import bits, from_bits, where
 
 
@@ -35,7 +36,15 @@ def number(w: Any, *, half: bool) -> Any:
     return x
 
 
-def nearest(w: Any) -> Any:
-    """The upper half of the nearest number of 16 bits, to even."""
-    h = (w + (((w >> 16) & 1) + 0x7FFF)) >> 16
+def nearest(x: Any, *, half: bool) -> Any:
+    """The bits of the nearest number of 16 bits, to even: infinite where float32 is beyond them, one NaN."""
+    if half:
+        m = bits(abs(x))
+        small = bits(abs(x) + 0.5) - 0x3F000000  # in steps of 2^-24, below 2^-14
+        large = (m - 0x38000000 + (((m >> 13) & 1) + 0xFFF)) >> 13
+        magnitude = least(where(m < 0x38800000, small, large), 0x7C00)
+        h = where(x == x, ((bits(x) >> 16) & 0x8000) | magnitude, 0x7E00)
+    else:
+        w = where(x == x, bits(x), 0x7FC00000)
+        h = (w + (((w >> 16) & 1) + 0x7FFF)) >> 16
     return h

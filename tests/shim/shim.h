@@ -1,5 +1,5 @@
 // What lets g++ compile the CUDA C of this repository as it is, with `-include shim.h`, and run it on a CPU.
-// Used by tests/shim/build.py only. Knows CUDA's words, not the kernels. Needs g++ 12 (_Float16).
+// Used by tests/shim/build.py only. Knows CUDA's words, not the kernels.
 //
 // A launch runs its blocks one after another. The threads of a block run one after another too, each up to its end or, where the
 // kernel calls __syncthreads(), up to the next of these calls: a context of its own, all in one thread of the CPU. For
@@ -161,18 +161,6 @@ SHIM_UNSEEN void shim_together(unsigned blocks, unsigned threads, void** fibers,
     }
   }
   shim_block = nullptr;
-}
-
-inline float shim_half_to_float(unsigned short bits) {
-  _Float16 x;
-  std::memcpy(&x, &bits, 2);
-  return float(x);
-}
-inline unsigned short shim_float_to_half(float x) {
-  const _Float16 y = _Float16(x);
-  unsigned short bits;
-  std::memcpy(&bits, &y, 2);
-  return bits;
 }
 
 // A T that may only lie at multiples of N, as a vector access of N bytes demands: UBSan reports any other address.
