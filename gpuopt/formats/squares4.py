@@ -9,7 +9,7 @@ from gpuopt.formats.scales import count, fifteenth, least
 from gpuopt.rules.primitives import bits, block_max, block_min, from_bits, maximum, where
 
 
-@format(planes={"code": PACKED}, per_block={"top": "float32", "low": "uint16"}, block=128)
+@format(planes={"code": PACKED}, per_block={"top": "float32", "low": "uint16"}, block=256)
 def squares4(code: Any, top: Any, low: Any) -> Any:
     """Sixteen numbers from the block's smallest to its largest value, equally far apart in the bits of float32 (a geometric
     progression whose ratio is nearly the same throughout), rounded stochastically between neighbours. The largest is kept as it is:
