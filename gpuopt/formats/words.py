@@ -45,6 +45,6 @@ def nearest(x: Any, *, half: bool) -> Any:
         magnitude = least(where(m < 0x38800000, small, large), 0x7C00)
         h = where(x == x, ((bits(x) >> 16) & 0x8000) | magnitude, 0x7E00)
     else:
-        w = where(x == x, bits(x), 0x7FC00000)
-        h = (w + (((w >> 16) & 1) + 0x7FFF)) >> 16
+        rounded = bits(x) + (((bits(x) >> 16) & 1) + 0x7FFF)
+        h = where(x == x, rounded, 0x7FC00000) >> 16
     return h
