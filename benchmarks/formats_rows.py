@@ -139,8 +139,10 @@ def name_points(axes: Any, points: list[tuple[float, float, str, str]]) -> None:
 
 
 def draw(rows: Iterable[Row], path: Path) -> Path:
-    """Loss by bytes a parameter, one panel for each setting: means, and lines from the least to the greatest; peers are squares."""
-    groups = grouped(rows)
+    """Loss by bytes a parameter, one panel for each setting of several recipes: means, and lines from the least to the greatest;
+    peers are squares.
+    """
+    groups = {setting: losses for setting, losses in grouped(rows).items() if len(losses) > 1}
     made = drawing.figure(6.6 * len(groups), 4.4)
     names = list(dict.fromkeys(name for losses in groups.values() for name in losses))
     colours = drawing.colours(names, [n for n in names if n.split(",")[0] not in (*PEERS, BASE)])
