@@ -248,3 +248,16 @@ def test_an_average_of_squares_follows_float32_and_its_root_is_not_biased(
             means.append(np.mean(v / exact))
     assert least < np.mean(seen) < most and abs(np.mean(means) - 1) < 0.03
     assert name == "squares8" or np.mean(plain) > 1.08
+
+
+def test_the_noise_of_momenta_in_four_bits_is_an_eighth_of_their_variance() -> None:
+    """Of elements whose gradients have one size; with steps that are powers of two it is a quarter."""
+    of, rng, shape = formats()["signed4"], np.random.default_rng(0), (8, 256)
+    exact, kept, noise = np.zeros(shape, np.float32), encoded(of, np.zeros(shape)), []
+    for step in range(200):
+        g = 0.1 * rng.standard_normal(shape).astype(np.float32)
+        exact = np.float32(0.9) * exact + g
+        m = np.float32(0.9) * decoded(of, kept, shape) + g
+        kept = encoded(of, m, step)
+        noise.append(np.var(m - exact) / np.var(exact))
+    assert 0.1 < np.mean(noise[50:]) < 0.16 and abs(np.mean(m - exact)) < 0.01
