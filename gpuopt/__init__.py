@@ -17,6 +17,7 @@ _HOMES = {
         "DtypeError",
         "BackendUnavailable",
         "CompileError",
+        "CommunicationError",
         "RuleSyntaxError",
         "RulePicklingError",
         "KindError",
@@ -68,7 +69,7 @@ _HOMES = {
     "gpuopt.optim.sam": ("SAM",),
     "gpuopt.optim.factory": ("create", "optimizer", "optimizers", "make_optimizer"),
 }
-_MODULES = ("backends", "schedules", "training")  # the module itself is callable: gpuopt.backends()
+_MODULES = ("backends", "distributed", "schedules", "training")  # the module itself is callable: gpuopt.backends()
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 

@@ -65,6 +65,10 @@ class CompileError(GpuoptError, RuntimeError):
     """A generated kernel did not compile; the message holds the compiler's log."""
 
 
+class CommunicationError(GpuoptError, RuntimeError):
+    """Another process is gone, or the library that sends messages gave up; the message holds what it said."""
+
+
 class RulePicklingError(GpuoptError, pickle.PicklingError):
     """A rule of a user's own cannot be found again by name, so what holds it cannot be pickled."""
 

@@ -97,7 +97,7 @@ def test_names_that_do_not_exist() -> None:
 def test_errors_have_one_base_and_a_builtin_one() -> None:
     kinds = {
         "InputError": ValueError, "DtypeError": TypeError, "BackendUnavailable": RuntimeError,
-        "CompileError": RuntimeError, "RuleSyntaxError": SyntaxError,
+        "CompileError": RuntimeError, "RuleSyntaxError": SyntaxError, "CommunicationError": RuntimeError,
     }  # fmt: skip
     for name, builtin in kinds.items():
         assert issubclass(getattr(gpuopt, name), gpuopt.GpuoptError) and issubclass(getattr(gpuopt, name), builtin)
