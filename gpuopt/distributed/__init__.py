@@ -12,7 +12,12 @@ from gpuopt.messages import no_attribute
 
 _HOMES = {
     "Communicator": "communicators",
+    "CuPyNCCLCommunicator": "cupy_nccl",
+    "MPICommunicator": "mpi",
+    "NCCL4PyCommunicator": "nccl4py",
+    "SingleProcess": "single",
     "TorchCommunicator": "torch_group",
+    "communicator": "choice",
 }
 __all__ = tuple(_HOMES)
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuopt import arrays
-from gpuopt.errors import DtypeError, InputError
+from gpuopt import arrays, driver
+from gpuopt.errors import CommunicationError, DtypeError, InputError
 from gpuopt.formats.dtypes import STORAGES, numpy_dtype
 from gpuopt.launch.stream import override
 from gpuopt.streams import address_of
@@ -45,21 +45,21 @@ class Buffer:
         memory: Any = (ctypes.c_char * self.nbytes).from_address(self.address)
         return np.frombuffer(memory, dtype_of(self.dtype))
 
-    def interface(self) -> Interface:
-        """The bytes of memory on a GPU, for what reads `__cuda_array_interface__`."""
-        return Interface(self.address, self.nbytes, self.array)
+    def interface(self, dtype: str = "uint8") -> Interface:
+        """The memory on a GPU, flat, as numbers of its dtype or as bytes, for what reads `__cuda_array_interface__`."""
+        return Interface(self.address, self.nbytes, dtype_of(dtype), self.array)
 
 
 class Interface:
-    """Bytes on a GPU. of: what keeps them alive."""
+    """Memory on a GPU. of: what keeps it alive."""
 
-    def __init__(self, address: int, nbytes: int, of: Any) -> None:
+    def __init__(self, address: int, nbytes: int, dtype: np.dtype[Any], of: Any) -> None:
         self.of = of
         self.__cuda_array_interface__ = {
             "data": (address, False),
-            "shape": (nbytes,),
+            "shape": (nbytes // dtype.itemsize,),
             "strides": None,
-            "typestr": "|u1",
+            "typestr": dtype.str,
             "version": 3,
         }
 
@@ -87,13 +87,29 @@ def buffer(array: Any, label: str, written: bool = False) -> Buffer:
     return Buffer(array, view.address, view.numel, view.dtype, view.device)
 
 
-def stream_address(index: int, stream: Any) -> int:
-    """The stream of a GPU that work goes to, as an address: the one given, else that of `gpuopt.stream`, CuPy's current one, or
-    0, the default one.
+def stream_address(array: Buffer, stream: Any) -> int:
+    """The stream that work on an array on a GPU goes to, as an address: the one given, else that of `gpuopt.stream`, else the
+    current one of torch for its tensors, of CuPy for others, or 0, the default one.
     """
     if stream is not None:
         return address_of(stream)
-    current, cupy = override.get(), sys.modules.get("cupy")
+    current, torch, cupy = override.get(), sys.modules.get("torch"), sys.modules.get("cupy")
     if current is not None:
-        return current(index)
+        return current(array.index)
+    if torch is not None and isinstance(array.array, torch.Tensor):
+        return int(torch.cuda.current_stream(array.index).cuda_stream)
     return 0 if cupy is None else int(cupy.cuda.get_current_stream().ptr)
+
+
+def check_on_gpu(array: Buffer) -> None:
+    """Raise InputError for an array on the host, which NCCL does not send."""
+    if array.device == "cpu":
+        raise InputError("an array on the host: expected one on a GPU, since NCCL sends no others; MPI and gloo do")
+
+
+def wait_for(array: Buffer, stream: Any) -> None:
+    """Wait for the stream of an array on a GPU. Raises CommunicationError where the driver says no."""
+    loaded = driver.library()
+    code = -1 if loaded is None else loaded.cuStreamSynchronize(ctypes.c_void_p(stream_address(array, stream)))
+    if code:
+        raise CommunicationError(f"the stream of an array on {array.device} cannot be waited for: CUDA error {code}")

@@ -85,11 +85,9 @@ def _call(name: str, before: str) -> Any:
 
 
 def _stream(array: Buffer, stream: Any) -> Any:
-    """The stream for an array: torch's current one where it is torch's and none is given."""
-    if stream is None and isinstance(array.array, torch.Tensor):
-        return torch.cuda.current_stream(array.index)
+    """The stream for an array, as torch has it."""
     made: Any = torch.cuda.ExternalStream
-    return made(stream_address(array.index, stream), device=array.index)
+    return made(stream_address(array, stream), device=array.index)
 
 
 def tensor(array: Buffer) -> torch.Tensor:
