@@ -18,6 +18,7 @@ _HOMES = {
     "SingleProcess": "single",
     "TorchCommunicator": "torch_group",
     "communicator": "choice",
+    "data_parallel": "parallel",
 }
 __all__ = tuple(_HOMES)
 

@@ -227,10 +227,22 @@ class Optimizer(between.BetweenSteps):
         self._check_groups()
         if self.rule.between:
             between.check_training(self.rule, self.param_groups)
-        leaves = self._leaves(grads)
-        chosen = None if rows is None else self._leaves(rows, "rows")
+        self._step(self._leaves(grads), None if rows is None else self._leaves(rows, "rows"))
+
+    def _step(self, leaves: Sequence[Any], rows: Sequence[Any] | None = None) -> None:
+        """One step with a gradient for each tensor, or for its part where the engine has parts of them."""
         self._engine.look()
-        self._engine.step(leaves, chosen)
+        self._engine.step(leaves, rows)
+
+    def _divide(self, parts: Sequence[Parameter]) -> None:
+        """Step these parts of the tensors from now on, one for each of them, with what states there are: whole ones until now."""
+        saved, old = self.state_dict(), self._engine
+        self._engine = Engine(self.rule, self.settings, self.param_groups, old.asked)
+        self._engine.skipped = old.skipped
+        for p in parts:
+            p.counter = self._engine.counter(p.group, p.counter.step)
+        self._engine.add(parts)
+        self.load_state_dict(saved)
 
     def _check_groups(self) -> None:
         """Raise InputError where groups or their arrays are others than those that were given: nothing would update them."""

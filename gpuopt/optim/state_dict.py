@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -72,7 +73,7 @@ def load(
     made = []
     for index, p in enumerate(parameters):
         group = {**groups[p.group], **values[p.group]}
-        flags = rule.shaped(rule.flags(group), p.view.shape, p.view.pairs, p.view.dtype)
+        flags = rule.shaped(rule.flags(group), p.whole, p.view.pairs, p.view.dtype)
         step, states = restored(rule, p, saved["state"].get(index), flags, group, allocate, seed)
         if in_place and p.states and not states:
             states = allocate(without_states(p), flags, group)
@@ -85,7 +86,7 @@ def load(
 
 
 def without_states(p: Parameter) -> Parameter:
-    return Parameter(p.label, p.array, p.view, p.group, p.counter)
+    return Parameter(p.label, p.array, p.view, p.group, p.counter, shard=p.shard)
 
 
 def written(old: Any, new: Any) -> Any:
@@ -161,14 +162,15 @@ def restored(
     allocate: Callable[[Parameter, Mapping[str, object], Mapping[str, Any]], dict[str, Any]],
     seed: int = 0,
 ) -> tuple[int, dict[str, Any]]:
-    """The step count of one tensor and its states, new arrays in the memory order and the formats of this optimizer. seed: of what
-    is rounded at random where states come from another format.
+    """The step count of one tensor and its states, new arrays in the memory order and the formats of this optimizer; of a part of a
+    tensor, its part of the states that were saved of the whole. seed: of what is rounded at random where they come from another
+    format.
     """
     if entry is None:
         return 0, {}
     names = {s.key: s.name for s in rule.states}
     planes = {s.key: s.plane for s in rule.states}
-    shapes = {s.key: rule.shape_of(s, p.view.shape, group) for s in rule.states}
+    shapes = {s.key: rule.shape_of(s, p.whole, group) for s in rule.states}
     step = entry.get("step")
     if not isinstance(step, int) or isinstance(step, bool) or step < 0:
         raise InputError(f"step of {p.label}: {step!r}: expected a whole number, 0 or more")
@@ -176,7 +178,7 @@ def restored(
     states = {key: value for key, value in entry.items() if key != "step" and key not in dropped}
     active = rule.active_states(flags)
     place = seed, p.number, step
-    states = coded.converted(rule, states, active, p.view.shape, arrays.on_host, place)
+    states = coded.converted(rule, states, active, p.whole, arrays.on_host, place)
     for key in states:
         if key not in names:
             raise InputError(f"state_dict of {p.label}: unknown state {key!r}: expected {', '.join(names)}")
@@ -193,7 +195,17 @@ def restored(
     if not states:
         return step, {}
     made = allocate(without_states(p), flags, group)
-    for key, value in states.items():
-        if names[key] in made:
-            assign(made[names[key]], alike(value, made[names[key]]))
+    for state in rule.states:
+        if state.name in made and state.key in states and (state.cell or p.view.numel):
+            value = part(states[state.key], p) if state.large else states[state.key]
+            assign(made[state.name], alike(value, made[state.name]))
     return step, made
+
+
+def part(value: Any, p: Parameter) -> Any:
+    """The rows of a state of the whole tensor that belong to the part that a parameter is."""
+    if p.shard is None:
+        return value
+    rows = p.view.shape[0] if p.view.shape else 1
+    first = p.shard.first // max(1, math.prod(p.shard.shape[1:]))
+    return (value if value.shape else value.reshape(1))[first : first + rows]
