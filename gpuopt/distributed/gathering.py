@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ def states(saved: Mapping[str, Any], rule: Rule, of: Scattered) -> dict[str, Any
         found[index] = {"step": entry["step"]}
         for key, array in entry.items():
             if key != "step" and known[key].large:
-                found[index][key] = of_rows(array, p, of)
+                found[index][key] = of_rows(array, rule.shape_of(known[key], p.view.shape), p, of)
             elif key != "step":
                 found[index][key] = of_owner(array, rule.shape_of(known[key], p.view.shape), p, of)
     return {**saved, "state": found}
@@ -38,28 +39,26 @@ def states(saved: Mapping[str, Any], rule: Rule, of: Scattered) -> dict[str, Any
 
 def arrays_of(parts: Sequence[Any], of: Scattered) -> list[NDArray[Any]]:
     """Arrays of the parts of parameters as whole ones."""
-    return [of_rows(part, p, of) for part, p in zip(parts, of.parameters, strict=True)]
+    return [of_rows(part, p.view.shape, p, of) for part, p in zip(parts, of.parameters, strict=True)]
 
 
-def of_rows(part: Any, p: Parameter, of: Scattered) -> NDArray[Any]:
-    """The rows of all processes, one behind the other."""
-    own, bounds = flat(part, p.label), of.bounds[p.index]
-    count, shape = bounds[-1], tuple(part.shape[1:])
-    row = int(np.prod(shape, dtype=np.int64)) * (2 if is_complex(part) else 1)
-    whole = empty(p.array, _name(own), count * row)
+def of_rows(part: Any, shape: tuple[int, ...], p: Parameter, of: Scattered) -> NDArray[Any]:
+    """The rows of all processes, one behind the other. shape: of real numbers."""
+    own, bounds, row = flat(part, p.label), of.bounds[p.index], prod(shape[1:])
+    whole = empty(p.array, _name(own), prod(shape))
     for rank, (begin, end) in enumerate(pairwise(bounds)):
         rows = whole[begin * row : end * row]
         if rank == of.comm.rank:
             put(rows, own)
         of.comm.broadcast(rows, rank)
-    return _shaped(whole, (count, *shape) if p.view.shape else (), part)
+    return _shaped(whole, shape, part)
 
 
 def of_owner(part: Any, shape: tuple[int, ...], p: Parameter, of: Scattered) -> NDArray[Any]:
     """What a process that has rows of the tensor keeps of all of it."""
     owner = next((rank for rank, (begin, end) in enumerate(pairwise(of.bounds[p.index])) if end > begin), 0)
     own = flat(part, p.label)
-    whole = empty(p.array, _name(own), int(np.prod(shape, dtype=np.int64)) * (2 if is_complex(part) else 1))
+    whole = empty(p.array, _name(own), prod(shape))
     if owner == of.comm.rank:
         put(whole, own)
     of.comm.broadcast(whole, owner)
@@ -73,4 +72,4 @@ def _name(array: Any) -> str:
 def _shaped(whole: Any, shape: tuple[int, ...], like: Any) -> NDArray[Any]:
     """On the host, in this shape, complex as another array is."""
     found = np.array(arrays.on_host(whole))
-    return (found.view(dtype_of(COMPLEX[_name(whole)])) if is_complex(like) else found).reshape(shape)
+    return found.view(dtype_of(COMPLEX[_name(whole)])).reshape(shape[:-1]) if is_complex(like) else found.reshape(shape)

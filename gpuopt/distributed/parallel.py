@@ -148,8 +148,8 @@ def data_parallel(
     opt: over arrays, the same on every process; for gpuopt.torch there are DDP and FSDP2. comm: what
     `gpuopt.distributed.communicator` takes. shard: each process keeps the states of its part only (ZeRO-1, Rajbhandari et al.
     2020): of rows of every tensor, or, where the rule looks at rows, columns or products of matrices, of whole tensors. Parameters
-    are whole everywhere. The results are those of shard=False, to the bit where no sum over a tensor is taken and the sums of gradients
-    have the same bits: in which order more than two processes are added up is the library's business.
+    are whole everywhere. The results are those of shard=False, to the bit where no sum over a tensor is taken and the sums of
+    gradients have the same bits: in which order more than two processes are added up is the library's business.
     bucket_bytes: how much is sent at a time. reduce_dtype: in which gradients of float32 and 16-bit parameters are added up:
     float32 (None), float16 or bfloat16. find_unused_parameters: whether a gradient may be None on some processes and not on others;
     on a GPU, the host then waits for the sums of each step. False: every gradient is there. broadcast: whether all processes begin

@@ -22,13 +22,17 @@ from gpuopt.rules.language import Rule
 
 
 def tensor_of(rule: Rule, p: Parameter) -> Tensor:
-    """A parameter as `division` knows it: one is with one process whole if the rule looks at its rows, columns or products, or if
-    its rows do not lie one behind the other.
+    """A parameter as `division` knows it: a matrix is with one process if the rule looks at its rows, columns or products, and so
+    is what does not lie in C order.
     """
     count, *rest = p.view.shape or (1,)
-    definition = rule.definition()
-    whole = definition.along or any(s.square for s in rule.states) or not is_flat(p.array, p.label)
-    return Tensor(count, prod(rest), not whole)
+    return Tensor(count, prod(rest), not is_matrix(rule, p) and is_flat(p.array, p.label))
+
+
+def is_matrix(rule: Rule, p: Parameter) -> bool:
+    """Whether the rule looks at rows, columns or products of a parameter."""
+    along = rule.definition().along or any(s.square for s in rule.states)
+    return bool(along) and len(p.view.shape) - p.view.pairs > 1
 
 
 def part_of(p: Parameter, bounds: Bounds, comm: Communicator) -> Parameter:
@@ -36,8 +40,8 @@ def part_of(p: Parameter, bounds: Bounds, comm: Communicator) -> Parameter:
     begin, end = bounds[comm.rank : comm.rank + 2]
     count = (p.view.shape or (1,))[0]
     own = p.array if (begin, end) == (0, count) else rows(p.array, begin, end)
-    shard = Shard(p.view.shape, begin * (p.view.numel // max(1, count)), communicator=comm)
     beside = {name: a if own is p.array else rows(a, begin, end) for name, a in p.beside.items()}
+    shard = Shard(p.view.shape, begin * (p.view.numel // max(1, count)), communicator=comm)
     return replace(
         p, array=own, view=parameter_view(own, p.label), beside=beside, states={}, grad=None, grad_view=None, copy=None, given=None,
         shard=shard,

@@ -31,7 +31,7 @@ def new_states(
     for state in rule.active_states(flags):
         if state.name in p.states:
             continue
-        shape = None if state.walked else rule.shape_of(state, p.view.shape, group)
+        shape = None if state.walked else shape_of(rule, state, p, group)
         make = kind.hosted if host and state.large else kind.zeros
         array = make(p.array, kept_dtype(state, formats, dtype), shape)
         if state.init == PARAMETER:
@@ -46,6 +46,13 @@ def new_states(
         for plane, made in coded.encoded(rule, name, value, (0, p.number, 0), p.shard).items():
             assign(found[plane], made)
     return found
+
+
+def shape_of(rule: Rule, state: State, p: Parameter, group: Mapping[str, Any]) -> tuple[int, ...]:
+    """The shape of a state beside a parameter; where another process has all rows of a matrix, of no such states."""
+    if p.partial and not p.view.numel and not (state.cell or state.large):
+        return 0, *rule.shape_of(state, p.whole, group)
+    return rule.shape_of(state, p.view.shape, group)
 
 
 def assign(state: Any, values: Any) -> None:
