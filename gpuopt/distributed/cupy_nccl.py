@@ -29,8 +29,8 @@ class CuPyNCCLCommunicator(Communicator):
         self.operations = {"sum": nccl.NCCL_SUM, "max": nccl.NCCL_MAX}
         self.rank, self.size = int(comm.rank_id()), int(comm.size())
 
-    def _dtype(self, array: Buffer) -> int:
-        return int(getattr(self.nccl, f"NCCL_{array.dtype.upper()}"))
+    def _dtype(self, array: Buffer) -> Any:
+        return getattr(self.nccl, f"NCCL_{array.dtype.upper()}")
 
     def _all_reduce(self, array: Buffer, op: str, stream: Any) -> None:
         with self._on(array, stream) as at:
