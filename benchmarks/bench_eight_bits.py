@@ -19,11 +19,11 @@ from typing import Any
 
 import bitsandbytes
 import torch
-from formats_model import Transformer, batch, loss_of, text
 from torch import Tensor
 
 import gpuopt.torch
 from gpuopt.bench.machine import commit, device_name
+from gpuopt.demos.text_model import Transformer, batch, loss_of, text
 
 LR, DECAY = 1e-3, 0.01
 COLUMNS = ("date", "machine", "commit", "what", "optimizer", "threads", "parameters", "steps", "value", "unit")

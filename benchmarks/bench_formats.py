@@ -30,7 +30,6 @@ import formats_curves
 import numba
 import torch
 from formats_emulated import PEERS, Peer
-from formats_model import Transformer, batch, loss_of, text, validation_loss
 from formats_rows import RECIPES, Row, draw, read, table
 from torch import Tensor, nn
 
@@ -38,6 +37,7 @@ import gpuopt
 import gpuopt.torch
 from gpuopt.bench.machine import commit, device_name
 from gpuopt.bench.rows import append
+from gpuopt.demos.text_model import Transformer, batch, loss_of, text, validation_loss
 
 # Rates: of those tried with fp32, factors of 2 apart or more, the ones with the least loss (seed 0; AdamW by 300 steps, 0.95).
 OPTIMIZERS: dict[str, dict[str, Any]] = {

@@ -102,6 +102,11 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="restore a blurred photograph by gpuopt.minimize, and gpuopt-demo-deblur.png, in seconds",
     )
+    which.add_argument(
+        "--distributed",
+        action="store_true",
+        help="the digits classifier on several processes: mpirun -n 2 gpuopt demo --distributed, or by torchrun",
+    )
     demo.add_argument("--backend", help=f"{BACKENDS} (GPUOPT_BACKEND if that is set, else auto)")
     demo.add_argument("--dtype", default="float32", help="of the parameters: float64, float32, float16 or bfloat16")
     demo.add_argument("--lr", type=float, help="learning rate for the digits or --deblur (a tuned one)")
@@ -168,7 +173,7 @@ def option(text: str) -> tuple[str, Any]:
 
 
 def run_demo(arguments: argparse.Namespace) -> int:
-    """`gpuopt demo`: see `gpuopt.demos.run`, `run_all`, `run_search` and `run_deblur`."""
+    """`gpuopt demo`: see `gpuopt.demos.run`, `run_all`, `run_search`, `run_deblur` and `run_distributed`."""
     from gpuopt import demos
 
     if arguments.search:
@@ -182,6 +187,9 @@ def run_demo(arguments: argparse.Namespace) -> int:
     common = {k: getattr(arguments, k) for k in ("backend", "dtype", "out", "quick", "seed")}
     if arguments.deblur:
         demos.run_deblur(lr=arguments.lr, **common)
+        return 0
+    if arguments.distributed:
+        demos.run_distributed(lr=arguments.lr, **{k: v for k, v in common.items() if k != "out"})
         return 0
     if arguments.all:
         if arguments.lr is not None:

@@ -18,6 +18,7 @@ from torch import distributed
 
 import gpuopt
 from distributed_battery import CHECKS, FEW, SLOW, grads, params, write
+from gpuopt.demos import text
 from gpuopt.distributed import communicator, data_parallel
 
 
@@ -62,6 +63,12 @@ def data_parallel_alone() -> data_parallel:
     return data_parallel(gpuopt.SGD(params(), lr=0.1))
 
 
+def transformer(folder: Path) -> None:
+    """The demo of text, as torchrun starts it."""
+    code = text.main(["--steps", "3", "--state-format", "int8"])
+    (folder / f"{distributed.get_rank()}.json").write_text(json.dumps({"text": "" if code == 0 else str(code)}))
+
+
 def group(folder: Path, size: int, work: Callable[[Path], None], seconds: float = 60) -> None:
     """Fork the processes of a group, which do this work, and wait for them."""
     folder.mkdir()
@@ -99,5 +106,6 @@ if __name__ == "__main__":
     at = Path(sys.argv[1])
     group(at / "gloo-3", 3, battery([name for name in CHECKS if name != SLOW]))
     group(at / "gloo-2", 2, battery(FEW))
+    group(at / "text", 2, transformer)
     group(at / "killed", 2, silent(0))
     group(at / "stuck", 2, silent(3), seconds=1)

@@ -2,7 +2,7 @@
 
 Called by `gpuopt/cli.py` and by the tests. Uses only the public API of gpuopt, and knows nothing of rules or kernels.
 `regression.py`, `digits.py` and `training.py` hold the problems, `arrays.py` where their arrays lie, `plot.py` the picture;
-`every.py` compares all optimizers.
+`every.py` compares all optimizers; `distributed.py` trains on several processes. `text.py` is a program of its own.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import TextIO
 
 import gpuopt
 from gpuopt import spaces
-from gpuopt.demos import arrays, deblur, digits, every, plot, regression
+from gpuopt.demos import arrays, deblur, digits, distributed, every, plot, regression
+from gpuopt.distributed import communicator
 from gpuopt.messages import install, missing
 
-__all__ = ["PLOT_NAME", "DemoResult", "run", "run_all", "run_deblur", "run_search"]
+__all__ = ["PLOT_NAME", "DemoResult", "run", "run_all", "run_deblur", "run_distributed", "run_search"]
 
 PLOT_NAME = "gpuopt-demo.png"
 
@@ -150,6 +151,32 @@ def run_deblur(
     say(f"PSNR against the original: {found.before:.2f} dB blurred, {found.after:.2f} dB restored.")
     say(f"Picture: {deblur.save(found, folder / deblur.NAME)}")
     return found
+
+
+def run_distributed(
+    optimizer: str = "adamw",
+    *,
+    backend: str | None = None,
+    dtype: str = "float32",
+    lr: float | None = None,
+    quick: bool = False,
+    seed: int = 0,
+    stream: TextIO | None = None,
+) -> list[distributed.Run]:
+    """Train the digits classifier on the processes that this one was started with, by mpirun or torchrun, or on it alone: twice,
+    with whole states and with divided ones. The first process prints what came of it. Arguments and what is raised as for `run`.
+    """
+    require_packages()
+    comm = communicator()
+    space, element = spaces.choose(backend), arrays.element_type(dtype)
+    runs = [
+        distributed.train(comm, optimizer, shard, space.xp, backend, element, lr=lr, quick=quick, seed=seed)
+        for shard in (False, True)
+    ]
+    say = printing(stream)
+    for line in distributed.lines(comm, optimizer, runs) if comm.rank == 0 else ():
+        say(line)
+    return runs
 
 
 def report_regression(curves: list[regression.Curve], dtype: str, say: Callable[[str], None]) -> None:

@@ -1,6 +1,6 @@
-"""Text and model of `bench_formats.py`: the source of some modules of the standard library, and a small transformer that reads it.
+"""A text that ships with Python, the source of some modules of its standard library, and a small transformer that reads it.
 
-Knows no optimizer.
+Called by `gpuopt/demos/text.py` and by benchmarks of formats. Knows no optimizer.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(self.norm1(x)).view(*x.shape[:2], 3, HEADS, -1).permute(2, 0, 3, 1, 4)
         x = x + self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
-        return x + self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
+        inner: Tensor = self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh"))
+        return x + inner
 
 
 class Transformer(nn.Module):
