@@ -5,6 +5,7 @@ What every process of a group does at once is in distributed_battery, started he
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ import pytest
 import distributed_battery
 import gpuopt
 from distributed_battery import FEW, SLOW
+from gpuopt import demos
 from gpuopt.distributed import SingleProcess, communicator, data_parallel
 from gpuopt.distributed.division import Order, Tensor, divide
 from repository import ROOT
@@ -33,6 +35,7 @@ GROUPS = {
     "mpi-4": (4, CHECKS),
     "gloo-3": (3, [name for name in CHECKS if name != SLOW]),
     "gloo-2": (2, list(FEW)),
+    "text": (2, ["text"]),
     "killed": (1, ["silent"]),
     "stuck": (1, ["silent"]),
 }
@@ -81,7 +84,26 @@ def test_mpi_ends_where_a_process_dies() -> None:
     assert said.returncode not in (0, None)
 
 
+@pytest.mark.slow
+def test_the_demo_on_two_processes() -> None:
+    said = start(*mpirun(2), "-m", "gpuopt", "demo", "--distributed", "--quick", "--backend", "numpy")
+    assert said.returncode == 0, said.stderr[-2000:]
+    first, *rest = said.stdout.splitlines()
+    assert first == "adamw on numpy, digits: 2 processes, 96 images each of every 192 (MPICommunicator)"
+    assert rest[-1] == "  with shard=True: bit for bit the same parameters" and len(rest) == 5
+    whole, parts = (int(line.split()[1].replace(",", "")) for line in rest[1:4:2])
+    assert parts < 0.55 * whole and said.stdout.count("parameters: the same on all processes") == 2
+    assert all(float(line.split("accuracy ")[1].split(",")[0]) > 0.8 for line in rest[:4:2])
+
+
 # ------------------------------------------------------------------------------------------------- one process
+
+
+def test_the_demo_alone() -> None:
+    said = io.StringIO()
+    one, parts = demos.run_distributed(quick=True, backend="numpy", stream=said)
+    assert said.getvalue().startswith("adamw on numpy, digits: one process (SingleProcess)")
+    assert one.alike and one.nbytes == parts.nbytes and one.accuracy == parts.accuracy > 0.8
 
 
 def test_one_process_steps_as_the_optimizer_alone() -> None:
