@@ -35,6 +35,7 @@ ELEMENTS: dict[str, dict[str, Any]] = {
 }
 SLOW = "every_rule_steps_parts_as_the_whole"  # which one group does
 FEW = ("arrays_are_exchanged", "the_average_is_that_of_all_gradients", "one_that_is_not_finite_is_so_everywhere")
+FOLDER: list[Path] = []  # for files of all processes
 CHECKS: dict[str, Callable[[Communicator], None]] = {}
 
 
@@ -253,6 +254,22 @@ def states_load_on_any_number_of_processes(comm: Communicator) -> None:
 
 
 @check
+def a_file_is_the_same_from_any_number_of_processes(comm: Communicator) -> None:
+    for name in ("adamw", "muon"):
+        (p, parts), (_, one) = (trained(comm, name, shard) for shard in (True, False))
+        for opt, file in ((parts, "parts"), (one, "one")):
+            gpuopt.save(opt, FOLDER[0] / file)
+            comm.all_reduce(np.zeros(1))  # it is written
+        assert (FOLDER[0] / "parts").read_bytes() == (FOLDER[0] / "one").read_bytes()
+        q = [a.copy() for a in p]
+        other = data_parallel(gpuopt.create(name, q), comm, shard=True)
+        gpuopt.load(other, FOLDER[0] / "one")
+        for opt in (parts, other):
+            go(opt, comm, SHAPES, "float32", range(3, 5))
+        assert bits(p) == bits(q), name
+
+
+@check
 def any_memory_order_and_complex_numbers(comm: Communicator) -> None:
     def given() -> list[Any]:
         p = params([(6, 8), (5, 4, 3), (9, 2)], "float64")
@@ -325,6 +342,10 @@ def processes_may_begin_with_the_parameters_of_the_first(comm: Communicator) -> 
     raises(gpuopt.InputError, "shape (3,): expected (5,)", lambda: opt.step([p[0], np.ones(3, np.float32), *p[2:]]))
 
 
+OF_MPI = [name for name in CHECKS if name not in ("parts_are_bit_for_bit_the_whole", "averages_of_parts_are_whole")]
+OF_GLOO = [name for name in CHECKS if name not in (SLOW, "states_load_on_any_number_of_processes")]
+
+
 def run(comm: Communicator, names: Iterable[str]) -> dict[str, str]:
     """Name of each check -> nothing, or what went wrong; no more are made behind one that failed, for others may wait in it."""
     found = {}
@@ -341,6 +362,7 @@ def run(comm: Communicator, names: Iterable[str]) -> dict[str, str]:
 
 def write(comm: Communicator, folder: str | Path, names: Iterable[str] = CHECKS) -> None:
     """Run checks and leave what they found in a file of this rank."""
+    FOLDER.append(Path(folder))
     Path(folder, f"{comm.rank}.json").write_text(json.dumps(run(comm, names)))
 
 
@@ -351,4 +373,4 @@ if __name__ == "__main__":
             os._exit(3)
         mine.all_reduce(np.ones(3))
     else:
-        write(communicator(), sys.argv[1])
+        write(communicator(), sys.argv[1], OF_MPI)

@@ -22,7 +22,7 @@ import pytest
 
 import distributed_battery
 import gpuopt
-from distributed_battery import FEW, SLOW
+from distributed_battery import FEW, OF_GLOO, OF_MPI
 from gpuopt import demos
 from gpuopt.distributed import SingleProcess, communicator, data_parallel
 from gpuopt.distributed.division import Order, Tensor, divide
@@ -30,10 +30,9 @@ from repository import ROOT
 
 pytestmark = pytest.mark.once
 HERE = Path(__file__).parent
-CHECKS = list(distributed_battery.CHECKS)
 GROUPS = {
-    "mpi-4": (4, CHECKS),
-    "gloo-3": (3, [name for name in CHECKS if name != SLOW]),
+    "mpi-4": (4, OF_MPI),
+    "gloo-3": (3, OF_GLOO),
     "gloo-2": (2, list(FEW)),
     "text": (2, ["text"]),
     "killed": (1, ["silent"]),

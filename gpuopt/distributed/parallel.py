@@ -17,7 +17,8 @@ from gpuopt.distributed.communicators import Communicator
 from gpuopt.distributed.flats import flat, is_flat, shaped
 from gpuopt.distributed.sharded import Scattered
 from gpuopt.errors import InputError, entries, entry
-from gpuopt.optim import between
+from gpuopt.optim import between, contents
+from gpuopt.optim.checkpoint import Entry
 from gpuopt.optim.optimizer import Optimizer
 from gpuopt.optim.parameters import Parameter
 
@@ -101,6 +102,17 @@ class DataParallel:
     def _full_precision(self) -> Any:
         """See `gpuopt.full_precision`; with shard=True, arrays of NumPy."""
         return self._whole(self.optimizer._full_precision())
+
+    @property
+    def _writes(self) -> bool:
+        """Whether this process writes the file of `gpuopt.save`."""
+        return self.comm.rank == 0
+
+    def _entries(self) -> list[Entry]:
+        """See `optim.checkpoint`: of whole tensors."""
+        states = self.state_dict()["state"]
+        of_each = [states.get(place, {}) for place in contents.order(self.optimizer)]
+        return [{k: v if k == "step" else contents.tensor(v, k) for k, v in entry.items()} for entry in of_each]
 
     def add_param_group(self, group: Mapping[str, Any], **options: Any) -> None:
         """Refused: what travels is planned once. Raises InputError."""

@@ -88,7 +88,8 @@ def unwrapped(name: str) -> str:
 @entry
 def save(optimizer: Any, path: Any) -> None:
     """Write states, step counts and hyperparameters of an optimizer of gpuopt, or of a SAM around one, into a file; parameters are
-    the model's, but what a `param_format` keeps beside them is among the states.
+    the model's, but what a `param_format` keeps beside them is among the states. Of a `data_parallel` optimizer, on every process:
+    the first writes.
 
     What was there stays until all of the new file is on the disk, then has its name taken: whatever happens, the old file is there
     or the new one. States come to the host one by one. A hyperparameter that is a function of the step is saved as None.
@@ -105,6 +106,8 @@ def save(optimizer: Any, path: Any) -> None:
         parameters.append(asdict(slot) | {"state": rest})
     saved = {"version": VERSION, "rule": outline.rule.name, "options": outline.options}
     of_all = {"parameters": parameters, "groups": groups}
+    if not getattr(optimizer, "_writes", True):  # another process does
+        return
     tensor_file.write(path, tensors, saved | {name: json.dumps(value) for name, value in of_all.items()})
 
 

@@ -39,7 +39,7 @@ def named(path: tuple[Any, ...]) -> str | None:
 
 
 def slot(p: Parameter, name: str | None) -> Slot:
-    shape, dtype = (p.view.shape[:-1], COMPLEX[p.view.dtype]) if p.view.pairs else (p.view.shape, p.view.dtype)
+    shape, dtype = (p.whole[:-1], COMPLEX[p.view.dtype]) if p.view.pairs else (p.whole, p.view.dtype)
     return Slot(name, shape, dtype, p.group)
 
 
