@@ -37,6 +37,7 @@ def check_command(command: str) -> None:
         assert re.search(rf"\${{?{name}\b", (ROOT / words[0]).read_text()), f"{words[0]} does not read {name}"
     program, *arguments = words
     checks = {"python": check_module, "gpuopt": check_gpuopt, "docker": check_docker}
+    checks |= {"mpirun": check_started, "torchrun": check_started}
     if program in checks:
         checks[program](arguments)
     else:
@@ -60,6 +61,12 @@ def check_gpuopt(arguments: list[str]) -> None:
     parsed = cli.parser().parse_args(arguments)
     if parsed.command is cli.run_show:
         assert cli.run_show(parsed) == 0
+
+
+def check_started(arguments: list[str]) -> None:
+    """A program or module of ours on so many processes."""
+    assert arguments[0] in ("-n", "--nproc-per-node") and arguments[1].isdecimal()
+    check_command(shlex.join(["python", *arguments[2:]] if arguments[2] == "-m" else arguments[2:]))
 
 
 def check_docker(arguments: list[str]) -> None:
