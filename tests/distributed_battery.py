@@ -21,7 +21,6 @@ import gpuopt
 from gpuopt.distributed import Communicator, communicator, data_parallel
 from gpuopt.formats.dtypes import numpy_dtype
 
-os.environ["GPUOPT_BACKEND"] = "numpy"
 SHAPES: list[tuple[int, ...]] = [(37, 11), (5,), (), (64, 70), (3, 4, 5), (1,), (0, 3)]
 SMALL: list[tuple[int, ...]] = [(12, 10), (7,), (20, 8)]
 ELEMENTS: dict[str, dict[str, Any]] = {

@@ -50,7 +50,7 @@ def mpirun(count: int) -> list[str]:
 
 def environment() -> dict[str, str]:
     one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
-    return {**os.environ, **one, "PYTHONPATH": os.pathsep.join((str(ROOT), str(HERE)))}
+    return {**os.environ, **one, "GPUOPT_BACKEND": "numpy", "PYTHONPATH": os.pathsep.join((str(ROOT), str(HERE)))}
 
 
 def start(*command: str) -> subprocess.CompletedProcess[str]:
