@@ -28,12 +28,13 @@ def states(saved: Mapping[str, Any], rule: Rule, of: Scattered) -> dict[str, Any
     found: dict[int, dict[str, Any]] = {}
     for index, entry in saved["state"].items():
         p = of.parameters[index]
+        group = saved["param_groups"][p.group]
         found[index] = {"step": entry["step"]}
         for key, array in entry.items():
             if key != "step" and known[key].large:
-                found[index][key] = of_rows(array, rule.shape_of(known[key], p.view.shape), p, of)
+                found[index][key] = of_rows(array, rule.shape_of(known[key], p.view.shape, group), p, of)
             elif key != "step":
-                found[index][key] = of_owner(array, rule.shape_of(known[key], p.view.shape), p, of)
+                found[index][key] = of_owner(array, rule.shape_of(known[key], p.view.shape, group), p, of)
     return {**saved, "state": found}
 
 

@@ -31,7 +31,7 @@ def tensor_of(rule: Rule, p: Parameter) -> Tensor:
 
 def is_matrix(rule: Rule, p: Parameter) -> bool:
     """Whether the rule looks at rows, columns or products of a parameter."""
-    along = rule.definition().along or any(s.square for s in rule.states)
+    along = rule.definition().along or any(s.hidden for s in rule.states)
     return bool(along) and len(p.view.shape) - p.view.pairs > 1
 
 
