@@ -58,6 +58,11 @@ def dtype_of(name: str) -> np.dtype[Any]:
     return np.dtype(name)
 
 
+def in_order(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Their names in the order in which they are read and written: wide elements first, so that all are aligned."""
+    return sorted(tensors, key=lambda name: -dtype_of(tensors[name].dtype).itemsize)
+
+
 # --------------------------------------------------------------------------------------------------------- writing
 
 
@@ -118,7 +123,7 @@ def fill(file: IO[bytes], tensors: Mapping[str, Tensor], metadata: Mapping[str, 
     """Header and tensors, the widest elements first, so that each is aligned. Digests are known at the end: the header is written
     twice.
     """
-    order = sorted(tensors, key=lambda name: -dtype_of(tensors[name].dtype).itemsize)
+    order = in_order(tensors)
     digests = dict.fromkeys(order, ZEROS)
     file.write(header(order, tensors, metadata, digests))
     for name in order:

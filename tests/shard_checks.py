@@ -166,7 +166,7 @@ def states_go_on() -> None:
     square_states, cut_states = both("soap"), both("soap", steps=0)
     cut_states[1].load_state_dict(copy.deepcopy(square_states[0].state_dict()))
     agree(square_states[0], twin_of(cut_states[1], square_states[1]))
-    path = f"{sys.argv[1]}/saved{dist.get_rank()}"
+    path = f"{sys.argv[1]}/saved"
     gpuopt.save(parts, path)
     for empty, saved in zip(both("adamw", steps=0, state_format="int8"), (whole, parts), strict=True):
         gpuopt.load(empty, path)

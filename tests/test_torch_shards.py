@@ -39,6 +39,7 @@ def test_four_processes(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, script, tmp_path], env=environment, capture_output=True, text=True, timeout=500
     )
+    assert not done.returncode, done.stderr[-4000:]
     found = [json.loads((tmp_path / f"found{rank}.json").read_text()) for rank in range(SIZE)]
     failed = {f"{name} on {rank}": words for rank, of in enumerate(found) for name, words in of.items() if words}
     assert not failed, "\n".join(f"{name}: {words}" for name, words in failed.items()) + done.stderr[-2000:]

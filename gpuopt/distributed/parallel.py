@@ -17,6 +17,7 @@ from gpuopt.distributed.communicators import Communicator
 from gpuopt.distributed.flats import flat, is_flat, shaped
 from gpuopt.distributed.sharded import Scattered
 from gpuopt.errors import InputError, entries, entry
+from gpuopt.launch.shards import agree
 from gpuopt.optim import between, contents
 from gpuopt.optim.checkpoint import Entry
 from gpuopt.optim.optimizer import Optimizer
@@ -107,6 +108,10 @@ class DataParallel:
     def _writes(self) -> bool:
         """Whether this process writes the file of `gpuopt.save`."""
         return self.comm.rank == 0
+
+    def _agree(self, failed: bool) -> None:
+        """Raises CommunicationError where another process has failed."""
+        agree(self.comm, failed, "gpuopt.save")
 
     def _entries(self) -> list[Entry]:
         """See `optim.checkpoint`: of whole tensors."""

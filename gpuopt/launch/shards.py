@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gpuopt.errors import CommunicationError
+
 
 class Communicator(Protocol):
     """Processes that exchange arrays; `gpuopt.distributed` makes them of torch's groups, MPI and NCCL. rank: 0 to size - 1."""
@@ -25,6 +27,14 @@ class Communicator(Protocol):
         same bits everywhere. An array of NumPy or on a GPU, contiguous; stream: an address, of a GPU's array.
         """
         ...
+
+
+def agree(communicator: Communicator, failed: bool, what: str) -> None:
+    """Wait for all processes. Raises CommunicationError where this one has not failed and another one has; what: was done."""
+    found = np.array([float(failed)])
+    communicator.all_reduce(found, "max")
+    if found[0] and not failed:
+        raise CommunicationError(f"{what} failed in another process, which says why")
 
 
 @dataclass(frozen=True)

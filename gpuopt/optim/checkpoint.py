@@ -88,12 +88,13 @@ def unwrapped(name: str) -> str:
 @entry
 def save(optimizer: Any, path: Any) -> None:
     """Write states, step counts and hyperparameters of an optimizer of gpuopt, or of a SAM around one, into a file; parameters are
-    the model's, but what a `param_format` keeps beside them is among the states. Of a `data_parallel` optimizer, on every process:
-    the first writes.
+    the model's, but what a `param_format` keeps beside them is among the states. Of a `data_parallel` optimizer, or of DTensors, on
+    every process: the first writes, and all wait until it has.
 
     What was there stays until all of the new file is on the disk, then has its name taken: whatever happens, the old file is there
     or the new one. States come to the host one by one. A hyperparameter that is a function of the step is saved as None.
-    Raises OSError as `open` does, InputError for what is no such optimizer, or holds what cannot be written as text.
+    Raises OSError as `open` does, CommunicationError where another process could not write, InputError for what is no such
+    optimizer, or holds what cannot be written as text.
     """
     outline = asked(optimizer, "save")
     groups = [of_group(outline.rule, group, f"param_groups[{k}]") for k, group in enumerate(outline.groups)]
@@ -106,9 +107,16 @@ def save(optimizer: Any, path: Any) -> None:
         parameters.append(asdict(slot) | {"state": rest})
     saved = {"version": VERSION, "rule": outline.rule.name, "options": outline.options}
     of_all = {"parameters": parameters, "groups": groups}
-    if not getattr(optimizer, "_writes", True):  # another process does
-        return
-    tensor_file.write(path, tensors, saved | {name: json.dumps(value) for name, value in of_all.items()})
+    failed = True
+    try:
+        if getattr(optimizer, "_writes", True):
+            tensor_file.write(path, tensors, saved | {name: json.dumps(value) for name, value in of_all.items()})
+        else:  # another process does; what it brings together for that, all bring together
+            for name in tensor_file.in_order(tensors):
+                tensors[name].read()
+        failed = False
+    finally:
+        getattr(optimizer, "_agree", bool)(failed)
 
 
 def of_group(rule: Rule, group: Mapping[str, Any], label: str) -> dict[str, Any]:

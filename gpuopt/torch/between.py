@@ -14,6 +14,7 @@ import torch
 from gpuopt.compiler.names import OPTION
 from gpuopt.errors import InputError, entries, entry
 from gpuopt.formats.dtypes import STORAGES
+from gpuopt.launch.shards import agree
 from gpuopt.optim import coded, companions
 from gpuopt.optim.between import averages, check_averages, computed, of_rule
 from gpuopt.optim.checkpoint import Entry, Outline
@@ -122,6 +123,22 @@ class BetweenSteps:
     def _checkpoint(self) -> Outline:
         """See `optim.checkpoint`, as for the two below."""
         return contents.outline(self)
+
+    @property
+    def _writes(self) -> bool:
+        """Whether this process writes the file of `gpuopt.save`: the first of those that have parts of the parameters."""
+        meshes = self._meshes()
+        return not meshes or int(meshes[0].mesh.flatten()[0]) == torch.distributed.get_rank()
+
+    def _agree(self, failed: bool) -> None:
+        """Raises CommunicationError where another process has failed."""
+        for mesh in self._meshes():
+            agree(shards.communicator(mesh, tuple(range(mesh.ndim))), failed, "gpuopt.save")
+
+    def _meshes(self) -> list[Any]:
+        """Of the parameters that are DTensors, each once."""
+        every = (p for group in self.param_groups for p in group["params"])
+        return [*dict.fromkeys(p.device_mesh for p in every if shards.is_part(p))]
 
     def _entries(self) -> list[Entry]:
         return contents.entries(self)
