@@ -179,8 +179,8 @@ def yogi(
 ) -> None:  # fmt: skip
     """Zaheer et al. 2018, algorithm 2, with the first values and corrections of the authors' code."""
     if t == 1:
-        for state in s.values():
-            state[...] = initial_accumulator_value
+        for key in ("exp_avg", "exp_avg_sq"):
+            s[key][...] = initial_accumulator_value
     p *= 1 - lr * weight_decay
     m, v = average(s["exp_avg"], betas[0], g), s["exp_avg_sq"]
     v -= (1 - betas[1]) * np.sign(v - g**2) * g**2

@@ -12,7 +12,7 @@ from torch import nn
 
 import gpuopt.torch
 from gpuopt.errors import InputError
-from gpuopt.torch import change_tracker, optimizer, release
+from gpuopt.torch import change_tracker, engines, release
 from torch_samples import bits, everything
 
 # ---------------------------------------------------------------------------------------------------- memory and launches
@@ -69,8 +69,8 @@ def test_what_arrives_together_is_stepped_together(
     params, other = wide(numbers), nn.Parameter(torch.ones(3))
     opt = gpuopt.torch.SGD([*params, other])
     gpuopt.torch.release_gradients(params, opt)
-    engines, stepped = (
-        counted(monkeypatch, optimizer, "Engine"),
+    made, stepped = (
+        counted(monkeypatch, engines, "Engine"),
         counted(monkeypatch, change_tracker.ChangeTracker, "step"),
     )
     for _ in range(5):
@@ -78,7 +78,7 @@ def test_what_arrives_together_is_stepped_together(
         other.grad = torch.ones(3)
         opt.step()
         opt.zero_grad()
-    assert len(engines) == steps + 1 and len(stepped) == 5 * (steps + 1)
+    assert len(made) == steps + 1 and len(stepped) == 5 * (steps + 1)
 
 
 # ---------------------------------------------------------------------------------------------------- refusals

@@ -201,7 +201,8 @@ class DeviceBackend:
             assert decision.gradients is not None
             first = [d for launch, d in zip(launches, device_launches, strict=True) if launch.stage == 0]
             decision.gradients.run([(d.address(d.table), 0, 0, 0) for d in first], stream)
-        decision.ask(request, stream)
+        if decision.communicators:
+            decision.ask(request, stream)
         for kernel, given in zip(decision.prepares, arguments, strict=True):
             self.runtime.launch(kernel, 1, given, stream)
         decision.there = after

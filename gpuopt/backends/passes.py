@@ -5,7 +5,8 @@ Made by `device_launch` and `device`. Knows no library of arrays; memory is a `R
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 # Of a sum in a launch: the address of the first tensor's total, their count, the bytes between them.
 Part = tuple[int, int, int]
 Addresses = tuple[int, int, int, int]  # of DevicePasses.run
+Run = Callable[[Any], None]  # enqueues something on a stream
 
 
 class Open(NamedTuple):
@@ -134,10 +136,7 @@ class OverAll(DeviceBuffers):
         self.result = self.allocate(8 * len(parts[0]))
         given = self.address(there), len(parts), len(parts[0]), self.address(self.result)
         self.arguments = backend.runtime.packed(given)
-
-    def run(self, stream: Any) -> None:
-        """Enqueue it."""
-        self.backend.runtime.launch(self.kernel, 1, self.arguments, stream)
+        self.run: Run = partial(backend.runtime.launch, self.kernel, 1, self.arguments)  # enqueues it
 
 
 class Exchange(DeviceBuffers):
@@ -168,22 +167,23 @@ class Joins:
     """What completes the sums that launches have open at the same time. result: of those over all tensors."""
 
     def __init__(self, backend: DeviceBackend, found: Sequence[Open], stream: Any, upload: Upload) -> None:
-        self.runs: list[Exchange | OverAll] = []
+        self.runs: list[Run] = []
         for communicator in dict.fromkeys(each.communicator for each in found if each.communicator is not None):
             mine = [each for each in found if each.communicator == communicator]
             for op, kinds in (("sum", ("tensor_sum", "global_sum")), ("max", ("tensor_max",))):
                 parts = [part for each in mine for part in each.of(*kinds)]
                 if sum(count for _, count, _ in parts):
-                    self.runs.append(Exchange(backend, communicator, parts, op, stream, upload))
+                    self.runs.append(Exchange(backend, communicator, parts, op, stream, upload).run)
         over_all = [parts for each in found if (parts := each.of("global_sum"))]
         if over_all:
-            self.runs.append(last := OverAll(backend, over_all, stream, upload))
-            self.result = last.result
+            last = OverAll(backend, over_all, stream, upload)
+            self.runs.append(last.run)
+            self.last, self.result = last, last.result
+        self.run = self.runs[0] if len(self.runs) == 1 else self._each  # enqueues all of it
 
-    def run(self, stream: Any) -> None:
-        """Enqueue all of it."""
-        for each in self.runs:
-            each.run(stream)
+    def _each(self, stream: Any) -> None:
+        for run in self.runs:
+            run(stream)
 
 
 class StepPasses:
