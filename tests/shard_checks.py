@@ -59,7 +59,7 @@ def every_rule() -> None:
         rule, before = rules.get(name), Owners.exchanges
         asked = operations(rule.definition().tree.body)
         sums = bool(asked & SUMS) or rule.joint
-        agree(*both(name, steps=2, **rate(name)), within=1e-5 if sums else 0.0)
+        agree(*both(name, steps=2, **rate(name)), within=1e-6 if sums else 0.0)
         along = rule.definition().along
         assert Owners.exchanges - before == (4 if along else 0), "there and back for each of two steps"
         found["matrices" if along else "sums" if sums else "elements"] += 1
@@ -91,7 +91,7 @@ def columns_and_meshes() -> None:
     ):
         for options in ({"state_format": "int8"}, {"state_format": "bfloat16"}):
             agree(*both("adamw", placements, mesh, matrices, **options))
-        agree(*both("lamb", placements, mesh, matrices, lr=0.01), within=1e-5)
+        agree(*both("lamb", placements, mesh, matrices, lr=0.01), within=1e-6)
     wide = [(64, 300)]
     whole, parts = both("adamw", (Shard(1),), shapes=wide, state_format="int8")
     assert "exp_avg" in next(iter(parts.state.values())) and "exp_avg" not in next(iter(whole.state.values()))
@@ -114,7 +114,7 @@ def matrices_and_owners() -> None:
         ("muon", (Shard(1),), line()),
         ("adafactor", (Replicate(), Shard(1)), square()),
     ):
-        agree(*both(name, placements, mesh, shapes[:3], **rate(name)), within=1e-5 if name == "adafactor" else 0.0)
+        agree(*both(name, placements, mesh, shapes[:3], **rate(name)), within=1e-6 if name == "adafactor" else 0.0)
     agree(*both("sgd", shapes=shapes, lr=0.1, momentum=0.9, adaptive_clip=0.1), within=1e-6)  # of the vector: a sum
     _, parts = both("muon", shapes=shapes, state_format="int8")
     owned = [sum(piece.work.numel() for piece in of.matrices) for of in parts._trackers[None].gathering.groups.values()]
@@ -223,7 +223,7 @@ def options_of_parts() -> None:
     for sam in pair:
         sam.first_step()
         sam.second_step()
-    agree(pair[0].optimizer, pair[1].optimizer, within=1e-5)
+    agree(pair[0].optimizer, pair[1].optimizer, within=1e-6)
 
 
 @check

@@ -71,7 +71,7 @@ def fully_sharded() -> None:
             agree(matrices[1], matrices[0])
         norms = [optimizers.AdamW(ps, lr=0.01, backend="numpy", max_grad_norm=0.1) for ps in (model.parameters(), twin)]
         trained(model, norms[0], twin, norms[1], tell=dist.get_rank() // 2 if kind == "parallel" else None)
-        agree(norms[1], norms[0], within=1e-5)
+        agree(norms[1], norms[0], within=1e-6)
 
 
 @check
