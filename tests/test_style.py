@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import gpuopt
+from gpuopt import rules
 from repository import FILES, ROOT
 
 pytestmark = pytest.mark.once
@@ -52,6 +53,11 @@ def test_ci_knows_every_supported_python() -> None:
 def test_no_file_is_too_long() -> None:
     lengths = {str(path): len((ROOT / path).read_text().splitlines()) for path in SOURCES}
     assert {path: n for path, n in lengths.items() if n > LONGEST} == {}
+
+
+def test_a_rule_is_under_60_lines_with_its_docstring() -> None:
+    lengths = {name: len((ROOT / f"gpuopt/rules/{name}.py").read_text().splitlines()) for name in rules.NAMES}
+    assert {name: n for name, n in lengths.items() if n >= 60} == {}
 
 
 def test_every_source_file_says_what_it_is_for() -> None:

@@ -18,12 +18,9 @@ from gpuopt.rules.parts import (
 
 
 @with_adamw(
-    State("b", "momentum_buffer", when="matrix"),
-    State("w", "projected_sq", when="matrix", holds="squares"),
-    *sides("q", "basis"),
-    title="SOAPMuon",
-    ranges={"shampoo_beta": "(-inf, 1)", **OF_SIDES},
-)
+    State("b", "momentum_buffer", when="matrix"), State("w", "projected_sq", when="matrix", holds="squares"),
+    *sides("q", "basis"), title="SOAPMuon", ranges={"shampoo_beta": "(-inf, 1)", **OF_SIDES},
+)  # fmt: skip
 def soapmuon(
     p, g, b, w, q_left, q_right, gram_left, gram_right, m, v, *, lr=0.0375, weight_decay=0.0, momentum=0.95, second_momentum=0.9,
     shampoo_beta=-1.0, nesterov: bool = True, eps=1e-8, precondition_frequency=1, max_precond_dim=10000,
