@@ -277,7 +277,7 @@ def splus(
     t: int, p: Array, g: Array, s: States, *, lr: float = 0.1, weight_decay: float = 0.01, betas: Betas = (0.9, 0.999),
     precondition_frequency: int = 100, max_precond_dim: int = 10000, nonstandard_constant: float = 0.001, matrix: bool = True,
 ) -> None:  # fmt: skip
-    """Frans et al. 2025, the authors' code, on every matrix of a tensor; there bases are renewed behind a step."""
+    """Frans et al. 2025, the authors' code with the rate of the paper, on every matrix; there bases are renewed behind a step."""
     m = average(s["m"], betas[0], g)
     u, size = np.sign(m), nonstandard_constant
     if p.ndim > 1 and matrix:

@@ -24,10 +24,10 @@ def kron(
 
     b <- momentum b + (1 - momentum) g;  d = b / (1 - momentum^t);  u = L' L d R' R, of a root mean square of 1.1 at most;
     p <- (1 - lr weight_decay) p;  p <- p - lr u.
-    Before u, with the chance min(max_prob, max(min_prob, max_prob exp(-prob_decay (t - 1 - flat_start)))):  a = L d R';
-    w = L'^-1 n R^-1 of normal numbers n;  L <- L - precond_lr triu(a a' - w w') L / |a a' + w w'|;  R by a' a and w' w.
-    L and R begin as the identity times sqrt(precond_init_scale); of a side longer than max_size_triangular there is the diagonal
-    alone. Vectors, and tensors of a group with matrix = False, are stepped by AdamW.
+    Before u, with the chance min(max_prob, max(min_prob, max_prob exp(-prob_decay (t - 1 - flat_start)))), of normal numbers n:
+    a = L (d + e n) R';  w = L'^-1 n R^-1;  L <- L - precond_lr triu(a a' - w w') L / |a a' + w w'|;  R by a' a and w' w; e is the
+    mean of |d| times 0.00035. L and R begin as the identity times sqrt(precond_init_scale); of a side longer than
+    max_size_triangular there is the diagonal alone. Vectors, and tensors of a group with matrix = False, are stepped by AdamW.
     """
     if matrix:
         b = b + (g - b) * (1 - momentum)

@@ -18,11 +18,12 @@ def splus(
 ):  # fmt: skip
     """SPlus, Frans, Levine & Abbeel 2025: the signs of a momentum in the eigenvectors L, R of averages of g g' and g' g.
 
-    m <- beta1 m + (1 - beta1) g;  u = L sign(L' m R) R';  p <- p - lr s u;  p <- (1 - lr s weight_decay) p;  averages have the beta
-    beta2. s = 2 / (rows + columns) of a matrix, nonstandard_constant of one with a side longer than max_precond_dim, which has no
-    eigenvectors, of vectors, and of tensors of a group with matrix = False; the latter two have u = sign(m), as all have in the
-    first step. Eigenvectors are found behind the first step and every precondition_frequency steps. The authors evaluate an average
-    of the parameters: averaged_params(), with ema_decay = 0.999.
+    m <- beta1 m + (1 - beta1) g;  u = L sign(L' m R) R';  p <- p - lr s u;  p <- (1 - lr s weight_decay) p;  averages have the
+    beta beta2. s = 2 / (rows + columns) of a matrix, as in the paper (the authors' torch code has a quarter of that),
+    nonstandard_constant of one with a side longer than max_precond_dim, which has no eigenvectors, of vectors, and of tensors
+    of a group with matrix = False; the latter two have u = sign(m), as all have in the first step. Eigenvectors are found
+    behind the first step and every precondition_frequency steps. The authors evaluate an average of the parameters:
+    averaged_params(), with ema_decay = 0.999.
     """
     m = m + (g - m) * (1 - beta1)
     if matrix:
