@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gpuopt.draws import Draw
-from gpuopt.linalg import library, library_of, numbers
+from gpuopt.linalg import largest, library, library_of, numbers
 
 TINY = float(np.finfo(np.float32).tiny)
 DAMPING = math.sqrt(np.finfo(np.float32).eps)  # of the noise that keeps factors of low ranks apart, in means of |g|
@@ -47,14 +47,13 @@ def whiten(
 
 def begin(q: Any, scale: float) -> None:
     """Put this where there are zeros on the diagonal."""
-    diagonal = q.reshape(len(q), -1)[:, :: q.shape[2] + 1 if q.shape[1] == q.shape[2] else 1]
+    diagonal = q.reshape(len(q), -1)[:, :: q.shape[2] + 1 if triangular(q) else 1]
     diagonal[diagonal == 0] = scale
 
 
 def level(left: Any, right: Any) -> None:
     """Give both factors of every matrix the same largest element, their product the same."""
-    sizes = [abs(q).reshape(len(q), -1).max(1) for q in (left, right)]
-    sizes = [getattr(size, "values", size) for size in sizes]  # torch tells where they are besides
+    sizes = [largest(abs(q).reshape(len(q), -1)) for q in (left, right)]
     ratio = (sizes[1] / sizes[0]) ** 0.5
     left *= ratio[:, None, None]
     right /= ratio[:, None, None]
@@ -69,10 +68,9 @@ def learn(g: Any, left: Any, right: Any, precond_lr: float, noise: Any) -> None:
     b = divided(left, v)
     b = divided(right, b.swapaxes(1, 2)).swapaxes(1, 2)
     for q, tall in ((left, False), (right, True)):
-        if q.shape[1] != q.shape[2]:
+        if not triangular(q):
             first, second = ((x * x).sum(1 if tall else 2)[:, None, :] for x in (a, b))
-            largest = (first + second).max(2)
-            q -= q * (first - second) * precond_lr / getattr(largest, "values", largest)[:, :, None].clip(TINY)
+            q -= q * (first - second) * precond_lr / largest(first + second)[:, :, None].clip(TINY)
             continue
         multiply, square = library_of(g).product, library_of(g).square
         first, second = square(a, tall=tall), square(b, tall=tall)
@@ -82,20 +80,24 @@ def learn(g: Any, left: Any, right: Any, precond_lr: float, noise: Any) -> None:
 
 def spectral(x: Any) -> Any:
     """A lower bound of the largest eigenvalue of symmetric matrices, by two products from their longest column: [matrices]."""
-    largest = abs(x).reshape(len(x), -1).max(1)
-    largest = getattr(largest, "values", largest)[:, None, None]
-    x = x / largest.clip(TINY)
+    sizes = largest(abs(x).reshape(len(x), -1))[:, None, None]
+    x = x / sizes.clip(TINY)
     longest = x[numbers(x, len(x)), :, (x * x).sum(1).argmax(1)][:, :, None]
     multiply = library_of(x).product
     ahead = multiply(x, longest)
     ahead = ahead / ((ahead * ahead).sum((1, 2)) ** 0.5)[:, None, None].clip(TINY)
     ahead = multiply(x, ahead)
-    return (ahead * ahead).sum((1, 2)) ** 0.5 * largest[:, 0, 0]
+    return (ahead * ahead).sum((1, 2)) ** 0.5 * sizes[:, 0, 0]
+
+
+def triangular(q: Any) -> bool:
+    """Whether these are whole factors, and not diagonals of some."""
+    return bool(q.shape[1] == q.shape[2])
 
 
 def across(q: Any, x: Any, back: bool = False) -> Any:
     """q x, or q' x."""
-    if q.shape[1] != q.shape[2]:
+    if not triangular(q):
         return x * q.swapaxes(1, 2)
     return library_of(x).product(q.swapaxes(1, 2) if back else q, x)
 
@@ -107,7 +109,7 @@ def along(x: Any, q: Any, back: bool = False) -> Any:
 
 def divided(q: Any, x: Any) -> Any:
     """The inverse of q' times x."""
-    return x / q.swapaxes(1, 2) if q.shape[1] != q.shape[2] else solved(q.swapaxes(1, 2), x)
+    return solved(q.swapaxes(1, 2), x) if triangular(q) else x / q.swapaxes(1, 2)
 
 
 def solved(lower: Any, x: Any) -> Any:
