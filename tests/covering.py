@@ -78,6 +78,13 @@ def each(
     return made
 
 
+def elsewhere(rows: Iterable[Any], kept: Callable[..., bool]) -> list[Any]:
+    """The same parameters of a test, of which the other Pythons run those that are kept: the rest bears the mark `once`. kept: of a
+    row's values.
+    """
+    return [p if kept(*p.values) else pytest.param(*p.values, marks=[*p.marks, pytest.mark.once]) for p in rows]
+
+
 def marked(cases: Mapping[str, Any], ordinary: Iterable[str]) -> list[Any]:
     """Parameters of a test that takes a case: all of them under their labels, those that are not named marked `long`."""
     known = set(ordinary)

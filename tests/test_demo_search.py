@@ -17,6 +17,7 @@ from gpuopt import cli, demos, drawing
 from gpuopt.demos import report, search
 from gpuopt.demos.setting import Setting
 
+pytestmark = pytest.mark.once
 VOID = {"meta", "img", "br", "link"}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 

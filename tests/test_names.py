@@ -172,6 +172,7 @@ def test_any_name_on_numba(tmp_path: Path) -> None:
     assert {name for name, (first, second) in found.items() if first != second} == set()
 
 
+@pytest.mark.once
 def test_any_name_compiles_as_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_script(tmp_path, [line for names in chunks() for line in many(names)])
     for rule in load_rules(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import gpuopt
 from gpuopt import InputError, linalg, selections
 from samples import HOST_BACKENDS, bits
 
+pytestmark = pytest.mark.once
 SHAPES = ((6, 8), (5,), (6, 8), (4, 2, 3, 3), (3, 5, 5), (9, 1), (1, 7))
 
 

@@ -11,6 +11,8 @@ import gpuopt
 from gpuopt.demos import training
 from repository import ROOT
 
+pytestmark = pytest.mark.once
+
 
 def test_gradients_of_the_transformer_agree_with_differences() -> None:
     rng = np.random.default_rng(0)

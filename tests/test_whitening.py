@@ -13,6 +13,7 @@ from gpuopt import InputError, whitening
 from gpuopt.draws import Draw
 from samples import HOST_BACKENDS, bits
 
+pytestmark = pytest.mark.once
 SHAPES = ((6, 8), (5,), (4, 2, 3, 3), (3, 5, 5), (9, 1), (1, 7))
 OPTIONS: dict[str, Any] = {"lr": 0.01, "max_prob": 0.6, "max_size_triangular": 8}
 
@@ -71,9 +72,8 @@ def test_factors_learn_with_their_chance_and_long_sides_have_a_diagonal() -> Non
     ]
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_a_checkpoint_goes_on_bit_for_bit_and_backends_agree(dtype: Any) -> None:
-    found = []
+def test_a_checkpoint_goes_on_bit_for_bit_and_backends_agree() -> None:
+    found, dtype = [], np.float32
     for backend in HOST_BACKENDS:
         whole, half = arrays_of(0, dtype), arrays_of(0, dtype)
         options = OPTIONS | {"backend": backend, "max_grad_norm": 2.0, "seed": 4}
