@@ -15,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 import gpuopt
+from covering import REPRESENTATIVES
 from gpuopt import backends
 from gpuopt.backends.host import Addresses, HostBackend
 from gpuopt.backends.runtime import DECISION
@@ -175,10 +176,12 @@ def test_clipping_by_global_norm_over_several_dtypes(shim: Backend, blocks: int)
 
 # ------------------------------------------------------------------------------------------------ prepare
 
+# What `prepare` computes is float64, whatever rows are in: a variant of a rule that is no representative has one dtype.
 ROWS = {
     f"{label}-{dtype}": Case(name, hyper, dtype, [1000], options={"max_grad_norm": 1.0}, odd=0, steps=1)
-    for label, (name, hyper) in zip(VARIANT_LABELS, VARIANTS, strict=True)
-    for dtype in ("float64", "float32")
+    for turn, (label, (name, hyper)) in enumerate(zip(VARIANT_LABELS, VARIANTS, strict=True))
+    for k, dtype in enumerate(("float64", "float32"))
+    if name in REPRESENTATIVES or turn % 2 == k
 }
 ROWS["adamw-state16"] = Case(
     "adamw",

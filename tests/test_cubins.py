@@ -88,9 +88,10 @@ VARIED |= {
 ORDINARY = {f"{name}-{d}-{a}" for name in rules.NAMES for d, a in some_of(name)}
 ORDINARY |= {f"adamw-{k}-sm_90" for k in ("mask-float32", "mask-bfloat16", "bounds-float64", "bounds-float16")}
 ORDINARY |= {f"{k}-sm_90" for k in VARIED if k.split("-")[1] in OF_PARAMETERS and k.endswith("-bfloat16")}
-ORDINARY |= {f"{k}-sm_90" for k in VARIED if "-before-" in k}
-for name in rules.NAMES:  # besides: one set of options, and one kind of rounded states
-    for begin in ((f"{name}-all-", f"{name}-mixed"), f"{name}-state16-"):
+for (
+    name
+) in rules.NAMES:  # besides: one set of options, one kind of rounded states, and one dtype before products of matrices
+    for begin in ((f"{name}-all-", f"{name}-mixed"), f"{name}-state16-", f"{name}-before-"):
         ORDINARY |= {f"{label}-sm_90" for label in one(name, [k for k in VARIED if k.startswith(begin)])}
 # Rules that sum: those of the library in one dtype on one architecture each, and those that have every kind of sum between them.
 SUMMING = {
