@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import gpuopt.torch
+from covering import each
 from gpuopt import rules
 from gpuopt.errors import InputError
 from gpuopt.torch import release
@@ -90,16 +91,18 @@ def trained(released: bool, make: Callable[[Net], Any], between: Callable[[int, 
 # ---------------------------------------------------------------------------------------------------- the same bits
 
 
-@pytest.fixture(params=[1, 100, 1 << 20], ids=["each alone", "some together", "all at once"])
+SIZES = {"each alone": 1, "some together": 100, "all at once": 1 << 20}  # of batches, in bytes
+
+
+@pytest.fixture(params=SIZES)
 def batches(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of so many bytes. The search among all objects would take nearly all the time."""
-    monkeypatch.setattr(release, "BATCH", request.param)
+    monkeypatch.setattr(release, "BATCH", SIZES[request.param])
     monkeypatch.setattr(release, "refuse_users", lambda params: None)
 
 
-@pytest.mark.usefixtures("batches")
-@pytest.mark.parametrize("name", LOCAL)
-def test_it_is_ordinary_training(name: str) -> None:
+@pytest.mark.parametrize(("name", "batches"), each(LOCAL, SIZES, single=True), indirect=["batches"])
+def test_it_is_ordinary_training(name: str, batches: None) -> None:
     assert trained(True, lambda net: grouped(net, name)) == trained(False, lambda net: grouped(net, name))
 
 
