@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from covering import FEW as FEW_DTYPES
+from covering import one
 from gpuopt import rules
 from gpuopt.formats import OF_PARAMETERS
 from gpuopt.launch.table import CHUNK
@@ -187,11 +188,15 @@ def two_of(name: str) -> list[str]:
 
 def pairs() -> Iterator[Any]:
     """Every case on both backends. In the ordinary suite of AdamW; of another rule two dtypes, one by each backend, plain, with
-    everything or with rounded states in turn, and the other variants by one of them: walks, options and decisions are AdamW's.
+    everything or with rounded states in turn, and another variant by one of them: walks, options and decisions are AdamW's, and
+    statements of all variants are compared in test_bits.py. AdamW with a single option by one backend each, as all are on together
+    by both.
     """
     others = [name for name in rules.NAMES if name != WHOLE]
     plain = {label: c for label, c in SHORT.items() if label not in KEPT}
-    chosen = {(label, b) for label, c in plain.items() if c.rule == WHOLE or "-decays-" in label for b in BACKENDS}
+    single = {f"{WHOLE}-float32-{switch}": BACKENDS[k % 2] for k, switch in enumerate(SWITCHES)}
+    whole = [label for label, c in plain.items() if c.rule == WHOLE or "-decays-" in label]
+    chosen = {(label, b) for label in whole for b in BACKENDS if b == single.get(label, b)}
     chosen |= set(SUMMED_BY.items()) | set(KEPT_BY.items())
     chosen.add(("signsgd-float32-plain", "numba-cuda"))  # the sign of NaN, which CUDA C is asked for under g++
     for turn, name in enumerate(others):
@@ -204,7 +209,7 @@ def pairs() -> Iterator[Any]:
         of_flags = [
             k for k, c in SHORT.items() if c.rule == name and c.hyper in variants(name) and k.endswith("float32")
         ]
-        chosen |= {(label_, BACKENDS[(k + turn) % 2]) for k, label_ in enumerate(of_flags)}
+        chosen |= {(label_, BACKENDS[(k + turn) % 2]) for k, label_ in enumerate(one(name, of_flags))}
     for (label_, case), backend in product(SHORT.items(), BACKENDS):
         marks = [] if (label_, backend) in chosen else [pytest.mark.long]
         yield pytest.param(case, backend, id=f"{label_}-{backend}", marks=marks)

@@ -67,7 +67,7 @@ SHORT = {
     "scarce memory": Job(("driver/scarce.py",), {}),
     **{
         f"sm {capability} seed {seed}": Job(FEW, {"PTX_CAPABILITY": capability, "PTX_SEED": seed}, tests=4)
-        for capability, seed in (("7.5", "1"), ("8.6", "2"), ("12.0", "3"))
+        for capability, seed in (("7.5", "1"), ("12.0", "2"))  # the one has no instruction for bfloat16
     },
 }
 LONG = {
