@@ -81,13 +81,13 @@ def test_a_checkpoint_goes_on_bit_for_bit_and_backends_agree(dtype: Any, options
     found = []
     for backend in HOST_BACKENDS:
         whole, half = arrays_of(0, dtype), arrays_of(0, dtype)
-        options = {"fraction": 0.5, "max_grad_norm": 2.0, "backend": backend, **options, "skip_nonfinite": True}
-        first = stepped(gpuopt.Dion2(whole, **options), range(1, 6), dtype)
-        second = stepped(gpuopt.Dion2(half, **options), range(1, 4), dtype)
+        given = {"fraction": 0.5, "max_grad_norm": 2.0, "backend": backend, **options, "skip_nonfinite": True}
+        first = stepped(gpuopt.Dion2(whole, **given), range(1, 6), dtype)
+        second = stepped(gpuopt.Dion2(half, **given), range(1, 4), dtype)
         wrong = arrays_of(4, dtype)
         wrong[0][1, 1] = np.nan
         second.step(wrong)
-        again = gpuopt.Dion2(half, **options)
+        again = gpuopt.Dion2(half, **given)
         again.load_state_dict(second.state_dict())
         copied = stepped(pickle.loads(pickle.dumps(again)), range(4, 6), dtype)
         stepped(again, range(4, 6), dtype)
