@@ -22,7 +22,7 @@ PACKAGE = "gpuopt"
 LAYERS = (
     ("errors", "messages", "line", "driver", "native"),  # words and the machine; no array, no rule
     ("formats.dtypes", "formats.philox"),
-    ("rules.primitives", "rules.between"),  # the operations of the language; functions beside a rule
+    ("rules.primitives", "rules.products", "rules.between"),  # the operations of the language; functions beside a rule
     ("coefficients",),  # numbers of iterations on matrices
     ("arrays", "dlpack", "numba_arrays", "pairs", "strides", "pinned", "linalg", "bases", "tensor_file"),
     ("draws", "projections", "selections", "whitening"),  # products of matrices

@@ -12,7 +12,8 @@ import gpuopt
 from gpuopt import InputError, LayoutError, RuleSyntaxError, linalg
 from gpuopt.bench.shapes import MODELS
 from gpuopt.rules.declared import State
-from gpuopt.rules.primitives import global_sum, orthogonalize
+from gpuopt.rules.primitives import global_sum
+from gpuopt.rules.products import orthogonalize
 
 SHAPES = {"w": (6, 8), "e": (10, 4), "b": (5,), "c": (4, 2, 3, 3), "x": (3, 5, 7)}
 

@@ -11,7 +11,7 @@ import pytest
 import gpuopt
 from cases import Case
 from gpuopt import InputError, RuleSyntaxError, State, backends, bases
-from gpuopt.rules.primitives import learn_bases, to_bases
+from gpuopt.rules.products import learn_bases, to_bases
 from samples import HOST_BACKENDS, bits, difference
 
 SHAPES = ((6, 8), (5,), (4, 2, 3, 3), (3, 5, 5), (9, 1))

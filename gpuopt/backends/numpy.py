@@ -27,6 +27,7 @@ from gpuopt.rules import options
 from gpuopt.rules.fragments import Fragment
 from gpuopt.rules.language import Rule
 from gpuopt.rules.primitives import NON_LOCAL, PRIMITIVES, Number, compute_dtype, reductions
+from gpuopt.rules.products import ON_MATRICES
 
 BLOCK = 16384  # elements: five float32 temporaries of 64 KB stay in a 1 MB cache
 
@@ -362,7 +363,7 @@ def value_of(expr: Expr, known: Mapping[str, Any]) -> Any:
 
 _OPERATORS = ("add", "sub", "mul", "neg", "lt", "le", "gt", "ge", "eq", "ne")
 OPERATIONS: dict[str, Callable[..., Any]] = {name: getattr(operator, name) for name in _OPERATORS}
-OPERATIONS |= {"div": operator.truediv, **PRIMITIVES, **NON_LOCAL}
+OPERATIONS |= {"div": operator.truediv, **PRIMITIVES, **NON_LOCAL, **ON_MATRICES}
 
 
 def call(function: Callable[..., Any], values: Mapping[str, Any]) -> Any:

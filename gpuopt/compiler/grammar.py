@@ -30,6 +30,7 @@ from gpuopt.compiler.tree import (
 )
 from gpuopt.errors import RuleSyntaxError
 from gpuopt.rules.primitives import NON_LOCAL, PRIMITIVES, WHOLE
+from gpuopt.rules.products import ON_MATRICES
 
 _BINARY = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div"}
 _BITWISE = {ast.BitAnd: "and", ast.BitOr: "or", ast.BitXor: "xor", ast.LShift: "shl", ast.RShift: "shr"}
@@ -48,7 +49,7 @@ def _operations(scalar: bool, whole: bool) -> list[tuple[object, str]]:
         return [*local, *((function, name) for name, function in WHOLE.items())]
     if scalar:
         return [*local, (math.exp, "exp"), (math.log, "log"), (math.sqrt, "root")]
-    return [*local, *((function, name) for name, function in NON_LOCAL.items())]
+    return [*local, *((function, name) for name, function in (NON_LOCAL | ON_MATRICES).items())]
 
 
 class Parser:

@@ -23,6 +23,7 @@ MECHANISM = (
     ),
     "perturbation",
     "primitives",
+    "products",
 )
 NAMES = tuple(sorted(module.name for module in iter_modules(__path__) if module.name not in MECHANISM))
 

@@ -182,7 +182,8 @@ class reductions:
         _context.reductions = self.outer
 
 
-def _found(kind: str) -> Reductions:
+def asked_of(kind: str) -> Reductions:
+    """Who finds what is asked for. Raises InputError where nobody does."""
     found: Reductions | None = getattr(_context, "reductions", None)
     if found is None:
         raise InputError(
@@ -192,7 +193,7 @@ def _found(kind: str) -> Reductions:
 
 
 def _reduced(kind: str, x: Any) -> Any:
-    return _found(kind).reduce(kind, x)
+    return asked_of(kind).reduce(kind, x)
 
 
 def tensor_sum(x: Any) -> Any:
@@ -241,87 +242,9 @@ def epsilon(x: Any) -> Any:
     return _reduced("epsilon", x) if found is None else found
 
 
-def orthogonalize(x: Any, coefficients: Any, steps: Any) -> Any:
-    """The matrix (the last two axes) with its singular values brought near 1: by products of matrices alone, `steps` of them by the
-    coefficients of this name, see `gpuopt.linalg`. Both are compile-time flags. Needs a tensor of two or more axes.
-    """
-    return _multiplied("orthogonalize", x, coefficients, steps)
-
-
-def orthogonalize_largest(x: Any, coefficients: Any, steps: Any, fraction: Any, rows: Any, columns: Any) -> Any:
-    """The matrix with this fraction of its rows orthogonalized, of its columns where there are fewer of these, those with the
-    largest sums of absolute values, and zeros elsewhere. rows, columns: readonly states of these shapes, which become 1 for what
-    was chosen and else 0, for the next step.
-    """
-    return _multiplied("orthogonalize_largest", x, coefficients, steps, fraction, rows, columns)
-
-
-def learn_bases(g: Any, q_left: Any, q_right: Any, gram_left: Any, gram_right: Any, renewal: Any, gain: Any) -> Any:
-    """The matrix as it is. The bases become eigenvectors of averages of g g' and g' g of gradients before this one, all of them
-    where `renewal` is 2, nearer ones where it is 1, and stay where it is 0, see `gpuopt.bases`; then it becomes part of the
-    averages, with the weight `gain`. Both are states of the shapes "left" and "right", None where a side has none.
-    """
-    return _multiplied("learn_bases", g, q_left, q_right, gram_left, gram_right, renewal, gain)
-
-
-def learn_roots(
-    g: Any, q_left: Any, q_right: Any, gram_left: Any, gram_right: Any, renewal: Any, gain: Any, scale: Any, exponent: Any, eps: Any
-) -> Any:  # fmt: skip
-    """The matrix as it is, which first becomes part of the averages, as in `learn_bases`. Then, unless `renewal` is 0, each q
-    becomes (scale average + eps)^(-exponent), a symmetric matrix; `from_bases` multiplies with both.
-    """
-    return _multiplied("learn_roots", g, q_left, q_right, gram_left, gram_right, renewal, gain, scale, exponent, eps)
-
-
-def scale_by_projection(
-    g: Any, scale_type: Any, projection: Any, m: Any, v: Any, length: Any, count: Any, gap: Any, beta1: Any, beta2: Any,
-    eps: Any, norm_growth: Any,
-) -> Any:  # fmt: skip
-    """The matrix g with each column (row, where there are no more columns than rows) scaled by what Adam makes of its projection to
-    few dimensions, in whose average m and average of squares v this one then has its part, see `gpuopt.projections`. scale_type: a
-    compile-time flag, "channel" or "tensor"; count: of the step; gap: after how many steps the projection is drawn anew; length: of
-    the last result, which this one exceeds by norm_growth at most. States of the shapes "projection", "projected" and "matrix".
-    """
-    given = projection, m, v, length, count, gap, beta1, beta2, eps, norm_growth
-    return _multiplied("scale_by_projection", g, scale_type, *given)
-
-
-def whiten(g: Any, left: Any, right: Any, count: Any, chance: Any, precond_lr: Any, init_scale: Any) -> Any:
-    """The matrix left' left g right' right, of a root mean square of 1.1 at most, behind a step of both factors towards those that
-    whiten matrices such as g, which is made with this chance, see `gpuopt.whitening`. count: of the step; left, right: states of
-    the shapes "left_factor" and "right_factor".
-    """
-    return _multiplied("whiten", g, left, right, count, chance, precond_lr, init_scale)
-
-
-def to_bases(x: Any, q_left: Any, q_right: Any) -> Any:
-    """The matrix q_left' x q_right, in the bases as they are now."""
-    return _multiplied("to_bases", x, q_left, q_right)
-
-
-def from_bases(x: Any, q_left: Any, q_right: Any) -> Any:
-    """The matrix q_left x q_right', the way back from `to_bases`."""
-    return _multiplied("from_bases", x, q_left, q_right)
-
-
-def _multiplied(name: str, x: Any, *given: Any) -> Any:
-    multiply = getattr(_found(name), "product", None)
-    if multiply is None:
-        raise InputError(f"{name}: matrices are not multiplied here, where derivatives of a step are asked for")
-    return multiply(name, x, *given)
-
-
 NON_LOCAL: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
-        orthogonalize,
-        orthogonalize_largest,
-        learn_bases,
-        learn_roots,
-        to_bases,
-        from_bases,
-        scale_by_projection,
-        whiten,
         tensor_sum,
         tensor_max,
         global_sum,
