@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ import pytest
 import gpuopt
 from gpuopt import InputError, LayoutError, RuleSyntaxError, linalg
 from gpuopt.bench.shapes import MODELS
+from gpuopt.rules import parts
 from gpuopt.rules.declared import State
 from gpuopt.rules.primitives import global_sum
 from gpuopt.rules.products import orthogonalize
@@ -192,3 +193,8 @@ def test_a_step_makes_as_many_products_as_there_are_shapes_times_iterations(monk
             each = sum(1 + n * (products - 2) + 3 * (n - 1) + 1 for n in pieces)
             expected += each if by_rows else products * 5
         assert len(calls) == expected
+
+
+def test_rules_offer_all_coefficients_that_there_are() -> None:
+    assert set(get_args(parts.Coefficients)) == set(linalg.COEFFICIENTS)
+    assert max(len(found.table) for found in linalg.COEFFICIENTS.values()) in get_args(parts.Steps)
