@@ -195,8 +195,8 @@ def main(name: str, sanitizer: str, edit: str = "") -> None:
     with installed(sanitizer) as shim, mock.patch.object(to_cuda, "headers", lambda: text):
         shim.runtime.parallel = True if sanitizer == "thread" else None
         if scenario == "updates":
-            of = PARAMETER_DTYPES.index(dtype) % 2  # each rule in two of the four dtypes
-            updates(shim, dtype, ("adamw",) if edit else one_of_each_walk()[of::2])
+            of = PARAMETER_DTYPES.index(dtype)  # each rule in one of the dtypes, whose packs the walk takes all alike
+            updates(shim, dtype, ("adamw",) if edit else one_of_each_walk()[of :: len(PARAMETER_DTYPES)])
         else:
             {"decisions": decisions, "sums": sums, "lines": lines, "blocks": blocks}[scenario](shim, dtype)
     print("finished")
