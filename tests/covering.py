@@ -7,7 +7,7 @@ options are fused and states stored is machinery that all share. So:
 - every other rule meets FEW values of the longest axis, say of the dtypes, begun at another place for each rule, and the other axes
   turn with it. Over as many neighbouring rules as those axes have combinations, each of them meets each value: every pair of values
   of two axes is tried, by a few rules at least. `test_covering.py` holds that;
-- what is left out carries the mark `long`, and is run by `.ci/long`.
+- what is left out carries the mark `long`, and is run by `.ci/long`; the mark `once`, where another Python has nothing to add.
 
 Tests that compare the numbers of every rule with an oracle do so with NumPy, and with Numba for the representatives: `on_hosts`.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from covering import FEW, REPRESENTATIVES, chosen, each, marked, some
+from covering import FEW, REPRESENTATIVES, chosen, each, elsewhere, marked, some
 from gpuopt import rules
 
 DTYPES, ARCHITECTURES, OPTIONS = ("a", "b", "c", "d"), (75, 80, 90, 100, 120), (False, True)
@@ -37,6 +37,14 @@ def test_representatives_and_the_long_job_meet_all() -> None:
     made = each(["lion"], DTYPES, OPTIONS)
     assert [p.values for p in made] == [("lion", d, o) for d, o in product(DTYPES, OPTIONS)]
     assert sum(bool(p.marks) for p in made) == len(made) - FEW
+
+
+def test_other_pythons_run_what_is_kept_and_other_marks_stay() -> None:
+    before = each(["lion"], DTYPES)
+    made = elsewhere(before, lambda name, dtype: dtype == "b")
+    assert [p.values for p in made] == [p.values for p in before]
+    assert [p.values[1] for p in made if "once" not in [mark.name for mark in p.marks]] == ["b"]
+    assert [[m for m in p.marks if m.name != "once"] for p in made] == [list(p.marks) for p in before]
 
 
 def test_a_label_that_no_case_has_is_a_mistake() -> None:
