@@ -278,7 +278,7 @@ def splus(
     precondition_frequency: int = 100, max_precond_dim: int = 10000, nonstandard_constant: float = 0.001, matrix: bool = True,
 ) -> None:  # fmt: skip
     """Frans et al. 2025, the authors' code with the rate of the paper, on every matrix; there bases are renewed behind a step."""
-    m = average(s["m"], betas[0], g)
+    m = average(s["momentum"], betas[0], g)
     u, size = np.sign(m), nonstandard_constant
     if p.ndim > 1 and matrix:
         each = [x.reshape(matrices(p)) for x in (g, m, u)]
@@ -340,7 +340,7 @@ OF_MATRICES: dict[str, tuple[Callable[..., None], Sequence[str]]] = {
     "Scion": (scion, ("momentum_buffer",)),
     "SOAP": (soap, ("exp_avg", "exp_avg_sq", *OF_SIDES)),
     "Shampoo": (shampoo, ("exp_avg", "exp_avg_sq", *ROOTS)),
-    "SPlus": (splus, ("m", *OF_SIDES)),
+    "SPlus": (splus, ("momentum", *OF_SIDES)),
     "SOAPMuon": (
         of_matrices(soapmuon, 0.0, 0.0375),
         ("momentum_buffer matrix", "projected_sq matrix", *OF_SIDES, *VECTORS),

@@ -1,11 +1,11 @@
 """SPlus: signs in the eigenbases of Shampoo for matrices, signs for all else."""
 
-from gpuopt.rules.language import columns, from_bases, learn_bases, rows, rule, sign, to_bases, where
+from gpuopt.rules.language import State, columns, from_bases, learn_bases, rows, rule, sign, to_bases, where
 from gpuopt.rules.parts import OF_SIDES, is_multiple, sides
 
 
 @rule(
-    state=("m", *sides("q", "basis")),
+    state=(State("m", "momentum"), *sides("q", "basis")),
     title="SPlus",
     flatten="convolutions",
     rest="sign",
