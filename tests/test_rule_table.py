@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
 import pytest
 
@@ -12,9 +13,15 @@ from gpuopt.errors import GpuoptError
 from gpuopt.rules.language import State
 
 
+@cache
+def lines() -> list[str]:
+    """The table, which takes a quarter of a second."""
+    return list(rule_table.lines())
+
+
 def cells(name: str) -> list[str]:
     """The row of an optimizer, without quotes around single names."""
-    (line,) = [line for line in rule_table.lines() if line.startswith(f"| `{name}` |")]
+    (line,) = [line for line in lines() if line.startswith(f"| `{name}` |")]
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
