@@ -177,7 +177,6 @@ def make_launch(
     batches = operands(program, parameters, of)
     each = (parameters, list(every.values()), of, seed, hosted, portion)
     made = launch_of(program, *each)
-    made.communicator = communicator
     made.private = {"parameters": parameters, "indices": np.array([p.index for p in parameters], np.intp)}
     if program.products:
         made.multiplied = [multiplied(signature, p, seed) for p in parameters]
@@ -190,6 +189,8 @@ def make_launch(
                 stage.products.append(
                     Products(product, batched(product, signature, batches[product.operand], of, given))
                 )
+    for part in (made, *made.stages):  # GPUs run the stages in its place, and measure gradients by them
+        part.communicator = communicator
     return made
 
 
