@@ -136,8 +136,8 @@ def make_launches(
     portion of these, and for each communicator of shards. flags: of each parameter.
     """
     sharded = any(p.shard is not None for p in parameters)
-    hosted = {s.name for s in rule.states if s.large} if host else set[str]()
-    sizes = [sum(bytes_of(a) for name, a in p.states.items() if name in hosted) for p in parameters]
+    hosted = {s.name: s.per for s in rule.states if s.large} if host else dict[str, int]()
+    sizes = [bytes_on_host(p, hosted) for p in parameters]
     found: dict[tuple[int, Signature, Communicator | None], list[Parameter]] = {}
     for p, of, portion in zip(parameters, flags, ferry.cut(sizes, ferry.PORTION), strict=True):
         communicator = None if p.shard is None else p.shard.communicator
@@ -148,6 +148,17 @@ def make_launches(
         make_launch(signature, of, seed, hosted, portion, communicator)
         for (portion, signature, communicator), of in found.items()
     ]
+
+
+def bytes_on_host(p: Parameter, hosted: Mapping[str, int]) -> int:
+    """Of these states of a parameter, each with how many elements share a number; of a part of a tensor, what an even part would
+    have: portions are the same on all processes, which exchange sums in their order.
+    """
+    found = [(a, hosted[name]) for name, a in p.states.items() if name in hosted]
+    if p.shard is None or p.shard.communicator is None:
+        return sum(bytes_of(a) for a, _ in found)
+    elements = -(-p.shard.numel // p.shard.communicator.size)
+    return sum(STORAGES[arrays.describe(a, "state").dtype].itemsize * -(-elements // per) for a, per in found)
 
 
 def make_launch(
