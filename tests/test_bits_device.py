@@ -253,7 +253,7 @@ class Measured(HostBackend):
         self.sums = np.array([sums.total(squares), 0.0])
 
     def gradients(self, launch: Launch) -> sums.Joined:
-        return sums.Joined(self.totals.copy(), {0: "global_sum", 1: "global_sum"}, None)
+        return sums.Joined(self.totals.copy(), {0: "global_sum", 1: "global_sum"}, launch.plan, None)
 
 
 def many_clocks(launch: Launch) -> Launch:

@@ -115,13 +115,13 @@ class DeviceBackend:
         )
         try:
             given = [self._by_value(*one, stream) for one in zip(launches, device_launches, rows, strict=True)]
-        except BaseException:
+            rows_there = [(d.rows, d.wide) for d in device_launches]
+            passes = launches[0].private["passes"] if launches else ()
+            self._stages(launches, device_launches, given, rows_there, 0, stream, passes)
+        except BaseException:  # as where processes find that they step other tensors
             for counter in counters:
                 counter.step -= 1
             raise
-        rows_there = [(d.rows, d.wide) for d in device_launches]
-        passes = launches[0].private["passes"] if launches else ()
-        self._stages(launches, device_launches, given, rows_there, 0, stream, passes)
 
     def _made(
         self, launches: Sequence[Launch], request: StepRequest, stream: Any

@@ -40,7 +40,8 @@ class Passes:
         self, backend: HostBackend, launch: Launch, layout: Layout, schedule: Sequence[Step], slots: bool = False
     ) -> None:
         """slots: whether the passes are those of a program, which may have some."""
-        plan, self.communicator = launch.plan, launch.communicator
+        self.plan = plan = launch.plan
+        self.communicator = launch.communicator
         self.schedule, self.sharded = schedule, plan.program.sharded if slots else launch.communicator is not None
         layouts = [plan.program.layout_of(step) if slots and isinstance(step, Pass) else layout for step in schedule]
         self.runs = [backend.prepared(plan, *each) for each in zip(layouts, schedule, strict=True)]
@@ -64,7 +65,7 @@ class Passes:
         for step, run in zip(self.schedule, self.runs, strict=True):
             run(self.at)
             if isinstance(step, PerTensor) and (kinds := step.open(self.sharded)):
-                yield Joined(self.totals, kinds, self.communicator)
+                yield Joined(self.totals, kinds, self.plan, self.communicator)
 
 
 class HostBackend:
@@ -105,7 +106,9 @@ class HostBackend:
         """Whatever `update` could raise, before the first write; nothing where it runs compiled code."""
 
     def step(self, launches: Sequence[Launch], request: StepRequest, counters: Sequence[StepCounter]) -> bool:
-        """Decide, advance the counters, update. Everything that can fail comes before the first write."""
+        """Decide, advance the counters, update. Everything that can fail comes before the first write, but for what travels between
+        processes or portions.
+        """
         parts = [self.parts(launch) for launch in launches]
         stages = [[part for part in stage if part is not None] for stage in zip_longest(*parts)]
         for stage in stages:
@@ -117,17 +120,23 @@ class HostBackend:
         every = [part for each in parts for part in each]
         for part, rows in zip(every, advance(counters, every, multiplier, self.rehearse), strict=True):
             part.private["rows"] = rows
-        for stage in stages:
-            self.stage(stage, multiplier)
+        written: list[Launch] = []
+        try:
+            for stage in stages:
+                self.stage(stage, multiplier, written)
+        except BaseException:  # another process is gone, or has other gradients
+            for counter in counters if not written else ():
+                counter.step -= 1
+            raise
         return True
 
     def parts(self, launch: Launch) -> Sequence[Launch]:
         """What is run of a launch, one after another."""
         return launch.stages or (launch,)
 
-    def stage(self, launches: Sequence[Launch], multiplier: float) -> None:
+    def stage(self, launches: Sequence[Launch], multiplier: float, written: list[Launch]) -> None:
         """The passes of these launches, their updates, and the products of matrices behind them, portion by portion: all portions
-        as often as something is summed over all tensors or processes, and once more.
+        as often as something is summed over all tensors or processes, and once more. written: what was updated so far.
         """
         summing = [self.passes(launch, multiplier) if self.sums(launch) else None for launch in launches]
         ferry: HostFerry = launches[0].private["ferry"]
@@ -139,6 +148,7 @@ class HostBackend:
             waiting.extend(asked)
             again.extend([portion] if asked else [])
             for launch in () if asked else [launches[k] for k in portion.launches]:
+                written.append(launch)
                 self.update(launch, multiplier)
                 for products in launch.products:
                     products.run()

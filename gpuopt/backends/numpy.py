@@ -92,7 +92,7 @@ class Backend(HostBackend):
             if not asked:
                 return
             totals = np.array([total for total, _ in asked]).reshape(-1, 1)
-            yield Joined(totals, {0: asked[0][1]}, launch.communicator)
+            yield Joined(totals, {0: asked[0][1]}, launch.plan, launch.communicator)
             for found, (value,) in zip(every, totals, strict=True):
                 found.known.append(value)
 
@@ -137,7 +137,7 @@ class Backend(HostBackend):
                     ]
                 )
         made = np.array(totals).reshape(-1, len(cut.sums))
-        return Joined(made, dict(enumerate(cut.sums)), launch.communicator)
+        return Joined(made, dict(enumerate(cut.sums)), launch.plan, launch.communicator)
 
 
 def values_of(program: Program, block: Mapping[str, NDArray[Any]], width: int) -> dict[str, NDArray[Any]]:

@@ -13,8 +13,11 @@ import numpy as np
 
 from gpuopt.backends.buffers import DeviceBuffers, Upload
 from gpuopt.compiler.parts import Layout, Pass, PerTensor, Step
+from gpuopt.errors import InputError
 from gpuopt.formats.dtypes import STORAGES
+from gpuopt.launch import sums
 from gpuopt.launch.launcher import Launch
+from gpuopt.launch.plan import Plan
 from gpuopt.launch.shards import Communicator
 
 if TYPE_CHECKING:
@@ -27,9 +30,10 @@ Run = Callable[[Any], None]  # enqueues something on a stream
 
 
 class Open(NamedTuple):
-    """Sums of a launch that are not complete yet, each with its kind, and who has the other parts of its tensors."""
+    """Sums of a launch that are not complete yet, each with its kind, its plan, and who has the other parts of its tensors."""
 
     parts: Sequence[tuple[Part, str]]
+    plan: Plan
     communicator: Communicator | None
 
     def of(self, *kinds: str) -> list[Part]:
@@ -67,7 +71,7 @@ class DevicePasses(DeviceBuffers):
         first = self.address(self.totals)
         opened = [kinds for step in alone if (kinds := step.open(sharded))]
         self.open = [
-            Open([((first + 8 * k, tensors, stride), kind) for k, kind in kinds.items()], launch.communicator)
+            Open([((first + 8 * k, tensors, stride), kind) for k, kind in kinds.items()], plan, launch.communicator)
             for kinds in opened
         ]
         self._made: list[tuple[Any, ...]] = []
@@ -140,27 +144,43 @@ class OverAll(DeviceBuffers):
 
 
 class Exchange(DeviceBuffers):
-    """Sums, or maxima, of parts of tensors, which processes complete together: twin of `launch.sums.complete`."""
+    """Sums, or maxima, of parts of tensors, which processes complete together: twin of `launch.sums.complete`. What came of the
+    head is looked at behind the first step of a plan, and not waited for behind others.
+    """
 
     def __init__(
-        self, backend: DeviceBackend, communicator: Communicator, parts: Sequence[Part], op: str, stream: Any, upload: Upload
+        self, backend: DeviceBackend, communicator: Communicator, found: Sequence[Open], op: str, kinds: Sequence[str], stream: Any,
+        upload: Upload,
     ) -> None:  # fmt: skip
         super().__init__(backend)
         self.kernel, self.communicator, self.op = backend.kernel("exchange"), communicator, op
-        there = self.filled(np.array(parts, np.int64), stream, upload)
-        numbers, largest = sum(count for _, count, _ in parts), int(op == "max")
-        self.count = numbers * (1 + largest)
-        self.buffer = self.allocate(8 * self.count)
-        given = self.address(there), len(parts), numbers, self.address(self.buffer)
-        self.arguments = [backend.runtime.packed((*given, back, largest)) for back in (0, 1)]
+        parts = [part for each in found for part in each.of(*kinds)]
+        numbers, largest = 2 + sum(count for _, count, _ in parts), int(op == "max")
+        own = sums.head([each.plan for each in found])
+        self.agreed, self.looked = sums.agreed(own, communicator, op), False
+        self.count = sums.filled(numbers * (1 + largest))
+        self.buffer = self.filled(np.zeros(self.count), stream, upload)
+        self.head = self.filled(np.zeros(2), stream, upload)  # what came of it
+        self.arguments = []
+        for back, at in enumerate((self.filled(own, stream, upload), self.head)):
+            there = self.filled(np.array([(self.address(at), 2, 8), *parts], np.int64), stream, upload)
+            given = self.address(there), 1 + len(parts), numbers, self.address(self.buffer), back, largest
+            self.arguments.append(backend.runtime.packed(given))
 
     def run(self, stream: Any) -> None:
-        """Enqueue it."""
+        """Enqueue it. Raises InputError where the processes have not the same tensors, the first time."""
         runtime, (out, back) = self.backend.runtime, self.arguments
         runtime.launch(self.kernel, 1, out, stream)
         array = runtime.shared_array(self.buffer, self.count, "float64", stream)
         self.communicator.all_reduce(array, self.op, runtime.handle(stream))
         runtime.launch(self.kernel, 1, back, stream)
+        if not self.looked:
+            if (runtime.download(self.head, 16, stream).view(np.float64) != self.agreed).any():
+                raise InputError(
+                    f"rank {self.communicator.rank} of {self.communicator.size} and another one step other tensors: expected "
+                    "gradients of the same parameters on all of them, where sums over tensors are taken"
+                )
+            self.looked = True
 
 
 class Joins:
@@ -171,9 +191,8 @@ class Joins:
         for communicator in dict.fromkeys(each.communicator for each in found if each.communicator is not None):
             mine = [each for each in found if each.communicator == communicator]
             for op, kinds in (("sum", ("tensor_sum", "global_sum")), ("max", ("tensor_max",))):
-                parts = [part for each in mine for part in each.of(*kinds)]
-                if sum(count for _, count, _ in parts):
-                    self.runs.append(Exchange(backend, communicator, parts, op, stream, upload).run)
+                if any(count for each in mine for _, count, _ in each.of(*kinds)):
+                    self.runs.append(Exchange(backend, communicator, mine, op, kinds, stream, upload).run)
         over_all = [parts for each in found if (parts := each.of("global_sum"))]
         if over_all:
             last = OverAll(backend, over_all, stream, upload)

@@ -7,6 +7,8 @@ changes; when an address moved, only its column. Knows neither the rule's arithm
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,13 +41,14 @@ class Plan:
         shapes: Sequence[tuple[int, ...]] = (),
         widths: Sequence[int] = (),
         shards: Sequence[Shard | None] = (),
+        labels: Sequence[str] = (),
     ) -> None:
         """tensors: the number of each in the optimizer, their place by default; seed: of random numbers, 0 to 2**64 - 1; shapes:
         the last two axes of each, where the program looks at rows and columns; widths: elements of a row of each, where states
         are kept in blocks or only some rows are stepped: all of them until `pick` says which; shards: which part of a tensor each
-        is.
+        is; labels: what errors call each.
         """
-        self.program = program
+        self.program, self.labels = program, labels
         self.table = np.zeros((len(numels), t.ADDRESS + program.addresses), np.int64)
         self.table[:, t.NUMEL] = numels
         self.table[:, t.ROW] = rows
@@ -70,6 +73,11 @@ class Plan:
         self.sizes: dict[tuple[str, str], int] = {}  # of the slots of the program
         if program.lined:
             self._cut_matrices(np.array(shapes, np.int64).reshape(-1, 2))
+
+    @cached_property
+    def digest(self) -> int:
+        """A number below 2**32 that says which tensors are stepped, and in which order: of parts the same on all processes."""
+        return crc32(self.table[:, [t.TENSOR, t.WHOLE]].tobytes())
 
     def _cut(self) -> None:
         """Chunks, and tiles where a backend has said of how many elements."""

@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gpuopt.errors import InputError
 from gpuopt.launch import table as t
 from gpuopt.launch.shards import Communicator
 
+if TYPE_CHECKING:
+    from gpuopt.launch.plan import Plan
+
 Doubles = NDArray[np.float64]
+FILLED = 256  # numbers
 
 
 def tree(lanes: NDArray[np.floating], kind: str) -> NDArray[np.floating]:
@@ -117,12 +123,13 @@ def tensor_total(partials: Doubles, kind: str) -> float:
 
 
 class Joined(NamedTuple):
-    """Totals [tensors, sums] of a launch, the kinds of those sums that are not complete yet, by their places, and who has the other
-    parts of its tensors.
+    """Totals [tensors, sums] of a launch, the kinds of those sums that are not complete yet, by their places, its plan, and who has
+    the other parts of its tensors.
     """
 
     totals: Doubles
     kinds: Mapping[int, str]
+    plan: Plan
     communicator: Communicator | None
 
     def of(self, *kinds: str) -> list[int]:
@@ -132,32 +139,75 @@ class Joined(NamedTuple):
 
 def complete(found: Sequence[Joined]) -> None:
     """The totals of every launch become those of whole tensors: by one exchange of all sums, and one of all maxima, for each
-    communicator. Then those that are over all tensors become that.
+    communicator. Then those that are over all tensors become that. Raises InputError, on all processes, where they have not the
+    same tensors.
     """
     for communicator in dict.fromkeys(each.communicator for each in found if each.communicator is not None):
         mine = [each for each in found if each.communicator == communicator]
-        _exchange(communicator, [(each.totals, each.of("tensor_sum", "global_sum")) for each in mine], "sum")
-        _exchange(communicator, [(each.totals, each.of("tensor_max")) for each in mine], "max")
+        _exchange(communicator, mine, "sum", "tensor_sum", "global_sum")
+        _exchange(communicator, mine, "max", "tensor_max")
     over_all([(each.totals, each.of("global_sum")) for each in found if each.of("global_sum")])
 
 
-def _exchange(communicator: Communicator, parts: Sequence[tuple[Doubles, list[int]]], op: str) -> None:
-    """One exchange of these columns. Libraries differ in what the larger of a number and NaN is, so that NaN goes by itself."""
+def _exchange(communicator: Communicator, found: Sequence[Joined], op: str, *kinds: str) -> None:
+    """One exchange of these columns, behind the head. Libraries differ in what the larger of a number and NaN is, so that NaN goes
+    by itself.
+    """
+    parts = [(each.totals, each.of(*kinds)) for each in found]
     flat = np.concatenate([totals[:, columns].reshape(-1) for totals, columns in parts])
     if not flat.size:
         return
-    if op == "max":
-        broken = np.isnan(flat)
-        both = np.concatenate([np.where(broken, -np.inf, flat), broken.astype(np.float64)])
-        communicator.all_reduce(both, op)
-        flat = np.where(both[len(flat) :] > 0, np.nan, both[: len(flat)])
-    else:
-        communicator.all_reduce(flat, op)
+    broken = np.isnan(flat) if op == "max" else np.zeros(0, bool)
+    values = np.where(broken, -np.inf, flat) if op == "max" else flat
+    own = head([each.plan for each in found])
+    message = np.zeros(filled(2 + len(values) + len(broken)))
+    message[: 2 + len(values) + len(broken)] = np.concatenate([own, values, broken])
+    communicator.all_reduce(message, op)
+    if (message[:2] != agreed(own, communicator, op)).any():
+        raise differing(communicator, [each.plan for each in found])
+    values = message[2 : 2 + len(values)]
+    flat = np.where(message[2 + len(values) :][: len(broken)] > 0, np.nan, values) if op == "max" else values
     first = 0
     for totals, columns in parts:
         shape = len(totals), len(columns)
         totals[:, columns] = flat[first : first + math.prod(shape)].reshape(shape)
         first += math.prod(shape)
+
+
+def head(plans: Sequence[Plan]) -> Doubles:
+    """What a message of sums begins with: a digest of whose they are, and its negative. Neither their sums nor their maxima are
+    what they should be, on any process, where one of them has gradients of other tensors.
+    """
+    digest = float(crc32(np.array([plan.digest for plan in plans], np.uint32).tobytes()))
+    return np.array([digest, -digest])
+
+
+def agreed(own: Doubles, communicator: Communicator, op: str) -> Doubles:
+    """What comes back where all processes have this head."""
+    return own * communicator.size if op == "sum" else own
+
+
+def filled(count: int) -> int:
+    """How long a message of so many numbers is: a process that lacks a few tensors is to send as much as the others."""
+    return -(-count // FILLED) * FILLED
+
+
+def differing(communicator: Communicator, plans: Sequence[Plan]) -> InputError:
+    """What is said on each of the processes, which all have found that they do not step the same tensors: names the first one."""
+    known = {int(n): name for plan in plans for n, name in zip(plan.table[:, t.TENSOR], plan.labels, strict=True)}
+    most = np.array([float(max(known, default=0))])
+    communicator.all_reduce(most, "max")
+    there = np.zeros(int(most[0]) + 1)
+    there[[*known]] = 1.0
+    communicator.all_reduce(there)
+    some = np.flatnonzero((there > 0) & (there < communicator.size)).tolist()
+    if not some:
+        return InputError("the processes step the same tensors in another order: expected the same dtypes and options")
+    name = known.get(some[0], f"parameter {some[0]}, which has none on rank {communicator.rank}")
+    return InputError(
+        f"gradient of {name}: on {there[some[0]]:.0f} of {communicator.size} processes that have parts: expected one on all or on "
+        "none, where sums over tensors are taken"
+    )
 
 
 def over_all(found: Sequence[tuple[Doubles, list[int]]]) -> None:

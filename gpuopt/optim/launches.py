@@ -267,8 +267,8 @@ def launch_of(
     numels = [p.view.numel for p in parameters]
     by_rows = program.in_blocks or program.picked
     widths = [math.prod(p.view.shape[1:]) if by_rows else p.view.numel for p in parameters]
-    shards = [p.shard for p in parameters]
-    plan = Plan(program, numels, rows, addresses, [p.number for p in parameters], seed, shapes, widths, shards)
+    shards, labels = [p.shard for p in parameters], [p.label for p in parameters]
+    plan = Plan(program, numels, rows, addresses, [p.number for p in parameters], seed, shapes, widths, shards, labels)
     streamed = tuple(k for k, name in enumerate(names) if name in hosted)
     return Launch(plan, counters, of, dict(signature.flags), streamed, portion)
 
