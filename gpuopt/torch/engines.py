@@ -65,8 +65,8 @@ def made(opt: TorchOptimizer, members: Sequence[Member]) -> tuple[Engine, Gather
 
 def gathered(opt: TorchOptimizer, members: Sequence[Member]) -> Gathering:
     """The parameters that a step needs whole and of which this process has parts. Raises InputError for what it cannot have."""
-    beside, found = opt._beside.given.values(), []
-    for label, p, index, _ in members:
+    beside, found = opt._beside.given.values(), {}
+    for label, p, index, number in members:
         if refusals.check(opt.rule, opt.param_groups[index], p, label, any(p in of for of in beside)):
-            found.append(p)
+            found[p] = number
     return Gathering(found)

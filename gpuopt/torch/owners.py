@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from math import ceil, prod
 from typing import Any
+from zlib import crc32
 
 import torch
 import torch.distributed as dist
 
+from gpuopt.errors import InputError
 from gpuopt.launch.shards import Shard
 from gpuopt.rules.language import Rule
 from gpuopt.torch import shards
@@ -104,6 +107,7 @@ class Owners:
     def __init__(self, group: Any) -> None:
         self.group, self.rank, self.size = group, dist.get_rank(group), dist.get_world_size(group)
         self.matrices: list[Matrix] = []
+        self.digest = 0  # of which parameters they are
 
     def send(self) -> None:
         """Bring parts to the owners."""
@@ -131,38 +135,57 @@ class Owners:
 
     def _exchange(self, there: Sequence[Sequence[Any]], here: Sequence[Sequence[Any]]) -> None:
         """One exchange: to each process what stands in `there`, from each into what stands in `here`; (matrix, piece, tensor, the
-        process whose part it is).
+        process whose part it is). On the host, where nobody has to wait for it, each message begins with a digest of the matrices.
+        Raises InputError where another process has others.
         """
-        counts = [[sum(self._bytes(each) for each in of) for of in side] for side in (there, here)]
         device = self.matrices[0].pieces["p"].part.device
+        head = EVEN if device.type == "cpu" else 0
+        counts = [[head + sum(self._bytes(each) for each in of) for of in side] for side in (there, here)]
         sent, got = (torch.empty(sum(of), dtype=torch.uint8, device=device) for of in counts)
-        for tensor, place in self._places(there, sent):
+        for words in self._heads(sent, counts[0], head):
+            words.fill_(self.digest)
+        for tensor, place in self._places(there, sent, head):
             place.copy_(tensor)
         dist.all_to_all_single(got, sent, counts[1], counts[0], self.group)
         Owners.exchanges += 1
-        for tensor, place in self._places(here, got):
+        others = [k for k, words in enumerate(self._heads(got, counts[1], head)) if (words != self.digest).any()]
+        if others:
+            raise InputError(
+                f"rank {self.rank} of {self.size} steps {len(self.matrices)} matrices of which each process has a part, and rank "
+                f"{others[0]} steps others: expected gradients of the same parameters on all of them"
+            )
+        for tensor, place in self._places(here, got, head):
             tensor.copy_(place)
+
+    def _heads(self, message: torch.Tensor, counts: Sequence[int], head: int) -> list[torch.Tensor]:
+        """What stands in front of what is sent to, or comes from, each process."""
+        firsts = accumulate(counts, initial=0)
+        return [message[k : k + head].view(torch.int64) for k, _ in zip(firsts, counts, strict=False) if head]
 
     def _bytes(self, each: Any) -> int:
         matrix, piece, _, rank = each
         return int(piece.nbytes(matrix.axis, self.size, rank))
 
-    def _places(self, sides: Sequence[Sequence[Any]], message: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def _places(
+        self, sides: Sequence[Sequence[Any]], message: torch.Tensor, head: int
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Each tensor with its place in a message."""
         found, first = [], 0
-        for each in (each for of in sides for each in of):
-            tensor = each[2]
-            place = message[first : first + tensor.numel() * tensor.itemsize]
-            found.append((tensor, place.view(tensor.dtype).view(tensor.shape)))
-            first += self._bytes(each)
+        for of in sides:
+            first += head
+            for each in of:
+                tensor = each[2]
+                place = message[first : first + tensor.numel() * tensor.itemsize]
+                found.append((tensor, place.view(tensor.dtype).view(tensor.shape)))
+                first += self._bytes(each)
         return found
 
 
 class Gathering:
     """All matrices of an optimizer that are stepped by their owners, by parameter."""
 
-    def __init__(self, params: Sequence[Any]) -> None:
-        """params: in the same order on all processes."""
+    def __init__(self, params: Mapping[Any, int]) -> None:
+        """params: in the same order on all processes, each with its place in the optimizer."""
         self.of: dict[torch.Tensor, Matrix] = {}
         self.groups: dict[Any, Owners] = {}
         loads: dict[Any, list[int]] = {}
@@ -179,6 +202,7 @@ class Gathering:
             made.piece("p", local, tuple(p.shape))
             made.piece("g", local, tuple(p.shape), returns=False)
             owners.matrices.append(made)
+            owners.digest = crc32(f"{params[p]} {tuple(p.shape)}".encode(), owners.digest)
 
     def __contains__(self, p: torch.Tensor) -> bool:
         return p in self.of
