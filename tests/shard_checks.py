@@ -171,6 +171,8 @@ def states_go_on() -> None:
     for empty, saved in zip(both("adamw", steps=0, state_format="int8"), (whole, parts), strict=True):
         gpuopt.load(empty, path)
         agree(twin, twin_of(empty, saved))
+    first = dist.get_rank() == 0  # who cannot write, and all are told so
+    refused("a folder" if first else "in another", lambda: gpuopt.save(parts, sys.argv[1]))
     extra = random([(6, 6)], torch.float32, 5)[0]
     for opt, p in ((whole, torch.nn.Parameter(extra)), (parts, torch.nn.Parameter(cut(extra, line(), [Shard(0)])))):
         p.grad = torch.ones_like(p)
@@ -241,6 +243,13 @@ def gradients_of_parts() -> None:
         q.grad = None if q is lonely and dist.get_rank() == 1 else cut(torch.ones(q.shape), line(), [Shard(0)])
     parts.step()
     assert torch.equal(before, lonely.to_local()) == (dist.get_rank() == 1)
+    for name, given in (("lamb", {"lr": 0.01}), ("muon", {"shapes": [(8, 8), (4, 8), (4, 2)]})):
+        _, parts = both(name, **given)
+        before = [p.to_local().clone() for p in params(parts)]
+        params(parts)[2].grad = None if dist.get_rank() == 1 else params(parts)[2].grad
+        refused("expected (one on all|gradients of the same)", parts.step)
+        assert all(torch.equal(p.to_local(), b) for p, b in zip(params(parts), before, strict=True))
+    _, parts = both("adamw")
     refused(
         "on .*: expected .*, the mesh",
         lambda: stepped_with(parts, cut(torch.ones(7, 5), square(), [Replicate(), Shard(0)])),

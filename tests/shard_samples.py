@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 import gpuopt.torch as optimizers
 from gpuopt import rules
-from gpuopt.errors import InputError
+from gpuopt.errors import CommunicationError, InputError
 
 SIZE = 4
 CHECKS: list[Callable[[], None]] = []
@@ -110,7 +110,7 @@ def both(
 def refused(words: str, work: Callable[[], Any]) -> None:
     try:
         work()
-    except InputError as error:
+    except (InputError, CommunicationError) as error:
         assert re.search(words, str(error)), error
     else:
         raise AssertionError(f"not refused: {words}")

@@ -5,7 +5,7 @@ Public. What travels is `averaging`'s and `sharded`'s business, who sends it tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ from gpuopt.optim import between, contents
 from gpuopt.optim.checkpoint import Entry
 from gpuopt.optim.optimizer import Optimizer
 from gpuopt.optim.parameters import Parameter
+from gpuopt.tensor_file import Tensor
 
 REDUCED = ("float32", "float16", "bfloat16")
 
@@ -109,9 +110,9 @@ class DataParallel:
         """Whether this process writes the file of `gpuopt.save`."""
         return self.comm.rank == 0
 
-    def _agree(self, failed: bool) -> None:
-        """Raises CommunicationError where another process has failed."""
-        agree(self.comm, failed, "gpuopt.save")
+    def _agree(self, failed: bool, unread: Sequence[Tensor]) -> None:
+        """Raises CommunicationError where another process has failed. unread: what is on the host by now, of whole tensors."""
+        agree(self.comm, failed, "gpuopt.save", self._gradients.parameters[0].array)
 
     def _entries(self) -> list[Entry]:
         """See `optim.checkpoint`: of whole tensors."""

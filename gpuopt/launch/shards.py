@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gpuopt import arrays
 from gpuopt.errors import CommunicationError
 
 
@@ -29,11 +30,15 @@ class Communicator(Protocol):
         ...
 
 
-def agree(communicator: Communicator, failed: bool, what: str) -> None:
-    """Wait for all processes. Raises CommunicationError where this one has not failed and another one has; what: was done."""
-    found = np.array([float(failed)])
+def agree(communicator: Communicator, failed: bool, what: str, like: Any) -> None:
+    """Wait for all processes. Raises CommunicationError where this one has not failed and another one has; what: was done; like: an
+    array of those that this communicator sends, as NCCL sends none that lies on the host.
+    """
+    kind = arrays.kind_of(like, what)
+    found = kind.zeros(like, "float64", (1,))
+    kind.assign(found, np.array([float(failed)]))
     communicator.all_reduce(found, "max")
-    if found[0] and not failed:
+    if float(arrays.on_host(found)[0]) and not failed:
         raise CommunicationError(f"{what} failed in another process, which says why")
 
 

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
+
+from numpy.typing import NDArray
 
 from gpuopt import arrays, tensor_file
 from gpuopt.errors import FileError, InputError, entry
@@ -107,16 +110,24 @@ def save(optimizer: Any, path: Any) -> None:
         parameters.append(asdict(slot) | {"state": rest})
     saved = {"version": VERSION, "rule": outline.rule.name, "options": outline.options}
     of_all = {"parameters": parameters, "groups": groups}
-    failed = True
+    failed, unread = True, [tensors[name] for name in tensor_file.in_order(tensors)]
     try:
         if getattr(optimizer, "_writes", True):
-            tensor_file.write(path, tensors, saved | {name: json.dumps(value) for name, value in of_all.items()})
-        else:  # another process does; what it brings together for that, all bring together
-            for name in tensor_file.in_order(tensors):
-                tensors[name].read()
+            text_of_all = {name: json.dumps(value) for name, value in of_all.items()}
+            tensor_file.write(path, noted(tensors, unread), saved | text_of_all)
         failed = False
     finally:
-        getattr(optimizer, "_agree", bool)(failed)
+        getattr(optimizer, "_agree", lambda *_: None)(failed, unread)
+
+
+def noted(tensors: Mapping[str, Tensor], unread: list[Tensor]) -> dict[str, Tensor]:
+    """The same tensors; each leaves the list when it is read."""
+
+    def read(tensor: Tensor) -> NDArray[Any]:
+        unread.remove(tensor)
+        return tensor.read()
+
+    return {name: replace(tensor, read=partial(read, tensor)) for name, tensor in tensors.items()}
 
 
 def of_group(rule: Rule, group: Mapping[str, Any], label: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from gpuopt.optim.settings import Settings
 from gpuopt.rules.between import EVALUATE, RESUME
 from gpuopt.rules.language import Rule
 from gpuopt.rules.primitives import compute_dtype
+from gpuopt.tensor_file import Tensor
 from gpuopt.torch import contents, shards
 from gpuopt.torch.differentiable import like, plain, real
 from gpuopt.torch.loading import on_host
@@ -127,18 +128,24 @@ class BetweenSteps:
     @property
     def _writes(self) -> bool:
         """Whether this process writes the file of `gpuopt.save`: the first of those that have parts of the parameters."""
+        first = next(iter(self._meshes()), None)
+        return first is None or int(first.mesh.flatten()[0]) == torch.distributed.get_rank()
+
+    def _agree(self, failed: bool, unread: Sequence[Tensor]) -> None:
+        """Raises CommunicationError where another process has failed. unread: what this one has not brought together with the
+        others yet, which wait for its parts whether it writes, or could not.
+        """
         meshes = self._meshes()
-        return not meshes or int(meshes[0].mesh.flatten()[0]) == torch.distributed.get_rank()
+        for tensor in unread if meshes else ():
+            tensor.read()
+        for mesh, p in meshes.items():
+            everyone = shards.communicator(mesh, tuple(range(mesh.ndim)))
+            agree(everyone, failed, "gpuopt.save", shards.local(p).detach())
 
-    def _agree(self, failed: bool) -> None:
-        """Raises CommunicationError where another process has failed."""
-        for mesh in self._meshes():
-            agree(shards.communicator(mesh, tuple(range(mesh.ndim))), failed, "gpuopt.save")
-
-    def _meshes(self) -> list[Any]:
-        """Of the parameters that are DTensors, each once."""
+    def _meshes(self) -> dict[Any, torch.Tensor]:
+        """Of the parameters that are DTensors, each with one of them."""
         every = (p for group in self.param_groups for p in group["params"])
-        return [*dict.fromkeys(p.device_mesh for p in every if shards.is_part(p))]
+        return {p.device_mesh: p for p in every if shards.is_part(p)}
 
     def _entries(self) -> list[Entry]:
         return contents.entries(self)
