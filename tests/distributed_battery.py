@@ -325,6 +325,7 @@ def processes_that_differ_are_told_so(comm: Communicator) -> None:
         lambda: data_parallel(gpuopt.SGD(params(other), lr=0.1), comm, shard=True),
     )
     raises(gpuopt.InputError, "tensors in", lambda: data_parallel(gpuopt.SGD(params()[: 3 - last], lr=0.1), comm))
+    raises(gpuopt.InputError, "data_parallel differs", lambda: data_parallel(gpuopt.SGD(params(), lr=0.1), comm, last))
     raises(
         gpuopt.InputError, "the optimizer differs", lambda: data_parallel(gpuopt.Lion(params(), seed=int(last)), comm)
     )

@@ -25,6 +25,7 @@ import gpuopt
 from distributed_battery import FEW, OF_GLOO, OF_MPI
 from gpuopt import demos
 from gpuopt.distributed import SingleProcess, communicator, data_parallel
+from gpuopt.distributed.agreement import in_words
 from gpuopt.distributed.division import Order, Tensor, divide
 from repository import ROOT
 
@@ -114,9 +115,28 @@ def test_one_process_steps_as_the_optimizer_alone() -> None:
         one.step(g)
     assert [a.tobytes() for a in p] == [a.tobytes() for a in q] and one.nbytes == alone.nbytes
     assert one.param_groups is one.optimizer.param_groups and "shard=True" in repr(one)
+    assert not hasattr(one, "eval"), "trainers call it wherever there is one"
     one.load_state_dict(one.state_dict())
     with pytest.raises(gpuopt.InputError, match="state_dict"):
         __import__("copy").copy(one)
+
+
+def test_processes_agree_by_arrays_that_their_communicator_sends(tmp_path: Path) -> None:
+    """NCCL sends none of the host, where a file is written too."""
+    import torch
+
+    class OfTensors(SingleProcess):
+        def _all_reduce(self, array: Any, op: str, stream: Any) -> None:
+            assert isinstance(array.array, torch.Tensor)
+
+    gpuopt.save(data_parallel(gpuopt.AdamW([torch.ones(3)]), OfTensors()), tmp_path / "saved")
+    assert (tmp_path / "saved").exists()
+
+
+def test_schedules_in_tuples_are_the_same_everywhere() -> None:
+    """A function's place in memory is that of one process."""
+    groups = [f"{in_words((0.9, lambda step: 0.1))}" for _ in range(2)]
+    assert groups[0] == groups[1] and "0x" not in groups[0]
 
 
 def test_what_is_no_optimizer_or_communicator_is_refused() -> None:

@@ -21,11 +21,11 @@ from gpuopt.strides import canonical
 BITS = 52  # of a digest: whole numbers that float64, which all libraries send, has exactly
 
 
-def check(opt: Optimizer, comm: Communicator) -> None:
+def check(opt: Optimizer, comm: Communicator, how: str) -> None:
     """Raise InputError, on all processes, naming what first differs between them: options, hyperparameters of a group, or shape,
-    dtype, memory order or step count of a tensor.
+    dtype, memory order or step count of a tensor. how: what travels, in words.
     """
-    items = described(opt)
+    items = [("data_parallel", how), *described(opt)]
     like = opt._engine.parameters[0].array
     counts = [float(len(opt._engine.parameters)), float(len(opt.param_groups))]
     if differing(comm, like, counts) is not None:
@@ -55,7 +55,9 @@ def described(opt: Optimizer) -> list[tuple[str, str]]:
 
 
 def in_words(value: Any) -> str:
-    """A hyperparameter: a schedule by its name, an array by what it holds."""
+    """A hyperparameter: a schedule by its name, an array by what it holds, several one by one."""
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(map(in_words, value))})"
     if callable(value):
         return str(getattr(value, "__qualname__", type(value).__qualname__))
     return repr(float(arrays.number(value)) if arrays.is_array(value) else value)

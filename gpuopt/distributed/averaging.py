@@ -21,8 +21,9 @@ from gpuopt.optim.parameters import Parameter, as_array, gradient_view
 
 @dataclass(frozen=True)
 class Buckets:
-    """nbytes: how much is sent at a time; dtype: in which gradients are added up, None: the compute type of their parameters;
-    unused: whether a gradient may be None on some processes only, which they then tell each other.
+    """What `data_parallel` is told, the same on all processes. nbytes: how much is sent at a time; dtype: in which gradients are
+    added up, None: the compute type of their parameters; unused: whether a gradient may be None on some processes only, which they
+    then tell each other.
     """
 
     nbytes: int

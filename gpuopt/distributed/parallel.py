@@ -5,8 +5,9 @@ Public. What travels is `averaging`'s and `sharded`'s business, who sends it tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from gpuopt import arrays
@@ -36,7 +37,7 @@ class DataParallel:
     def __init__(self, opt: Optimizer, comm: Any, shard: bool, buckets: Buckets, broadcast: bool) -> None:
         self.optimizer, self.comm, self.shard = opt, communicator(comm), shard
         engine = opt._engine
-        agreement.check(opt, self.comm)
+        agreement.check(opt, self.comm, f"shard={shard}, {buckets}, broadcast={broadcast}")
         if broadcast:
             for p in engine.parameters:
                 begin_alike(self.comm, p)
@@ -53,7 +54,8 @@ class DataParallel:
 
         grads mirrors params, as in the optimizer's own step. A gradient that is None on some processes counts as zeros there; a
         tensor is skipped where it is None on all. A gradient that is not finite on one process is so on all. Raises InputError or
-        DtypeError before anything is sent, CommunicationError where another process is gone.
+        DtypeError before anything is sent, CommunicationError where another process is gone. Where only one process raises, the
+        others wait for it until their library gives up, which MPI never does.
         """
         opt = self.optimizer
         opt._check_groups()
@@ -87,14 +89,9 @@ class DataParallel:
         """Take what `state_dict()` returned, here or of the optimizer alone, on every process; each keeps its part."""
         self.optimizer.load_state_dict(saved)
 
-    def eval(self) -> None:
-        """The optimizer's, where it averages: bring the parameters to evaluate into the arrays."""
-        self.optimizer.eval()
-        self._gradients.spread()
-
-    def train(self) -> None:
-        """The optimizer's, where it averages: bring the parameters to train back."""
-        self.optimizer.train()
+    def _switched(self, switch: Callable[[], None]) -> None:
+        """`eval()` or `train()` of the optimizer, which has them where it averages: other parameters, in all processes' arrays."""
+        switch()
         self._gradients.spread()
 
     def averaged_params(self) -> Any:
@@ -140,6 +137,8 @@ class DataParallel:
         if name in ("optimizer", "_gradients"):  # there is none yet
             raise AttributeError(name)
         found = getattr(self.optimizer, name)
+        if name in ("eval", "train"):
+            return partial(self._switched, found)
         if name in self.optimizer.rule.between and self.comm.size > 1:
             raise InputError(
                 f"{name} of a data_parallel optimizer would take the gradients of one process: expected one process"
