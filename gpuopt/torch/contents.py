@@ -79,7 +79,8 @@ def take(optimizer: Any, groups: Sequence[dict[str, Any]], found: Sequence[Entry
     for k, ((_, p, *_), entry) in enumerate(zip(members, found, strict=True)):
         made = {}
         for key, value in entry.items():
-            device = torch.device("cpu") if key in large else p.device
+            whole_here = key in large or shards.is_part(p)  # of which a part goes to where the parameter is
+            device = torch.device("cpu") if whole_here else p.device
             made[key] = placed(value, p, device) if isinstance(value, np.ndarray) else value
         if not optimizer._counts_steps and "step" in made:
             steps[p] = made.pop("step")
