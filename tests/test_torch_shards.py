@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -110,15 +111,18 @@ def test_compiled_code_follows_parts(alone: Any) -> None:
     assert step(22) is False and torch.equal(plain[3], cut[3].to_local())
 
 
-def test_a_step_of_parts_takes_a_third_of_torchs(alone: Any) -> None:
-    """At least: it takes a thirtieth, and as long as one of plain tensors."""
-    from timeit import repeat
-
-    params = [torch.nn.Parameter(distribute_tensor(torch.zeros(8, 8), alone, [Shard(0)])) for _ in range(148)]
-    for p in params:
+def test_a_step_of_parts_takes_as_long_as_of_plain_tensors_and_a_third_of_torchs(alone: Any) -> None:
+    """At most 1.5 times as long, and a third at most: it takes 1.05 to 1.2 times, and a thirtieth."""
+    plain = [torch.nn.Parameter(torch.zeros(8, 8)) for _ in range(148)]
+    params = [torch.nn.Parameter(distribute_tensor(p.detach().clone(), alone, [Shard(0)])) for p in plain]
+    for p in (*plain, *params):
         p.grad = torch.ones_like(p)
     mine, theirs = optimizers.AdamW(params), torch.optim.AdamW(params, fused=True)
-    for opt in (mine, theirs):
-        for _ in range(8):
+    turns = {"parts": mine, "plain": optimizers.AdamW(plain), "torch": theirs}
+    least = dict.fromkeys(turns, float("inf"))
+    for number in range(60):
+        for name, opt in turns.items():
+            begin = perf_counter()
             opt.step()
-    assert min(repeat(mine.step, number=1, repeat=9)) * 3 < min(repeat(theirs.step, number=1, repeat=9))
+            least[name] = min(least[name], perf_counter() - begin if number > 8 else float("inf"))
+    assert least["parts"] < 1.5 * least["plain"] and 3 * least["parts"] < least["torch"]
