@@ -111,18 +111,23 @@ def test_compiled_code_follows_parts(alone: Any) -> None:
     assert step(22) is False and torch.equal(plain[3], cut[3].to_local())
 
 
+def least(*turns: torch.optim.Optimizer) -> list[float]:
+    """Seconds of the quickest of many steps of each, in turns."""
+    found = [float("inf")] * len(turns)
+    for _ in range(100):
+        for k, opt in enumerate(turns):
+            begin = perf_counter()
+            opt.step()
+            found[k] = min(found[k], perf_counter() - begin)
+    return found
+
+
 def test_a_step_of_parts_takes_as_long_as_of_plain_tensors_and_a_third_of_torchs(alone: Any) -> None:
     """At most 1.5 times as long, and a third at most: it takes 1.05 to 1.2 times, and a thirtieth."""
     plain = [torch.nn.Parameter(torch.zeros(8, 8)) for _ in range(148)]
     params = [torch.nn.Parameter(distribute_tensor(p.detach().clone(), alone, [Shard(0)])) for p in plain]
     for p in (*plain, *params):
         p.grad = torch.ones_like(p)
-    mine, theirs = optimizers.AdamW(params), torch.optim.AdamW(params, fused=True)
-    turns = {"parts": mine, "plain": optimizers.AdamW(plain), "torch": theirs}
-    least = dict.fromkeys(turns, float("inf"))
-    for number in range(60):
-        for name, opt in turns.items():
-            begin = perf_counter()
-            opt.step()
-            least[name] = min(least[name], perf_counter() - begin if number > 8 else float("inf"))
-    assert least["parts"] < 1.5 * least["plain"] and 3 * least["parts"] < least["torch"]
+    mine, other, theirs = optimizers.AdamW(params), optimizers.AdamW(plain), torch.optim.AdamW(params, fused=True)
+    parts, whole = least(mine, other)  # torch's, which leaves other memory in the caches, by itself
+    assert parts < 1.5 * whole and 3 * parts < least(theirs)[0]
