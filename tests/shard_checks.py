@@ -28,7 +28,7 @@ import gpuopt.torch as optimizers
 import shard_checks_engines  # noqa: F401  whose checks are made too
 from gpuopt import rules
 from gpuopt.compiler.tree import operations
-from gpuopt.torch.owners import Owners
+from gpuopt.torch.owners import Everyone, Owners
 from shard_samples import (
     CHECKS,
     PARAMS,
@@ -96,6 +96,14 @@ def columns_and_meshes() -> None:
     whole, parts = both("adamw", (Shard(1),), shapes=wide, state_format="int8")
     assert "exp_avg" in next(iter(parts.state.values())) and "exp_avg" not in next(iter(whole.state.values()))
     agree(*both("muon", (Replicate(), Replicate()), square(), matrices))
+    for name, placements, clip, within in (
+        ("muon", (Shard(0), Shard(1)), {"max_grad_norm": 0.1}, 1e-4),  # a norm in another order, and products behind it
+        ("adafactor", (Shard(0), Shard(0)), {}, 0.0),
+        ("soap", (Shard(0), Shard(1)), {}, 0.0),
+    ):
+        before = Everyone.gathers, Owners.exchanges
+        agree(*both(name, placements, square(), matrices[:2], steps=2, **rate(name), **clip), within=within)
+        assert Everyone.gathers > before[0] and Owners.exchanges == before[1], "by everyone, and told"
 
 
 @check
@@ -293,8 +301,7 @@ def refusals() -> None:
     refused("cannot go with DTensors", lambda: optimizers.AdamW([live], differentiable=True).step())
     twice = torch.nn.Parameter(cut(deep, square(), [Shard(0), Shard(1)]))
     twice.grad = twice.detach().clone()
-    refused("looks at rows and columns", lambda: optimizers.SGD([twice], adaptive_clip=0.1, lr=0.1).step())
-    refused("looks at rows and columns", lambda: optimizers.Muon([twice]).init_state())
+    optimizers.Muon([twice]).init_state()
     refused("with a mask, bounds", lambda: optimizers.Muon([live], bounds={live: (0.0, None)}).step())
     opt = optimizers.AdamW([live], backend="numpy")
     opt.step()

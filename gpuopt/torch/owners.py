@@ -1,5 +1,6 @@
 """Matrices of which each process has a part, stepped whole by one of them each: parts travel to the owners packed, in one exchange,
-and what the steps made of them travels back in another.
+and what the steps made of them travels back in another. What cannot be packed so, cut along several dimensions of a mesh, say, is
+brought together everywhere, matrix by matrix, and every process steps it.
 
 Used by the optimizer for rules that look at rows, columns or products of matrices, and by its change trackers. Parameters and
 states stay cut as they were: an owner has whole ones beside, in which the engine steps; it has nothing of those of others. Owners
@@ -26,9 +27,9 @@ from gpuopt.torch import shards
 EVEN = 16  # bytes: where each piece begins in a message
 
 
-def gatherable(p: torch.Tensor) -> bool:
-    """Whether a cut parameter can be brought to one process: it is cut along one of its first two axes, along one dimension of its
-    mesh, in even pieces.
+def packable(p: torch.Tensor) -> bool:
+    """Whether a cut parameter can be sent to one process with others: it is cut along one of its first two axes, along one
+    dimension of its mesh, in even pieces.
     """
     of: Any = p
     cut = shards.cuts(of)
@@ -64,7 +65,9 @@ class Piece:
 
 @dataclass
 class Matrix:
-    """A parameter whose steps are made by one process. axis: that it is cut along."""
+    """A parameter whose steps are made by one process, or by all of them. axis: that it is cut along; mine: whether this one steps
+    it; shard: how the engine has it.
+    """
 
     axis: int
     owner: int
@@ -181,28 +184,68 @@ class Owners:
         return found
 
 
+class Everyone:
+    """The matrices that every process brings together and steps. gathers: of tensors of all of them, so far."""
+
+    gathers = 0
+
+    def __init__(self) -> None:
+        self.matrices: list[Matrix] = []
+        self.params: list[torch.Tensor] = []
+
+    def add(self, p: torch.Tensor) -> Matrix:
+        """One more."""
+        self.params.append(p)
+        self.matrices.append(made := Matrix(0, 0, True, Shard(tuple(p.shape))))
+        return made
+
+    def send(self) -> None:
+        """Bring all parts together."""
+        for p, piece in self._pieces():
+            if piece.shape:
+                piece.whole.copy_(shards.gathered(shards.like(piece.part, p, piece.shape)))
+                Everyone.gathers += 1
+
+    def bring(self) -> None:
+        """Keep the parts of this process."""
+        for p, piece in self._pieces():
+            if piece.shape and piece.returns:
+                piece.part.copy_(shards.part_of(piece.whole, p, "a matrix"))
+
+    def _pieces(self) -> list[tuple[torch.Tensor, Piece]]:
+        both = zip(self.params, self.matrices, strict=True)
+        return [(p, piece) for p, matrix in both for piece in matrix.pieces.values()]
+
+
 class Gathering:
-    """All matrices of an optimizer that are stepped by their owners, by parameter."""
+    """All matrices of an optimizer that are stepped by their owners, or by everyone, by parameter."""
 
     def __init__(self, params: Mapping[Any, int]) -> None:
         """params: in the same order on all processes, each with its place in the optimizer."""
         self.of: dict[torch.Tensor, Matrix] = {}
-        self.groups: dict[Any, Owners] = {}
+        self.groups: dict[Any, Owners | Everyone] = {}
         loads: dict[Any, list[int]] = {}
+        everyone = Everyone()
         for p in sorted(params, key=lambda p: -p.numel()):
-            ((dim, axis),) = shards.cuts(p)
-            group = p.device_mesh.get_group(dim)
-            owners = self.groups.setdefault(group, Owners(group))
-            load = loads.setdefault(group, [0] * owners.size)
-            owner = load.index(min(load))
-            load[owner] += p.numel()
-            shard = Shard(tuple(p.shape), communicator=shards.communicator(p.device_mesh, (dim,)))
-            made = self.of[p] = Matrix(axis, owner, owner == owners.rank, shard)
+            made = self.of[p] = self._owned(p, params[p], loads) if packable(p) else everyone.add(p)
             local = shards.local(p)
             made.piece("p", local, tuple(p.shape))
             made.piece("g", local, tuple(p.shape), returns=False)
-            owners.matrices.append(made)
-            owners.digest = crc32(f"{params[p]} {tuple(p.shape)}".encode(), owners.digest)
+        if everyone.matrices:
+            self.groups[None] = everyone
+
+    def _owned(self, p: Any, place: int, loads: dict[Any, list[int]]) -> Matrix:
+        """A matrix for the process that has least to do so far."""
+        ((dim, axis),) = shards.cuts(p)
+        group = p.device_mesh.get_group(dim)
+        owners: Any = self.groups.setdefault(group, Owners(group))
+        load = loads.setdefault(group, [0] * owners.size)
+        owner = load.index(min(load))
+        load[owner] += p.numel()
+        shard = Shard(tuple(p.shape), communicator=shards.communicator(p.device_mesh, (dim,)))
+        owners.matrices.append(made := Matrix(axis, owner, owner == owners.rank, shard))
+        owners.digest = crc32(f"{place} {tuple(p.shape)}".encode(), owners.digest)
+        return made
 
     def __contains__(self, p: torch.Tensor) -> bool:
         return p in self.of

@@ -16,7 +16,7 @@ from gpuopt.optim import geometry
 from gpuopt.optim.settings import Settings
 from gpuopt.rules.definition import ALONG, MATRIX
 from gpuopt.rules.language import Rule
-from gpuopt.torch import owners, shards
+from gpuopt.torch import shards
 from gpuopt.torch.parameters import shaped
 
 OF_TENSORS = {*ALONG, "tensor_sum", "tensor_max"}  # what a tensor without its shape does not have
@@ -36,12 +36,11 @@ def check(rule: Rule, group: Mapping[str, Any], p: torch.Tensor, label: str, bes
     if not looks and not options:
         return False
     what = rule.title if looks else options[0]
-    if not owners.gatherable(p) or rule.joint or beside:
+    if rule.joint or beside:
         found = "a mask, bounds or an anchor" if beside else f"placements {p.placements}"  # type: ignore[attr-defined]
         raise InputError(
             f"{label}: shape {tuple(p.shape)} with {found}: {what} looks at rows and columns of whole matrices, of which each "
-            "process has a part: expected Shard(0) or Shard(1) along one dimension of the mesh and nothing beside, or an optimizer "
-            "of single elements and sums, such as AdamW or LAMB"
+            "process has a part: expected nothing beside, or an optimizer of single elements and sums, such as AdamW or LAMB"
         )
     return True
 
