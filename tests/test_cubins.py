@@ -38,6 +38,15 @@ ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100", "sm_120")
 REGISTERS = {4: 64, 3: 80, 2: 128}  # a thread's, at so many blocks a multiprocessor
 
 
+def check_walk(made: Program) -> None:
+    """The update of a program keeps to its registers, to single precision and to packed accesses."""
+    found = machine(to_cuda.update_source(made), "sm_90")
+    assert found.registers <= REGISTERS[to_cuda.blocks_per_sm(made)]
+    assert found.stack == found.local == 0 and not found.found(LOCAL) and not found.found(DOUBLE)
+    least = (4, 2) if made.in_blocks else (wide_accesses(made, False), wide_accesses(made, True))
+    assert found.count(r"LDG\..*128") >= least[0] and found.count(r"STG\..*128") >= least[1]
+
+
 def last(name: str, **options: Any) -> Program:
     """The program of a rule, or the last of its stages where it multiplies matrices."""
     return program(name, **options).parts[-1]

@@ -15,6 +15,7 @@ from gpuopt.rules import parts
 from gpuopt.rules.declared import State
 from gpuopt.rules.primitives import global_sum
 from gpuopt.rules.products import orthogonalize
+from matrix_steps import product_shapes
 
 SHAPES = {"w": (6, 8), "e": (10, 4), "b": (5,), "c": (4, 2, 3, 3), "x": (3, 5, 7)}
 
@@ -170,14 +171,7 @@ def test_a_number_of_all_tensors_is_stored_beside_products() -> None:
 def test_a_step_makes_as_many_products_as_there_are_shapes_times_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
     """GPT-2-small, in small: every length by 32."""
     shapes = [tuple(max(1, n // 32) for n in shape) for shape in MODELS["gpt2-small"] if len(shape) == 2]
-    calls: list[tuple[int, ...]] = []
-    real = np.matmul
-
-    def counting(a: Any, b: Any, out: Any = None) -> Any:
-        calls.append(a.shape)
-        return real(a, b, out=out)
-
-    monkeypatch.setattr(linalg.np, "matmul", counting)
+    calls = product_shapes(monkeypatch)
     monkeypatch.setattr(linalg, "CACHED", 1 << 40)
     for name, products in (("keller", 3), ("cubic5", 2)):
         calls.clear()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from typing import Any
 
 import numpy as np
@@ -12,22 +11,12 @@ import gpuopt
 from gpuopt import InputError
 from gpuopt.draws import Draw
 from gpuopt.formats import philox
+from matrix_steps import Steps
 from samples import HOST_BACKENDS, bits
 
 pytestmark = pytest.mark.once
-SHAPES = ((6, 8), (5,), (4, 2, 3, 3), (3, 5, 5), (9, 1), (1, 7))
+STEPS = Steps((6, 8), (5,), (4, 2, 3, 3), (3, 5, 5), (9, 1), (1, 7))
 OPTIONS: dict[str, Any] = {"lr": 0.01, "rank": 3, "update_proj_gap": 3}
-
-
-def arrays_of(seed: int, dtype: Any = np.float64) -> list[Any]:
-    rng = np.random.default_rng(seed)
-    return [rng.standard_normal(shape).astype(dtype) for shape in SHAPES]
-
-
-def stepped(opt: Any, seeds: Any, dtype: Any = np.float64) -> Any:
-    for seed in seeds:
-        opt.step(arrays_of(seed, dtype))
-    return opt
 
 
 def test_normal_numbers_are_normal_and_those_of_each_place() -> None:
@@ -45,28 +34,15 @@ def test_normal_numbers_are_normal_and_those_of_each_place() -> None:
 
 def test_a_checkpoint_goes_on_bit_for_bit_and_backends_agree() -> None:
     """From between two draws, with the rank that was saved."""
-    found, dtype = [], np.float16
-    for backend in HOST_BACKENDS:
-        whole, half = arrays_of(0, dtype), arrays_of(0, dtype)
-        options = OPTIONS | {"backend": backend, "max_grad_norm": 2.0, "seed": 4}
-        first = stepped(gpuopt.APOLLO(whole, **options), range(1, 9), dtype)
-        second = stepped(gpuopt.APOLLO(half, **options), range(1, 6), dtype)
-        again = gpuopt.APOLLO(half, **options | {"rank": 2})
-        again.load_state_dict(second.state_dict())
-        copied = stepped(pickle.loads(pickle.dumps(again)), range(6, 9), dtype)
-        stepped(again, range(6, 9), dtype)
-        others = [a for group in copied.param_groups for a in group["params"]]
-        assert bits(whole) == bits(half) == bits(others)
-        assert bits(first.state_dict()["state"]) == bits(again.state_dict()["state"])
-        found.append((bits(whole), bits(first.state_dict()["state"])))
-    assert found[0] == found[1]
+    options = OPTIONS | {"max_grad_norm": 2.0, "seed": 4}
+    STEPS.check_checkpoint(gpuopt.APOLLO, options, np.float16, 5, 8, other={"rank": 2})
 
 
 def test_states_are_small_and_projections_those_of_seed_and_tensor() -> None:
-    opts = [gpuopt.APOLLO(arrays_of(0), **OPTIONS, seed=seed, backend="numpy") for seed in (0, 0, 1)]
+    opts = [gpuopt.APOLLO(STEPS.arrays(0), **OPTIONS, seed=seed, backend="numpy") for seed in (0, 0, 1)]
     drawn = []
     for seeds in ((1,), (2, 3), (4,)):
-        drawn.append([stepped(opt, seeds).state_dict()["state"] for opt in opts])
+        drawn.append([STEPS.stepped(opt, seeds).state_dict()["state"] for opt in opts])
     wide, vector, convolution, stack, *_ = drawn[0][0].values()
     shapes = {name: a.shape for name, a in wide.items() if name != "step"}
     assert shapes == {
@@ -96,15 +72,15 @@ def test_a_step_is_no_longer_than_allowed_and_free_behind_one_of_zeros() -> None
 
 @pytest.mark.parametrize("backend", HOST_BACKENDS)
 def test_what_is_not_finite_spoils_its_own_matrix_alone_or_is_skipped(backend: str) -> None:
-    mine, clean = arrays_of(0), arrays_of(0)
+    mine, clean = STEPS.arrays(0), STEPS.arrays(0)
     opts = [
         gpuopt.APOLLO(a, backend=backend, skip_nonfinite=skip, **OPTIONS) for a, skip in ((mine, False), (clean, True))
     ]
     for opt in opts:
-        wrong = arrays_of(1)
+        wrong = STEPS.arrays(1)
         wrong[3][1, 2, 2] = np.inf
         opt.step(wrong)
-        stepped(opt, (2, 3))
+        STEPS.stepped(opt, (2, 3))
     assert np.isnan(mine[3][1]).any() and all(np.isfinite(a).all() for k, a in enumerate(mine) if k != 3)
     assert np.isfinite(mine[3][[0, 2]]).all()
     assert all(np.isfinite(a).all() for a in clean) and opts[1].skipped == 1

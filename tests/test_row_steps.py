@@ -13,14 +13,12 @@ import numpy as np
 import pytest
 
 import gpuopt
-from gpuopt.compiler import to_cuda
 from gpuopt.compiler.lower import program_for
 from gpuopt.formats.dtypes import numpy_dtype
 from gpuopt.optim import rows as some_rows
 from gpuopt.source import program
 from shim.backend import Backend, installed
-from shim.sass import DOUBLE, LOCAL, machine
-from test_cubins import REGISTERS, wide_accesses
+from test_cubins import check_walk
 
 SHAPES: list[tuple[int, ...]] = [(40, 16), (37, 3), (29,), (9, 4, 8), (1100, 17), (1, 5), (6, 2100)]
 MATRICES: list[tuple[int, ...]] = [(16, 256), (13, 320), (33, 130), (9, 8, 64)]
@@ -283,12 +281,7 @@ MACHINE = {
 @pytest.mark.parametrize("name", MACHINE)
 def test_machine_code_keeps_to_the_budget(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPUOPT_CACHE", "0")
-    made = program_for(replace(MACHINE[name].signature, picked=True))
-    found = machine(to_cuda.update_source(made), "sm_90")
-    assert found.registers <= REGISTERS[to_cuda.blocks_per_sm(made)]
-    assert found.stack == found.local == 0 and not found.found(LOCAL) and not found.found(DOUBLE)
-    least = (4, 2) if made.in_blocks else (wide_accesses(made, False), wide_accesses(made, True))
-    assert found.count(r"LDG\..*128") >= least[0] and found.count(r"STG\..*128") >= least[1]
+    check_walk(program_for(replace(MACHINE[name].signature, picked=True)))
 
 
 # ---------------------------------------------------------------------------------------------------- on a GPU

@@ -17,15 +17,13 @@ import pytest
 
 import gpuopt
 from gpuopt import arrays, numel, tensor_max
-from gpuopt.compiler import to_cuda
 from gpuopt.compiler.lower import program_for
 from gpuopt.formats.dtypes import numpy_dtype
 from gpuopt.launch.shards import shard_of
 from gpuopt.source import program
 from launches import OnGpu, one_of_its_kind
 from shim.backend import Backend, installed
-from shim.sass import DOUBLE, LOCAL, machine
-from test_cubins import REGISTERS
+from test_cubins import check_walk
 
 BACKENDS = ("numpy", "numba", "shim", "shim-device")
 SHAPES: list[tuple[int, ...]] = [(40, 16), (37, 3), (29,), (9, 4, 8), (2, 50), (1100, 17)]
@@ -269,10 +267,7 @@ MACHINE = {
 @pytest.mark.parametrize("name", MACHINE)
 def test_machine_code_keeps_to_the_budget(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPUOPT_CACHE", "0")
-    made = program_for(replace(MACHINE[name].signature, sharded=True))
-    found = machine(to_cuda.update_source(made), "sm_90")
-    assert found.registers <= REGISTERS[to_cuda.blocks_per_sm(made)]
-    assert found.stack == found.local == 0 and not found.found(LOCAL) and not found.found(DOUBLE)
+    check_walk(program_for(replace(MACHINE[name].signature, sharded=True)))
 
 
 # ---------------------------------------------------------------------------------------------------- on a GPU

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from typing import Any
 
 import numpy as np
@@ -12,34 +11,24 @@ import gpuopt
 from cases import Case
 from gpuopt import InputError, RuleSyntaxError, State, backends, bases
 from gpuopt.rules.products import learn_bases, to_bases
+from matrix_steps import Steps
 from samples import HOST_BACKENDS, bits, difference
 
-SHAPES = ((6, 8), (5,), (4, 2, 3, 3), (3, 5, 5), (9, 1))
+STEPS = Steps((6, 8), (5,), (4, 2, 3, 3), (3, 5, 5), (9, 1))
 OPTIONS: dict[str, Any] = {"lr": 0.01, "precondition_frequency": 2}
 KIN = ("SOAPMuon", "SPlus", "Shampoo")
 
 
-def arrays_of(seed: int, dtype: Any = np.float64) -> list[Any]:
-    rng = np.random.default_rng(seed)
-    return [rng.standard_normal(shape).astype(dtype) for shape in SHAPES]
-
-
-def stepped(opt: Any, seeds: Any, dtype: Any = np.float64) -> Any:
-    for seed in seeds:
-        opt.step(arrays_of(seed, dtype))
-    return opt
-
-
 def test_defaults_are_the_authors_steps_and_the_first_gradient_makes_none() -> None:
-    mine = arrays_of(0)
+    mine = STEPS.arrays(0)
     oracle, opt = Case("SOAP").oracle(mine), gpuopt.SOAP(mine, backend="numpy")
     before = [a.copy() for a in mine]
     for seed in range(1, 51):
-        opt.step(arrays_of(seed))
-        oracle.step(arrays_of(seed))
+        opt.step(STEPS.arrays(seed))
+        oracle.step(STEPS.arrays(seed))
         if seed == 1:
             moved = [not np.array_equal(a, b) for a, b in zip(mine, before, strict=True)]
-            assert moved == [len(shape) == 1 for shape in SHAPES]
+            assert moved == [len(shape) == 1 for shape in STEPS.shapes]
     assert max(difference(a, b) for a, b in zip(mine, oracle.params, strict=True)) < 1e-12
 
 
@@ -70,15 +59,15 @@ def test_roots_undo_what_gradients_have_in_common() -> None:
 
 @pytest.mark.parametrize("name", ["SOAP", *KIN])
 def test_matrices_of_zeros_stay_and_a_side_that_comes_later_stops_nothing(name: str) -> None:
-    mine = arrays_of(0)
+    mine = STEPS.arrays(0)
     opt = getattr(gpuopt, name)(mine, backend="numpy", weight_decay=0.0, max_precond_dim=6, precondition_frequency=50)
     for _ in range(3):
         opt.step([0 * a for a in mine])
-    assert bits(mine) == bits(arrays_of(0))
-    stepped(opt, (1, 2))
+    assert bits(mine) == bits(STEPS.arrays(0))
+    STEPS.stepped(opt, (1, 2))
     opt.param_groups[0]["max_precond_dim"] = 8
     before = mine[0].copy()
-    stepped(opt, (3,))
+    STEPS.stepped(opt, (3,))
     assert (mine[0] != before).all() and all(np.isfinite(a).all() for a in mine)
 
 
@@ -92,21 +81,8 @@ def test_matrices_of_zeros_stay_and_a_side_that_comes_later_stops_nothing(name: 
     ],
 )
 def test_a_checkpoint_goes_on_bit_for_bit_and_backends_agree(name: str, dtype: Any, more: dict[str, Any]) -> None:
-    found = []
-    for backend in HOST_BACKENDS:
-        whole, half = arrays_of(0, dtype), arrays_of(0, dtype)
-        options, cls = OPTIONS | {"backend": backend, "max_grad_norm": 2.0} | more, getattr(gpuopt, name)
-        first = stepped(cls(whole, **options), range(1, 8), dtype)
-        second = stepped(cls(half, **options), range(1, 4), dtype)
-        again = cls(half, **options)
-        again.load_state_dict(second.state_dict())
-        copied = stepped(pickle.loads(pickle.dumps(again)), range(4, 8), dtype)
-        stepped(again, range(4, 8), dtype)
-        others = [a for group in copied.param_groups for a in group["params"]]
-        assert bits(whole) == bits(half) == bits(others)
-        assert bits(first.state_dict()["state"]) == bits(again.state_dict()["state"])
-        found.append((bits(whole), bits(first.state_dict()["state"])))
-    assert found[0] == found[1]
+    options = OPTIONS | {"max_grad_norm": 2.0} | more
+    STEPS.check_checkpoint(getattr(gpuopt, name), options, dtype, 3, 7)
 
 
 def test_square_states_are_kept_for_sides_that_are_short_enough() -> None:
@@ -132,17 +108,17 @@ def test_square_states_are_kept_for_sides_that_are_short_enough() -> None:
     ("name", "backend"), [*(("SOAP", b) for b in HOST_BACKENDS), *((name, "numpy") for name in KIN)]
 )
 def test_what_is_not_finite_spoils_its_own_matrix_alone_or_is_skipped(name: str, backend: str) -> None:
-    mine, clean = arrays_of(0), arrays_of(0)
+    mine, clean = STEPS.arrays(0), STEPS.arrays(0)
     opts = [
         getattr(gpuopt, name)(a, backend=backend, skip_nonfinite=skip, **OPTIONS)
         for a, skip in ((mine, False), (clean, True))
     ]
     for opt in opts:
-        stepped(opt, (1, 2))
-        wrong = arrays_of(3)
+        STEPS.stepped(opt, (1, 2))
+        wrong = STEPS.arrays(3)
         wrong[0][1, 1] = np.inf
         opt.step(wrong)
-        stepped(opt, (4, 5))
+        STEPS.stepped(opt, (4, 5))
     assert np.isnan(mine[0]).any() and all(np.isfinite(a).all() for a in mine[1:])
     assert all(np.isfinite(a).all() for a in clean) and opts[1].skipped == 1
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from typing import Any
 
 import numpy as np
@@ -11,22 +10,11 @@ import pytest
 import gpuopt
 from gpuopt import InputError, whitening
 from gpuopt.draws import Draw
-from samples import HOST_BACKENDS, bits
+from matrix_steps import Steps
 
 pytestmark = pytest.mark.once
-SHAPES = ((6, 8), (5,), (4, 2, 3, 3), (3, 5, 5), (9, 1), (1, 7))
+STEPS = Steps((6, 8), (5,), (4, 2, 3, 3), (3, 5, 5), (9, 1), (1, 7))
 OPTIONS: dict[str, Any] = {"lr": 0.01, "max_prob": 0.6, "max_size_triangular": 8}
-
-
-def arrays_of(seed: int, dtype: Any = np.float64) -> list[Any]:
-    rng = np.random.default_rng(seed)
-    return [rng.standard_normal(shape).astype(dtype) for shape in SHAPES]
-
-
-def stepped(opt: Any, seeds: Any, dtype: Any = np.float64) -> Any:
-    for seed in seeds:
-        opt.step(arrays_of(seed, dtype))
-    return opt
 
 
 def test_triangular_systems_are_solved_and_bounds_are_near_the_largest_eigenvalue() -> None:
@@ -73,27 +61,14 @@ def test_factors_learn_with_their_chance_and_long_sides_have_a_diagonal() -> Non
 
 
 def test_a_checkpoint_goes_on_bit_for_bit_and_backends_agree() -> None:
-    found, dtype = [], np.float32
-    for backend in HOST_BACKENDS:
-        whole, half = arrays_of(0, dtype), arrays_of(0, dtype)
-        options = OPTIONS | {"backend": backend, "max_grad_norm": 2.0, "seed": 4}
-        first = stepped(gpuopt.Kron(whole, **options), range(1, 7), dtype)
-        second = stepped(gpuopt.Kron(half, **options), range(1, 4), dtype)
-        again = gpuopt.Kron(half, **options)
-        again.load_state_dict(second.state_dict())
-        copied = stepped(pickle.loads(pickle.dumps(again)), range(4, 7), dtype)
-        stepped(again, range(4, 7), dtype)
-        others = [a for group in copied.param_groups for a in group["params"]]
-        assert bits(whole) == bits(half) == bits(others)
-        assert bits(first.state_dict()["state"]) == bits(again.state_dict()["state"])
-        found.append((bits(whole), bits(first.state_dict()["state"])))
-    assert found[0] == found[1]
+    options = OPTIONS | {"max_grad_norm": 2.0, "seed": 4}
+    STEPS.check_checkpoint(gpuopt.Kron, options, np.float32, 3, 6)
 
 
 def test_zeros_and_what_is_not_finite_spoil_no_other_matrix() -> None:
-    mine = arrays_of(0)
+    mine = STEPS.arrays(0)
     opt = gpuopt.Kron(mine, backend="numpy", lr=0.01)
-    wrong = arrays_of(1)
+    wrong = STEPS.arrays(1)
     wrong[0][...] = 0
     wrong[3][1, 2, 2] = np.inf
     before = mine[0].copy()
@@ -105,7 +80,7 @@ def test_zeros_and_what_is_not_finite_spoil_no_other_matrix() -> None:
         late.step([[np.random.default_rng(0).standard_normal((3, 4))]])
     assert np.isfinite(late.param_groups[0]["params"][0]).all()
     assert late.state_dict()["state"][0]["factor_left"].diagonal().all()
-    stepped(opt, (2, 3))
+    STEPS.stepped(opt, (2, 3))
     assert np.isnan(mine[3][1]).any() and np.isfinite(mine[3][[0, 2]]).all()
     assert all(np.isfinite(a).all() for k, a in enumerate(mine) if k != 3)
 
