@@ -26,7 +26,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 import gpuopt
 import gpuopt.torch as optimizers
 import shard_checks_engines  # noqa: F401  whose checks are made too
-from gpuopt import rules
+from gpuopt import rules, tensor_file
 from gpuopt.compiler.tree import operations
 from gpuopt.torch.owners import Everyone, Owners
 from shard_samples import (
@@ -175,7 +175,13 @@ def states_go_on() -> None:
     cut_states[1].load_state_dict(copy.deepcopy(square_states[0].state_dict()))
     agree(square_states[0], twin_of(cut_states[1], square_states[1]))
     path = f"{sys.argv[1]}/saved"
+    writes, write = list[int](), tensor_file.write
+    tensor_file.write = lambda *given: (writes.append(1), write(*given))  # type: ignore[assignment]
     gpuopt.save(parts, path)
+    tensor_file.write = write
+    assert len(writes) == (dist.get_rank() == 0), "the first process writes, and no other"
+    nowhere = f"{sys.argv[1]}/nowhere/saved"
+    refused("failed in another" if dist.get_rank() else "No such file", lambda: gpuopt.save(parts, nowhere))
     for empty, saved in zip(both("adamw", steps=0, state_format="int8"), (whole, parts), strict=True):
         gpuopt.load(empty, path)
         agree(twin, twin_of(empty, saved))

@@ -110,7 +110,7 @@ def both(
 def refused(words: str, work: Callable[[], Any]) -> None:
     try:
         work()
-    except (InputError, CommunicationError) as error:
+    except (InputError, CommunicationError, OSError) as error:
         assert re.search(words, str(error)), error
     else:
         raise AssertionError(f"not refused: {words}")

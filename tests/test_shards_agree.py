@@ -12,9 +12,9 @@ import pytest
 
 import gpuopt
 from gpuopt.launch import ferry
-from gpuopt.launch.shards import Shard
+from gpuopt.launch.shards import Shard, shard_of
 from shim.backend import Backend, installed
-from test_shards import BACKENDS, SHAPES, SUMS, Member, Ring, cut, data, joined, parts_stepped, stepped
+from test_shards import BACKENDS, SHAPES, SUMS, Member, Ring, Twins, cut, data, joined, parts_stepped, stepped
 
 pytestmark = pytest.mark.once
 
@@ -67,6 +67,20 @@ def test_devices_look_at_the_first_step_of_a_plan(shim: Backend) -> None:
     stepped("lamb", params, [grads], "numpy")
     for made, p in zip(found, params, strict=True):
         np.testing.assert_allclose(made, p, rtol=0, atol=1e-6 * np.abs(p).max())
+
+
+def test_steps_that_exchange_sums_are_not_captured(shim: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In words, and with nothing written: a replay would repeat what other processes had."""
+    for name, given in (("lamb", {}), ("adamw", {"max_grad_norm": 1.0})):
+        params, (grads,) = data([(4, 6)], "float32", 1)
+        shards = [shard_of((8, 6), (4, 6), (0, 0), Twins())]
+        opt = stepped(name, params, [grads], "shim-device", shards, lr=0.1, capturable=True, **given)
+        before = params[0].copy()
+        with monkeypatch.context() as patch:
+            patch.setattr(type(opt._engine._launches[0][0].runtime), "capturing", lambda self, stream: True)
+            with pytest.raises(gpuopt.GpuoptError, match="this step exchanges sums with other processes"):
+                opt.step(grads)
+        assert np.array_equal(params[0], before) and opt.state_dict()["state"][0]["step"] == 1
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
