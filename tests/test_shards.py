@@ -184,6 +184,21 @@ def test_sums_are_completed_by_one_exchange_a_cut(shim: Backend, name: str, back
         assert ring.exchanges == 3 * (len(launch.plan.program.cuts) + norms)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_numbers_of_a_tensor_are_kept_where_there_is_nothing_of_it_too(shim: Backend, backend: str) -> None:
+    """So that whichever process is asked for them has them: the last one of these has no row."""
+    params, grads = data([(2, 50), (7, 5)], "float32", 2)
+
+    def work(member: Member) -> list[Any]:
+        both = [cut(p, 0, member) for p in params]
+        parts = [[cut(g, 0, member)[0] for g in each] for each in grads]
+        opt = stepped("novograd", [part for part, _ in both], parts, backend, [s for _, s in both], lr=0.01)
+        return [opt.state_dict()["state"][k]["exp_avg_sq"] for k in (0, 1)]
+
+    found = Ring(3).run(work)
+    assert found[0] == found[1] == found[2] and min(found[0]) > 1
+
+
 @gpuopt.rule(state=("m",))
 def bounded(p: Any, g: Any, m: Any, *, lr: float) -> Any:
     """p <- p - lr g / (1 + max |g|), and what the tensor is the maximum of: m <- max |g| + numel."""
