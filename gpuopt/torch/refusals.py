@@ -37,10 +37,10 @@ def check(rule: Rule, group: Mapping[str, Any], p: torch.Tensor, label: str, bes
         return False
     what = rule.title if looks else options[0]
     if rule.joint or beside:
-        found = "a mask, bounds or an anchor" if beside else f"placements {p.placements}"  # type: ignore[attr-defined]
+        found = "sums over all tensors" if rule.joint else "a mask, bounds or an anchor"
         raise InputError(
             f"{label}: shape {tuple(p.shape)} with {found}: {what} looks at rows and columns of whole matrices, of which each "
-            "process has a part: expected nothing beside, or an optimizer of single elements and sums, such as AdamW or LAMB"
+            "process has a part: expected none of these, or an optimizer of single elements and sums, such as AdamW or LAMB"
         )
     return True
 
