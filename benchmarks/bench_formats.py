@@ -46,15 +46,18 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"lr": 0.2, "momentum": 0.9},
     "muon": {"lr": 0.02, "weight_decay": 0.1},
     "normuon": {"lr": 0.02, "weight_decay": 0.1},
+    "soap": {"lr": 4e-3, "weight_decay": 0.1},
     # Matrices of the blocks keep their lengths; rates of the records of training.
     "adamw+hyperball": {"lr": 0.018, "weight_decay": 0.0, "hyperball": True},
     "muon+hyperball": {"lr": 0.018, "weight_decay": 0.0, "hyperball": True},
 }
 PLAIN = {"lr": 4e-3, "weight_decay": 0.1, "hyperball": False}  # of what is no matrix of a block
-CLASSES = {name: getattr(gpuopt.torch, name) for name in ("AdamW", "Lion", "SGD", "Muon", "NorMuon")}
+CLASSES = {name: getattr(gpuopt.torch, name) for name in ("AdamW", "Lion", "SGD", "Muon", "NorMuon", "SOAP")}
 CLASSES = {name.lower(): made for name, made in CLASSES.items()}
-# Of what is stepped by AdamW where the blocks are by Muon: the rate and the betas of AdamW.
-OF_MATRICES = {"rest": PLAIN, "adamw_betas": (0.9, 0.999), "matrices": lambda name, p: name.startswith("blocks")}
+# What is stepped by AdamW where the blocks are by Muon and its kin: at the rate and, but for SOAP, with the betas of AdamW.
+OF_MATRICES: dict[str, Any] = {"rest": PLAIN, "matrices": lambda name, p: name.startswith("blocks")}
+OF_MUON = OF_MATRICES | {"adamw_betas": (0.9, 0.999)}
+PARTED = {"muon": OF_MUON, "normuon": OF_MUON, "soap": OF_MATRICES}
 BETA1, BETA2 = 0.9, (0.999, 0.95)  # of AdamW
 
 WARM_UP, CLIP = 60, 1.0
@@ -80,8 +83,8 @@ class Kept:
         named = list(zip((name for name, _ in model.named_parameters()), self.masters, strict=True))
         kind, _, hyperball = optimizer.partition("+")
         params: Any = named
-        if kind.endswith("muon"):
-            options |= OF_MATRICES
+        if kind in PARTED:
+            options |= PARTED[kind]
         elif hyperball:
             hidden = [(name, p) for name, p in named if p.ndim > 1 and name.startswith("blocks")]
             params = [{"params": hidden}, {"params": [pair for pair in named if pair not in hidden], **PLAIN}]
