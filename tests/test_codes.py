@@ -70,16 +70,17 @@ def test_every_code_of_float8_is_that_of_hardware_and_comes_back() -> None:
 
 
 def test_every_code_of_signed4_comes_back_at_every_scale() -> None:
-    of, codes = formats()["signed4"], np.resize(np.delete(np.arange(16), 8), 32)  # -7 to 7
+    of, codes = formats()["signed4"], np.resize(np.delete(np.arange(16), 8), 32)  # 8 would be -0
     packed = (codes[::2] | codes[1::2] << 4).astype(np.uint8)
     for seed, (begin, step) in enumerate([(0x0100, 1), *((0x0100 + k, 61) for k in range(20))]):
-        tops = np.arange(begin, 0x7E13, step, dtype=np.uint16)
+        tops = np.arange(begin, 0x7C83, step, dtype=np.uint16)
         planes = [np.tile(packed, len(tops)), tops]
         values = decoded(of, planes, (len(tops), 32))
         found = encoded(of, values, seed)
         assert np.array_equal(found[0], planes[0]) and np.array_equal(found[1], tops)
-        steps = np.unique(np.diff(np.unique(values[100])))
-        assert len(np.unique(values[100])) == 15 and len(steps) == 1
+        steps = np.unique(values[100]) / values[100].max() * 63
+        levels = (np.arange(8) + 1) ** 2 - 1
+        assert np.array_equal(steps, [*-levels[:0:-1], *levels])
 
 
 @pytest.mark.parametrize("name", ["squares8", "sizes8"])
@@ -207,6 +208,15 @@ def test_the_correction_is_the_ratio_of_neighbours_to_the_power_of_two_fifths(na
         assert np.allclose(kappa, ratio**0.4, rtol=4e-3) and np.ptp(kappa) == 0 and kappa[0] > 1
 
 
+def steps(found: NDArray[Any], x: NDArray[Any]) -> NDArray[Any]:
+    """Between the numbers of a block next to x, of which one may never have been drawn; of eight bits, the least of all."""
+    every = [np.unique(found[:, row]) for row in range(len(x))]
+    if len(every[0]) > 16:
+        return np.stack([np.full(len(of), np.diff(levels).min()) for levels, of in zip(every, x, strict=True)])
+    above = [np.clip(np.searchsorted(levels, of), 1, len(levels) - 1) for levels, of in zip(every, x, strict=True)]
+    return np.stack([levels[k] - levels[k - 1] for levels, k in zip(every, above, strict=True)])
+
+
 @pytest.mark.parametrize("name", RANDOM)
 def test_rounding_is_right_on_average_and_to_a_neighbour(name: str) -> None:
     draws, x = 3000, samples(name, 2, 256, seed=5)
@@ -214,8 +224,9 @@ def test_rounding_is_right_on_average_and_to_a_neighbour(name: str) -> None:
     kinds = [len(np.unique(found[:, r, c])) for r in range(2) for c in range(0, 256, 5)]
     assert max(kinds) == 2, "one of two neighbours"
     inside = (x != x.max(axis=1, keepdims=True)) & (x != x.min(axis=1, keepdims=True))
-    least = [np.diff(np.unique(found[:, row])).min() for row in range(2)]  # of all steps of the row
-    step = np.maximum(found.max(axis=0) - found.min(axis=0), np.array(least)[:, None])[inside]
+    block = formats()[name].block
+    least = np.stack([steps(found[:, :, c : c + block], x[:, c : c + block]) for c in range(0, 256, block)], axis=1)
+    step = np.maximum(found.max(axis=0) - found.min(axis=0), least.reshape(2, 256))[inside]
     away = (found.mean(axis=0) - x)[inside] / np.maximum(step, 0.2 * np.abs(x[inside]))
     coarse = 1 / 512 if formats()[name].random == 8 else 2e-5  # a random number of 8 bits is so far from what is right
     assert np.abs(away).max() < 5 * 0.5 / draws**0.5 + coarse, "4 sigma and more, of hundreds"
@@ -250,14 +261,18 @@ def test_an_average_of_squares_follows_float32_and_its_root_is_not_biased(
     assert name == "squares8" or np.mean(plain) > 1.08
 
 
-def test_the_noise_of_momenta_in_four_bits_is_an_eighth_of_their_variance() -> None:
-    """Of elements whose gradients have one size; with steps that are powers of two it is a quarter."""
+@pytest.mark.parametrize(("spread", "least", "most"), [(0, 0.08, 0.1), (0.5, 0.08, 0.14), (1, 0.06, 0.13)])
+def test_the_noise_of_momenta_in_four_bits_is_a_tenth_of_their_variance(
+    spread: float, least: float, most: float
+) -> None:
+    """Sizes of gradients are log-normal. With even steps and blocks of 128 elements it is 0.16, 0.34 and 0.61."""
     of, rng, shape = formats()["signed4"], np.random.default_rng(0), (8, 256)
+    size = np.exp(spread * rng.standard_normal(shape)).astype(np.float32)
     exact, kept, noise = np.zeros(shape, np.float32), encoded(of, np.zeros(shape)), []
     for step in range(200):
-        g = 0.1 * rng.standard_normal(shape).astype(np.float32)
+        g = 0.1 * size * rng.standard_normal(shape).astype(np.float32)
         exact = np.float32(0.9) * exact + g
         m = np.float32(0.9) * decoded(of, kept, shape) + g
         kept = encoded(of, m, step)
         noise.append(np.var(m - exact) / np.var(exact))
-    assert 0.1 < np.mean(noise[50:]) < 0.16 and abs(np.mean(m - exact)) < 0.01
+    assert least < np.mean(noise[50:]) < most and abs(np.mean(m - exact)) < 0.01
