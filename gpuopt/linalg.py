@@ -42,6 +42,17 @@ def numbers(x: Any, count: int) -> Any:
     return made.arange(count, dtype=made.int64, **where)
 
 
+def zeros(x: Any, shape: tuple[int, ...]) -> Any:
+    """An array of zeros where this one is, of its dtype."""
+    where = {"device": x.device} if library(x) == "torch" else {}
+    return import_module(library(x)).zeros(shape, dtype=x.dtype, **where)
+
+
+def on_gpu(x: Any) -> bool:
+    """Whether its products are made on a GPU."""
+    return bool(getattr(x, "is_cuda", False)) or library(x) == "cupy"
+
+
 def largest(x: Any) -> Any:
     """The largest number along the last axis."""
     found = x.max(-1)
@@ -110,9 +121,9 @@ class Library:
 class Host(Library):
     """NumPy's BLAS, which makes one half of x x' only; of other symmetric products the panels on and above the diagonal."""
 
-    def __init__(self, x: Any) -> None:
+    def __init__(self, sides: Sequence[int]) -> None:
         self.product = np.matmul
-        self.panels = PANELS if min(x.shape[1:]) >= LEAST else 1
+        self.panels = PANELS if min(sides) >= LEAST else 1
         self.of_square, self.of_symmetric = 0.5, (1 + 1 / self.panels) / 2
 
     def symmetric(self, a: Any, b: Any, out: Any = None) -> Any:
@@ -128,7 +139,7 @@ class Host(Library):
 
 def library_of(x: Any) -> Library:
     """What multiplies the matrices of a batch."""
-    return Host(x) if isinstance(x, np.ndarray) else Library(x)
+    return Host(x.shape[1:]) if isinstance(x, np.ndarray) else Library(x)
 
 
 def plan(rows: Sequence[Row], ratio: float, by: Library) -> Work:
@@ -178,6 +189,13 @@ def orthogonalize(x: Any, coefficients: str = "keller", steps: int | None = None
     return x
 
 
+def flops(x: Any, sides: Sequence[int], coefficients: str = "keller", steps: int | None = None) -> float:
+    """What `orthogonalize` computes for one matrix of these sides, in the library of x; the short side first."""
+    short, long = sides
+    by = Host((short, long)) if isinstance(x, np.ndarray) else Library(x)
+    return 2 * short**3 * plan(COEFFICIENTS[coefficients].steps(steps), long / short, by).cost
+
+
 def portions(x: Any) -> list[Any]:
     """The batch on a GPU, where it fills the device; on the host so many matrices that they stay in its caches."""
     if not isinstance(x, np.ndarray):
@@ -188,8 +206,7 @@ def portions(x: Any) -> list[Any]:
 
 def narrowed(x: Any) -> Any:
     """The matrices as they are multiplied: on a GPU in float16, whose products are several times as fast."""
-    on_gpu = getattr(x, "is_cuda", False) or library(x) == "cupy"
-    if not on_gpu or "float64" in str(x.dtype):
+    if not on_gpu(x) or "float64" in str(x.dtype):
         return x
     return x.astype("float16") if hasattr(x, "astype") else x.half()
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from gpuopt import arrays, bases, linalg, projections, selections, whitening
 from gpuopt.compiler.parts import Product
 from gpuopt.formats.dtypes import numpy_dtype
+from gpuopt.launch import padding
 from gpuopt.native.memory import memory
 
 Given = Callable[[Sequence[str]], list[Any]]
@@ -27,6 +28,7 @@ RUNS: Mapping[str, Callable[..., Any]] = {
     "scale_by_projection": projections.scale_by_projection,
     "whiten": whitening.whiten,
 }
+PADDED = {"orthogonalize"}  # what zeros beside a matrix do not change
 
 
 class Batch(NamedTuple):
@@ -40,14 +42,25 @@ class Batch(NamedTuple):
 
 
 class Products:
-    """One product of every tensor of a launch: a batch of each shape, or of each tensor where whole matrices go with it."""
+    """One product of every tensor of a launch: a batch of each shape, or of each tensor where whole matrices go with it; `padded`
+    are the batches of several shapes in one.
+    """
 
     def __init__(self, product: Product, batches: Sequence[Batch]) -> None:
         self.product, self.batches = product, batches
+        self.padded: list[padding.Padded] = []
+        if product.kind in PADDED and batches:
+            every = [batch.matrices for batch in batches]
+            groups = padding.together(every, product.words)
+            self.padded = [padding.Padded([every[k] for k in group]) for group in groups if len(group) > 1]
+            self.batches = [batches[group[0]] for group in groups if len(group) == 1]
 
     def run(self, stream: int = 0) -> None:
         """Multiply. stream: the handle of the CUDA stream on which this is enqueued."""
         multiply = RUNS[self.product.kind]
+        for padded in self.padded:
+            with linalg.on_stream(padded.matrices, stream):
+                padded.run(lambda matrices: multiply(matrices, *self.product.words))
         for batch in self.batches:
             with linalg.on_stream(batch.matrices, stream):
                 if not self.product.names:
