@@ -13,6 +13,7 @@ import pytest
 
 import gpuopt
 from gpuopt import InputError, linalg
+from gpuopt.launch import padding, products
 from graphs import BACKENDS
 from host_products import check_bases, host_products
 from samples import difference
@@ -74,6 +75,25 @@ def hosted(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_stages_have_the_bits_of_numpy(name: str, dtype: str, options: dict[str, Any], backend: str) -> None:
     assert trained(backend, name, dtype, **options) == trained("numpy", name, dtype, **options)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_near_shapes_are_one_batch(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    prices, options = padding.GPU, {"skip_nonfinite": True, "broken": 2}
+    expected = trained("numpy", "muon", "float32", **options)
+    host_products(monkeypatch)
+    monkeypatch.setattr(padding, "GPU", prices)
+    multiply, seen = products.RUNS["orthogonalize"], []
+
+    def noted(x: Any, *words: Any) -> Any:
+        seen.append(x.shape)
+        return multiply(x, *words)
+
+    monkeypatch.setitem(products.RUNS, "orthogonalize", noted)  # type: ignore[arg-type]
+    found = trained(backend, "muon", "float32", **options)
+    assert seen == [(3 + 3 + 1, 40, 50)] * 4, "a stack of three among them, and a convolution"
+    for a, b in zip(found, expected, strict=True):
+        assert difference(np.frombuffer(a, np.float32), np.frombuffer(b, np.float32)) < 1e-5
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
