@@ -28,6 +28,7 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "float8": ("float32", {"state_format": "float8"}),
     "split8+int8": ("bfloat16", SPLIT8 | {"state_format": "int8"}),
     "split8+int4": ("bfloat16", SPLIT8 | {"state_format": "int4"}),
+    "split8+auto4": ("bfloat16", SPLIT8 | {"state_format": "auto4"}),
     "split8+float8": ("bfloat16", SPLIT8 | {"state_format": "float8"}),
     "flashoptim": ("flashoptim", {}),
     "bitsandbytes": ("bitsandbytes", {}),

@@ -72,6 +72,14 @@ def test_what_only_grows_is_not_kept_in_four_bits() -> None:
     )
 
 
+def test_momenta_have_eight_bits_in_auto4() -> None:
+    p = model()
+    opt = gpuopt.Adam(p, lr=1e-2, amsgrad=True, state_format="auto4")
+    steps(opt, p, range(3))
+    state = opt.state_dict()["state"][0]
+    assert {"max_exp_avg_sq_sizes8_code", "exp_avg_signed8_code", "exp_avg_sq_squares4_code"} <= set(state)
+
+
 @pytest.mark.parametrize("kept", ["int8", "int4", "float8"])
 def test_a_resumed_run_goes_on_with_the_same_bits(kept: str) -> None:
     p, q = model(), model()

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 OF_PARAMETERS = ("stochastic", "kahan", "split8", "split16", "master32")
 OF_STATES = ("signed8", "squares8", "sizes8", "float8", "signed4", "squares4")
 # state_format -> the format of states that hold these. One that never falls is not kept in four bits where its neighbours need
-# them.
+# them. Of four bits squares are what training does not feel; momenta are (see README), so that "auto4" has eight for these.
 CHOICES = {
     "int8": {"numbers": "signed8", "squares": "squares8", "sizes": "sizes8"},
     "auto8": {"numbers": "signed8", "squares": "squares8", "sizes": "sizes8"},
     "float8": dict.fromkeys(("numbers", "squares", "sizes"), "float8"),
     "int4": {"numbers": "signed4", "squares": "squares4", "sizes": "sizes8"},
-    "auto4": {"numbers": "signed4", "squares": "squares4", "sizes": "sizes8"},
+    "auto4": {"numbers": "signed8", "squares": "squares4", "sizes": "sizes8"},
 }
 
 
