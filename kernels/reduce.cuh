@@ -5,7 +5,8 @@
 //   M::C, M::N, M::SUMS              compute type, elements of a pack, number of sums
 //   M::ROLES, M::Storage<r>::T       arrays that are read, and their element types;  M::place(r): their places in the table
 //   M::SCALARS, M::VALUES            scalars per row, numbers per tensor: together the second argument of
-//   M::measure(x, s, sums)           what one element, x[role], adds to each sum
+//   M::measure(x, s, sums)           what one element, x[role], adds to each sum;  M::written(r): whether x[r] is stored behind it
+//   M::STORES                        whether any is: then not where *skip says that this step is not taken
 //   M::begin(k), M::join(k, a, b)    sum k of nothing, and of two parts
 //   M::VECTORS, M::vectors(shape, slots, i, out)   numbers of the row, column and matrix of element i, behind those of x
 //   M::AHEAD                         packs on their way before the first is measured
@@ -25,14 +26,24 @@ template <class M, int N, int R> struct Loaded {
     x[R] = decode<typename M::C>(raw[k]);
     rest.element(k, x);
   }
+  __device__ __forceinline__ void keep(int k, const typename M::C* x) {
+    if constexpr (M::written(R)) raw[k] = Encode<T>::from(x[R]);
+    rest.keep(k, x);
+  }
+  __device__ __forceinline__ void store(const int64* at, int64 i) const {
+    if constexpr (M::written(R)) Pack<T, N>::store(reinterpret_cast<T*>(at[M::place(R)]) + i, raw);
+    rest.store(at, i);
+  }
 };
 template <class M, int N> struct Loaded<M, N, M::ROLES> {
   __device__ __forceinline__ void load(const int64*, int64) {}
   __device__ __forceinline__ void element(int, typename M::C*) const {}
+  __device__ __forceinline__ void keep(int, const typename M::C*) {}
+  __device__ __forceinline__ void store(const int64*, int64) const {}
 };
 
 template <class M, int N>
-__device__ __forceinline__ void measure(const Loaded<M, N, 0>& loaded, const int64* shape, const int64* slots, int64 i,
+__device__ __forceinline__ void measure(Loaded<M, N, 0>& loaded, const int64* at, const int64* shape, const int64* slots, int64 i,
                                         const typename M::C* s, typename M::C (*sums)[M::SUMS]) {
 #pragma unroll
   for (int k = 0; k < N; ++k) {
@@ -40,7 +51,9 @@ __device__ __forceinline__ void measure(const Loaded<M, N, 0>& loaded, const int
     loaded.element(k, x);
     M::vectors(shape, slots, i + k, x + M::ROLES);
     M::measure(x, s, sums[k]);
+    loaded.keep(k, x);
   }
+  loaded.store(at, i);
 }
 
 // All packs of one lane of a whole chunk: up to AHEAD loads are on their way before the first is measured, since one at a time would
@@ -55,14 +68,15 @@ __device__ __forceinline__ void measure_whole(const int64* at, const int64* shap
     for (int a = 0; a < AHEAD; ++a) loaded[a].load(at, first + int64(j + a) * THREADS * N);
 #pragma unroll
     for (int a = 0; a < AHEAD; ++a)
-      measure<M, N>(loaded[a], shape, slots, first + int64(j + a) * THREADS * N, s, sums);
+      measure<M, N>(loaded[a], at, shape, slots, first + int64(j + a) * THREADS * N, s, sums);
   }
 }
 
 template <class M>
 __device__ __forceinline__ void reduce(const int64* table, int64 columns, const int64* chunks, int64 chunk_count,
                                        const typename M::C* rows, const typename M::C* values, const int64* slots,
-                                       double* partials) {
+                                       double* partials, const int64* skip) {
+  if (M::STORES && skip && *skip) return;
   constexpr int N = M::N;
   __shared__ typename M::C shared[M::SUMS][THREADS];
   const int lane = threadIdx.x;
@@ -92,14 +106,14 @@ __device__ __forceinline__ void reduce(const int64* table, int64 columns, const 
         if (aligned && i + N <= count) {
           Loaded<M, N, 0> loaded;
           loaded.load(at, first + i);
-          measure<M, N>(loaded, shape, slots, first + i, s, sums);
+          measure<M, N>(loaded, at, shape, slots, first + i, s, sums);
         } else {
 #pragma unroll
           for (int k = 0; k < N; ++k)
             if (i + k < count) {
               Loaded<M, 1, 0> loaded;
               loaded.load(at, first + i + k);
-              measure<M, 1>(loaded, shape, slots, first + i + k, s, sums + k);
+              measure<M, 1>(loaded, at, shape, slots, first + i + k, s, sums + k);
             }
         }
 #pragma unroll

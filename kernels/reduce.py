@@ -10,7 +10,9 @@ HOLE("constants")
 HOLE("function")
 
 
-def reduce(table, columns, chunks, chunk_count, rows, values, slots, partials):
+def reduce(table, columns, chunks, chunk_count, rows, values, slots, partials, skip):
+    if STORES and skip != 0 and load_flag(skip, 0) != 0:
+        return
     shared = cuda.shared.array((SUMS, THREADS), C)
     lane = cuda.threadIdx.x
     chunk = cuda.blockIdx.x

@@ -124,7 +124,10 @@ def reduce_text(layout: Layout, cut: Pass, memory: Memory = IntrinsicMemory) -> 
     for k in cut.reads:
         role = layout.roles[k]
         values[f"load_{k}"] = found.load(role.storage)
-        values[f"load_pack_{k}"] = found.load_pack(role.storage, to_numba_cuda.per_access(role, layout.lanes))
+        width = to_numba_cuda.per_access(role, layout.lanes)
+        values[f"load_pack_{k}"] = found.load_pack(role.storage, width)
+        if k in cut.writes:
+            values |= {f"store_{k}": found.store(role.storage), f"store_pack_{k}": found.store_pack(role.storage, width)}
     for k, (_, role) in enumerate(layout.blocked):
         values[f"load_block_{k}"] = found.load(role.storage)
     meaning = repr(
@@ -203,7 +206,7 @@ def walk_signature(program: Program) -> str:
     return f"iiiiiiiii {program.compute} x {len(program.row)}"
 
 
-REDUCE_SIGNATURE = "iiiiiiii"
+REDUCE_SIGNATURE = "iiiiiiiii"
 REDUCE_ALONG_SIGNATURE = "iiiiiii"
 PER_MATRIX_SIGNATURE = "iiiiiiii"
 PER_TENSOR_SIGNATURE = "iiiiiiii"

@@ -110,7 +110,7 @@ class DevicePasses(DeviceBuffers):
         head = table, self.plan.table.shape[1]
         return {
             "tensors": (*head, count, pieces, wide, partials, totals, values),
-            "chunks": (*head, pieces, count, rows, values, slots, partials),
+            "chunks": (*head, pieces, count, rows, values, slots, partials, skip),
             "blocks": (*head, pieces, count, rows, values, slots),
             "matrices": (*head, pieces, count, rows, values, slots, skip),
         }[name]

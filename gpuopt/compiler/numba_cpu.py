@@ -88,14 +88,14 @@ def reduce_address(layout: Layout, cut: Pass) -> int:
 
         from gpuopt.compiler import numba_ir
 
-        loads = {
-            f"load_{k}": numba_ir.load(intrinsic, layout.roles[k].storage, layout.compute, 0, 1) for k in cut.reads
-        }
-        loads |= {
+        of = {k: (intrinsic, layout.roles[k].storage, layout.compute, k, len(layout.roles)) for k in cut.reads}
+        found = {f"load_{k}": numba_ir.load(*access) for k, access in of.items()}
+        found |= {f"store_{k}": numba_ir.store(*of[k]) for k in cut.writes}
+        found |= {
             f"load_block_{k}": numba_ir.load(intrinsic, r.storage, layout.compute, 0, 1)
             for k, (_, r) in enumerate(layout.blocked)
         }
-        return namespace(layout.compute) | loads
+        return namespace(layout.compute) | found
 
     meaning = repr(
         (layout.compute, [layout.roles[k].storage for k in cut.reads], [r.storage for _, r in layout.blocked])

@@ -129,7 +129,8 @@ class Pass:
 
     derived: float64 statements on numbers of the tensor; values: those that the body uses, rounded to the compute type.
     body: element by element; a pass before the last only adds to `sums`, the totals from `first` on. stores: places of cells and
-    of the values that they become, in the last pass. reads: the places of the roles that it reads.
+    of the values that they become, in the last pass. reads, writes: the places of the roles that it reads, and of those that it
+    stores, which a pass that sums does where fewer bytes move that way, see `passes`.
 
     vectors: numbers of a row, column or matrix that the body uses; lines: the statements of such kinds that these and `kept` need,
     in the compute type; matrix_sums: of a number a row or column; kept: places of states of such shapes and what they become;
@@ -149,6 +150,7 @@ class Pass:
     matrix_sums: tuple[Along, ...] = ()
     kept: tuple[tuple[int, Expr], ...] = ()
     blocked: tuple[int, ...] = ()
+    writes: tuple[int, ...] = ()
 
     @property
     def lined(self) -> bool:

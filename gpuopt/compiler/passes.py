@@ -1,19 +1,39 @@
 """The passes of a rule that `cuts` has read: which sums each makes, and of every pass the statements that these and it need.
 
+What a state becomes is stored by the last pass, or by one that sums, if that computes it anyway and fewer bytes move: later passes
+then read it, instead of all that it is made of, or need neither. So LAMB's averages are made once, and Prodigy's s is read once.
+
 Used by `lower` only. Knows no text of any language; a sum, a number of a tensor and one of a row have their places here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
+from itertools import product
+from typing import NamedTuple
 
 from gpuopt.compiler.cuts import Cutter
 from gpuopt.compiler.kinds import LINE_SUMS, VECTORS, Kind, mapped
-from gpuopt.compiler.parts import Along, Pass, Role
+from gpuopt.compiler.parts import GRADIENT, Along, Pass, Role
 from gpuopt.compiler.tree import SIZES, Add, Assign, Expr
+from gpuopt.formats.dtypes import STORAGES
 
 Cut = tuple[int, bool]
+
+
+class Way(NamedTuple):
+    """One way to divide a rule: the statements of each pass that sums and of the update, in which of the former each sum is made,
+    what states of one number and those of a row or column become, and the variables of states that passes that sum store, each with
+    its pass.
+    """
+
+    bodies: dict[Cut, list[Assign | Add]]
+    update: list[Assign | Add]
+    made_in: dict[int, Cut]
+    cells: dict[int, Expr]
+    kept: dict[int, Expr]
+    early: Mapping[str, Cut]
 
 
 class Slicer:
@@ -21,10 +41,27 @@ class Slicer:
 
     def __init__(self, of: Cutter) -> None:
         self.of = of
+        self.last = {s.name: k for k, s in enumerate(of.code) if isinstance(s, Assign)}  # where it gets its last value
 
     def passes(self) -> tuple[tuple[Pass, ...], tuple[Expr, ...], tuple[Expr, ...]]:
         """All passes, the scalars of the row, and the wide ones."""
-        update = self.sliced(set(), self.live())
+        plain = self._way({})
+        found = min((way for way in (plain, *map(self._way, self._choices(plain))) if self._sound(way)), key=self._moved)
+        order = sorted(found.made_in, key=lambda k: (found.made_in[k], k))
+        places = {
+            k: place for of in (False, True) for place, k in enumerate(k for k in order if found.made_in[k][1] is of)
+        }
+        written = {r.variable for r in self.of.signature.roles if r.written} - {*found.early}
+        made = [
+            self._made(found.bodies[cut], places, {}, {}, stored_in(found.early, cut), cut[1])
+            for cut in sorted(found.bodies)
+        ]
+        update = self._made(found.update, places, found.cells, found.kept, written)
+        return (*made, update), tuple(self.of.row), tuple(self.of.wides)
+
+    def _way(self, early: Mapping[str, Cut]) -> Way:
+        """How the rule is divided where these variables of states are stored in these passes."""
+        update = self.sliced(set(), self.live() - {*early}, {*early})
         cells = {k: self._stored(r) for k, r in enumerate(self.of.signature.cells) if r.written}
         kept = {k: self.of.of_vector[r.name] for k, r in enumerate(self.of.signature.vectors) if r.written}
         bodies: dict[Cut, list[Assign | Add]] = {}
@@ -33,13 +70,62 @@ class Slicer:
         while pending:
             cut = max(self.cut(k) for k in pending)
             here = self._gathered(pending, cut)
-            bodies[cut] = self.sliced(here, set())
+            bodies[cut] = self.sliced(here, stored_in(early, cut), {name for name, place in early.items() if place < cut})
             made_in |= dict.fromkeys(here, cut)
             pending = pending - here | self._totals(self._used(bodies[cut]))
-        order = sorted(made_in, key=lambda k: (made_in[k], k))
-        places = {k: place for of in (False, True) for place, k in enumerate(k for k in order if made_in[k][1] is of)}
-        made = [self._made(bodies[cut], places, {}, {}, cut[1]) for cut in sorted(bodies)]
-        return (*made, self._made(update, places, cells, kept)), tuple(self.of.row), tuple(self.of.wides)
+        return Way(bodies, update, made_in, cells, kept, early)
+
+    def _choices(self, plain: Way) -> list[dict[str, Cut]]:
+        """What may be stored early, and where: a state whose new value follows from what a pass over elements reads anyway. It has
+        to come back from memory as it was computed. Not where a step can fail between two passes, as processes that wait for each
+        other do, nor in walks over blocks or some rows.
+        """
+        signature = self.of.signature
+        in_rows = any(coded.format.in_rows for coded in signature.coded)
+        if signature.sharded or signature.picked or signature.blocked or in_rows:
+            return []
+        planes = {name for coded in signature.coded for name in coded.planes}
+        states = [
+            r.variable
+            for r in signature.roles[GRADIENT + 1 :]
+            if r.written and r.name not in planes and r.storage == signature.compute and r.variable in self.last
+        ]
+        where = [
+            [None, *(cut for cut, body in plain.bodies.items() if not cut[1] and self._makes(cut, body, name))]
+            for name in states
+        ]
+        ways = ({n: cut for n, cut in zip(states, way, strict=True) if cut is not None} for way in product(*where))
+        return [way for way in ways if way]
+
+    def _makes(self, cut: Cut, body: list[Assign | Add], name: str) -> bool:
+        """Whether the last value of a variable follows from what it was, and what is read there."""
+        needed = self._arrays(self.sliced(set(), {name}))
+        return self.of.levels[name] <= cut[0] and name in needed <= self._arrays(body)
+
+    def _sound(self, way: Way) -> bool:
+        """Whether there are the passes that are to store, and none behind them needs what was there before."""
+        last = {name: self.last[name] for name in way.early}
+        place = {id(s): k for k, s in enumerate(self.of.code)}
+
+        def old(body: list[Assign | Add], name: str) -> bool:
+            before = [s for s in body if place[id(s)] <= last[name]]
+            return any(name in s.expr.names() or (isinstance(s, Assign) and s.name == name) for s in before)
+
+        return all(
+            cut in way.bodies
+            and not old(way.update, name)
+            and not any(old(body, name) for other, body in way.bodies.items() if other > cut)
+            for name, cut in way.early.items()
+        )
+
+    def _moved(self, way: Way) -> float:
+        """Bytes an element, but for those that all ways move."""
+        sizes = {r.variable: STORAGES[r.storage].itemsize / r.per for r in (*self.of.signature.roles, *self.of.signature.blocked)}
+        return sum(sizes[name] for body in (*way.bodies.values(), way.update) for name in self._arrays(body))
+
+    def _arrays(self, body: Iterable[Assign | Add]) -> set[str]:
+        """The variables of arrays that these statements read."""
+        return {name for s in body for name in s.expr.names()} & {*self.of.roles, *self.of.blocked}
 
     def live(self) -> set[str]:
         """The variables that are wanted of each element at the end: written arrays but for those that get their codes behind the
@@ -70,8 +156,7 @@ class Slicer:
 
     def _reads(self, sums: set[int]) -> set[str]:
         """The arrays that these sums need."""
-        arrays = {*self.of.roles, *self.of.blocked}
-        return {name for s in self.sliced(sums, set()) for name in s.expr.names()} & arrays
+        return self._arrays(self.sliced(sums, set()))
 
     def _stored(self, role: Role) -> Expr:
         """The new value of a state of one number. Raises RuleSyntaxError for one of all tensors that is not the same for all."""
@@ -95,15 +180,17 @@ class Slicer:
             leaf.op == "cell" and not self.of.cells[str(leaf.args[0])].shared
         )
 
-    def sliced(self, sums: set[int], live: set[str]) -> list[Assign | Add]:
-        """The statements that these sums, and these variables at the end, need."""
+    def sliced(self, sums: set[int], live: set[str], stored: Collection[str] = ()) -> list[Assign | Add]:
+        """The statements that these sums, and these variables at the end, need. stored: variables whose last value is read."""
         found: list[Assign | Add] = []
-        for statement in reversed(self.of.code):
+        for k, statement in reversed(list(enumerate(self.of.code))):
             if isinstance(statement, Add):
                 if statement.index not in sums:
                     continue
             elif statement.name in live:
                 live = live - {statement.name}
+                if statement.name in stored and k == self.last[statement.name]:
+                    continue
             else:
                 continue
             found.append(statement)
@@ -130,7 +217,7 @@ class Slicer:
 
     def _made(
         self, body: list[Assign | Add], places: dict[int, int], cells: Mapping[int, Expr], kept: Mapping[int, Expr],
-        along: bool = False,
+        written: set[str], along: bool = False,
     ) -> Pass:  # fmt: skip
         vectors = self._among(self.of.vectors, "vector", body)
         behind = self._every([*vectors, *kept.values()])
@@ -172,7 +259,13 @@ class Slicer:
             ),
             tuple((k, new(e)) for k, e in kept.items()),
             tuple(k for k, name in enumerate(self.of.blocked) if any(name in s.expr.names() for s in body)),
+            tuple(k for k, name in enumerate(self.of.roles) if name in written),
         )
+
+
+def stored_in(early: Mapping[str, Cut], cut: Cut) -> set[str]:
+    """Those that are stored in this pass."""
+    return {name for name, place in early.items() if place == cut}
 
 
 def hoists(expr: Expr) -> set[int]:

@@ -21,7 +21,8 @@ COUNT_BITS = (0, 16)  # the step count travels in two scalars, each exact in eve
 
 @dataclass(frozen=True)
 class Program:
-    """The passes of an update: the last one writes parameter and states, those before it are for sums. `row`: scalars that are
+    """The passes of an update: the last one writes parameter and states, those before it are for sums, and write what states that
+    are known by then become, where that saves bytes. `row`: scalars that are
     rounded to the compute type, formulas of hyperparameters in float64; `wide`: those that stay float64, for numbers of a tensor.
 
     draws: place among the coded values -> Draw, of those that take random bits; the last scalars of the row are then the step
@@ -63,6 +64,11 @@ class Program:
     def cuts(self) -> tuple[Pass, ...]:
         """The passes before the update."""
         return self.passes[:-1]
+
+    @property
+    def early(self) -> bool:
+        """Whether a pass before the update writes states."""
+        return any(cut.writes for cut in self.cuts)
 
     @property
     def totals(self) -> int:
@@ -172,17 +178,15 @@ class Program:
         return self.layout.lanes
 
     def traffic(self, *before: Pass) -> float:
-        """Bytes that a step moves for each element: what every pass reads, and what the update writes. before: passes besides, such
-        as `lower.gradient_sums`. What there is one of a tensor, row or column is not in it, see `traffic_along`, nor what products
+        """Bytes that a step moves for each element: what every pass reads and writes. before: passes besides, such as `lower.gradient_sums`. What there is one of a tensor, row or column is not in it, see `traffic_along`, nor what products
         of matrices move between stages; operands are written and results read.
         """
         if self.stages:
             return sum(stage.traffic(*(before if stage is self.stages[0] else ())) for stage in self.stages)
         roles, blocked = ([STORAGES[r.storage].itemsize / r.per for r in of] for of in (self.roles, self.blocked))
-        moved = sum(roles[k] for each in (*before, *self.passes) for k in each.reads)
+        moved = sum(roles[k] for each in (*before, *self.passes) for k in (*each.reads, *each.writes))
         moved += sum(blocked[k] for each in self.passes for k in each.blocked)
-        every = zip((*roles, *blocked), (*self.roles, *self.blocked), strict=True)
-        moved += sum(size for size, r in every if r.written)
+        moved += sum(size for size, r in zip(blocked, self.blocked, strict=True) if r.written)
         return int(moved) if moved == int(moved) else moved
 
     def traffic_along(self, rows: int, columns: int) -> int:

@@ -21,7 +21,8 @@ LANES = 24  # elements of all arrays that a lane of a pass asks for at once and 
 def reduce_source(layout: Layout, cut: Pass) -> str:
     """The translation unit of `gpuopt_reduce`, a pass that sums, or `gpuopt_reduce_along`, one along rows and columns."""
     roles = [layout.roles[k] for k in cut.reads]
-    references = [loaded(k, r, "C") for k, r in enumerate(roles)]
+    written = [place for place, k in enumerate(cut.reads) if k in cut.writes]
+    references = [loaded(k, r, "C&" if k in written else "C") for k, r in enumerate(roles)]
     references += [loaded(k, r, "C") for k, (_, r) in enumerate(layout.blocked, len(roles) + len(layout.slots))]
     storages = [
         f"template <> struct Measure::Storage<{k}> {{ typedef {STORAGES[r.storage].ctype} T; }};  // {r.name}"
@@ -37,9 +38,11 @@ def reduce_source(layout: Layout, cut: Pass) -> str:
         f"  static constexpr int64 ALIGNED = {sum(2 << k for k in cut.reads)};",
         "  template <int R> struct Storage;",
         choice("place", cut.reads),
+        f"  static constexpr bool STORES = {str(bool(written)).lower()};",
+        f"  static __device__ constexpr bool written(int r) {{ return {' || '.join(f'r == {k}' for k in written) or 'false'}; }}",
         *(along_members(cut.sums, cut.first) if cut.along else joins(cut.sums, "C")),
         *vector_members(layout),
-        "  static __device__ __forceinline__ void measure(const C* x, const C* row, C* sums) {",
+        "  static __device__ __forceinline__ void measure(C* x, const C* row, C* sums) {",
         *references,
         *statements(cut.body, (*roles, *(r for _, r in layout.blocked)), cut.first),
         '#line 1 "generated"',
@@ -58,8 +61,8 @@ def reduce_source(layout: Layout, cut: Pass) -> str:
 REDUCE_KERNEL = """
 extern "C" __global__ void __launch_bounds__(THREADS, {blocks})
 gpuopt_reduce(const int64* table, int64 columns, const int64* chunks, int64 chunk_count, const Measure::C* rows,
-              const Measure::C* values, const int64* slots, double* partials) {{
-  reduce<Measure>(table, columns, chunks, chunk_count, rows, values, slots, partials);
+              const Measure::C* values, const int64* slots, double* partials, const int64* skip) {{
+  reduce<Measure>(table, columns, chunks, chunk_count, rows, values, slots, partials, skip);
 }}
 """
 ALONG_KERNEL = """

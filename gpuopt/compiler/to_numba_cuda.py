@@ -67,13 +67,14 @@ def _of_one(
 ) -> tuple[list[str], Callable[..., str], list[str]]:
     """A pass on one element as a function of the device; its call: of the element at `at`, on variables that have a suffix; and
     what it is given that is the same for all elements. results: roles that it returns; with none, the sums of the pass: `sum0`,
-    `sum1` ..., which the call may have under other names. words: of random bits, which `first` takes apart.
+    `sum1` ..., which the call may have under other names, and the roles that it stores. words: of random bits, which `first` takes apart.
     """
     parts = (part for s in cut.body for part in s.expr.parts())
     numbers = sorted({(p.op, int(p.args[0])) for p in parts if p.op in ("scalar", "value")})  # type: ignore[arg-type]
     shared = [f"{op[0]}{k}" for op, k in numbers] + ["shape", "slots"] * bool(layout.slots or layout.blocked)
     own = [safe(layout.roles[k].variable) for k in cut.reads] + [f"w{s}" for s in range(words)]
     sums = [] if results else [f"sum{k}" for k in range(len(cut.sums))]
+    kept = results or [safe(layout.roles[k].variable) for k in cut.writes]
     into = [total for total, kind in zip(sums, cut.sums, strict=False) if kind not in LINE_SUMS]
     lines = [
         *first,
@@ -81,13 +82,13 @@ def _of_one(
         *([f"record = shape - {8 * layout.record}"] if layout.blocked else []),
         *of_blocks(layout, "element"),
         *statements(cut.body, first=cut.first),
-        f"return {', '.join(results or sums)}",
+        f"return {', '.join([*sums, *kept])}",
     ]
     function = ["@device", f"def {name}({', '.join(['element', *own, *into, *shared])}):", *_indented(lines)]
 
     def call(at: str, suffix: str = "", lane: str = "") -> str:
         given = [at, *(n + suffix for n in own), *(n + lane for n in into), *shared]
-        found = [n + suffix for n in results] or [n + lane for n in sums]
+        found = [n + lane for n in sums] + [n + suffix for n in kept]
         return f"{', '.join(found)} = {name}({', '.join(given)})"
 
     return function, call, shared
@@ -117,7 +118,7 @@ def _packed(program: Program, update: Callable[..., str]) -> list[str]:
             lines.append(update(f"element + {j}", f"_{j}"))
         for k, r in enumerate(roles):
             width = per_access(r, lanes)
-            if r.written and (offset + turn) % width == 0:
+            if k in program.update.writes and (offset + turn) % width == 0:
                 begin = offset + turn - width
                 cells = _tuple(f"{names[k]}_{begin + j}" for j in range(width))
                 lines.append(f"store_pack_{k}({_address(k, r, f'element + {begin}')}, {cells})")
@@ -138,7 +139,7 @@ def _single(program: Program, update: Callable[..., str]) -> list[str]:
         lines.append(f"w{s} = chosen(philox(drawn // PER_BLOCK, {s}, step, tensor, seed), drawn % PER_BLOCK)")
     lines.append(update("element"))
     for k, r in enumerate(roles):
-        if r.written:
+        if k in program.update.writes:
             lines.append(f"store_{k}(load_word(at, {k}), element, {safe(r.variable)})")
     return lines
 
@@ -147,7 +148,7 @@ def cuda_source(program: Program) -> str:
     """The whole text of the GPU kernel: kernels/multi_tensor.py for one program."""
     names = scalar_names(program)
     everything = replace(program.update, reads=tuple(range(len(program.roles))))
-    written = [safe(r.variable) for r in program.roles if r.written]
+    written = [safe(program.roles[k].variable) for k in program.update.writes]
     layout, words = program.layout_of(program.update), program.streams
     placed = on_gpu if program.picked else list
     function, update, _ = _of_one("update", layout, everything, written, words, random_bits(program))
@@ -173,18 +174,19 @@ def reduce_source(layout: Layout, cut: Pass) -> str:
     ahead = min(steps, cut.ahead)
     names = {k: safe(layout.roles[k].variable) for k in cut.reads}
     function, measure, shared = _of_one("measure", layout, cut, [])
-    sums = [f"sum{j}" for j, _ in ranks]
-    into = ", ".join(sums)
+    sums, written = [f"sum{j}" for j, _ in ranks], {k: names[k] for k in cut.writes}
 
     def cells(name: str) -> str:
         return _tuple(f"{name}_{k}" for k in range(width))
 
     apart = [f"{cells(name)} = {name}" for name in sums]
     together = [f"{name} = {cells(name)}" for name in sums]
+    kept = [f"{name} = {cells(name)}" for name in written.values()]
     pack = [f"{cells(name)} = {name}" for name in names.values()] + apart
     pack += [measure(f"element + {k}", f"_{k}", f"_{k}") for k in range(width)]
     arguments = ", ".join(["element", *names.values(), *sums, *shared])
-    function += ["", "", "@device", f"def measure_pack({arguments}):", *_indented([*pack, *together, f"return {into}"])]
+    found = f"return {', '.join([*sums, *written.values()])}"
+    function += ["", "", "@device", f"def measure_pack({arguments}):", *_indented([*pack, *together, *kept, found])]
 
     def loads(suffix: str, offset: str) -> list[str]:
         lines = []
@@ -194,14 +196,22 @@ def reduce_source(layout: Layout, cut: Pass) -> str:
             lines.append(f"{name}{suffix} = {' + '.join(f'load_pack_{role}({part})' for part in parts)}")
         return lines
 
-    def measured(suffix: str, offset: str) -> str:
+    def measured(suffix: str, offset: str) -> list[str]:
         given = ", ".join([f"element + {offset}", *(n + suffix for n in names.values()), *sums, *shared])
-        return f"{into} = measure_pack({given})"
+        lines = [f"{', '.join([*sums, *(n + suffix for n in written.values())])} = measure_pack({given})"]
+        for role, name in written.items():
+            per, of = per_access(layout.roles[role], width), layout.roles[role]
+            for begin in range(0, width, per):
+                some = _tuple(f"{name}{suffix}[{begin + k}]" for k in range(per))
+                lines.append(f"store_pack_{role}({_address(role, of, f'element + {offset} + {begin}')}, {some})")
+        return lines
 
     single = []
     for k in range(width):
         one = [f"{name}_{k} = load_{role}(load_word(at, {role}), element + {k})" for role, name in names.items()]
-        single += [f"if i + {k} < count:", *_indented([*one, measure(f"element + {k}", f"_{k}", f"_{k}")])]
+        one.append(measure(f"element + {k}", f"_{k}", f"_{k}"))
+        one += [f"store_{r}(load_word(at, {r}), element + {k}, {name}_{k})" for r, name in written.items()]
+        single += [f"if i + {k} < count:", *_indented(one)]
     share = list(apart)
     for j, kind in ranks:
         share += [f"sum{j}_0 = {joined(kind, f'sum{j}_0', f'sum{j}_{k}')}" for k in range(1, width)]
@@ -213,13 +223,13 @@ def reduce_source(layout: Layout, cut: Pass) -> str:
         "values": value_loads(cut.values),
         "begin": [f"sum{j} = {_tuple([beginning(kind, 'C')] * width)}" for j, kind in ranks],
         "load_ahead": [line for place in places for line in loads(*place)],
-        "measure_ahead": [measured(*place) for place in places],
-        "measure_pack": [*loads("", "0"), measured("", "0")],
+        "measure_ahead": [line for place in places for line in measured(*place)],
+        "measure_pack": [*loads("", "0"), *measured("", "0")],
         "measure_single": [*apart, *single, *together],
         "share": share,
         "join_lanes": join_lanes(cut.sums, "shared[{}, lane]", "shared[{}, lane + half]"),
     }
-    known = {"STEPS": steps, "AHEAD": ahead, "ALIGNED": sum(2 << k for k in cut.reads)}
+    known = {"STEPS": steps, "AHEAD": ahead, "ALIGNED": sum(2 << k for k in cut.reads), "STORES": int(bool(written))}
     return kernel("reduce.py", reduce_constants(layout, cut) | known, holes)
 
 

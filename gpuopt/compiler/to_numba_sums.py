@@ -40,13 +40,14 @@ def reduce_source(layout: Layout, cut: Pass) -> str:
     kinds = list(enumerate(cut.sums))
     loads = [f"{safe(layout.roles[k].variable)} = load_{k}(at_{k}, i)" for k in cut.reads] + of_column(layout, "lane")
     loads += of_blocks(layout, "(first + i)")
+    stores = [f"store_{k}(at_{k}, i, {safe(layout.roles[k].variable)})" for k in cut.writes]
     holes = {
         "row": segments(layout),
         "scalars": scalar_loads(layout.scalars),
         "values": value_loads(cut.values),
         "addresses": addresses(layout.roles, cut.reads, "first"),
         "begin": [f"sums[{k}, :] = {beginning(kind, 'C')}" for k, kind in kinds],
-        "measure": [*loads, *statements(cut.body, first=cut.first, total="sums[{k}, np.uint64(lane)]")],
+        "measure": [*loads, *statements(cut.body, first=cut.first, total="sums[{k}, np.uint64(lane)]"), *stores],
         "join_pack": [f"sums[{j}, lane * N] = {joined(s, f'sums[{j}, lane * N]', f'sums[{j}, k]')}" for j, s in kinds],
         "take_lane": [f"sums[{j}, lane] = sums[{j}, lane * N]" for j, _ in kinds],
         "join_lanes": join_lanes(cut.sums, "sums[{}, lane]", "sums[{}, lane + half]"),

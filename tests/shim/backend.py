@@ -121,7 +121,7 @@ class Backend(HostBackend):
         def run(at: Addresses) -> None:
             last = {
                 "tensors": (at.wide, at.partials, at.totals, at.values),
-                "chunks": (at.rows, at.values, at.slots, at.partials),
+                "chunks": (at.rows, at.values, at.slots, at.partials, 0),
                 "blocks": (at.rows, at.values, at.slots),
                 "matrices": (at.rows, at.values, at.slots, 0),
             }[name]
