@@ -145,7 +145,7 @@ def test_costs_are_a_read_and_a_write() -> None:
         ("adamw", {"tail_ema": (100, 10)}, 36),
         ("adamw", {"lookahead": (5, 0.5)}, 36),
         ("adamw", {"lookahead": (5, 0.5), "ema_decay": 0.9, "cautious": "unscaled"}, 44),
-        ("lamb", {"ema_decay": 0.9}, 56),
+        ("lamb", {"ema_decay": 0.9}, 52),
     ):
         made = program(name, **options)
         assert (len(made.passes), made.traffic()) == (3 if name == "lamb" else 1, bytes_)

@@ -1,11 +1,13 @@
 """What a step moves: every rule against a table of floors that was made by hand from its formula.
 
-A pass reads an array of parameter size at most once, and the last one writes what the rule changes; nothing is stored in between. A
+A pass reads an array of parameter size at most once, and the last one writes what the rule changes, but for states that an earlier
+one makes anyway: it stores them where that saves more reads than it costs. A
 rule that is one pass over the parameter, the gradient and its states needs no row: it has to be as cheap as that.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,12 +16,12 @@ import pytest
 import gpuopt
 from gpuopt import rule_table, rules
 from gpuopt.bench import shapes, suites
-from gpuopt.compiler.lower import gradient_sums
+from gpuopt.compiler.lower import gradient_sums, program_for
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.rules.language import State, columns, row_sum, rule, sqrt, tensor_sum
 from gpuopt.source import program
 
-# Rule, options, what each pass reads and (behind the arrow) the last one writes, bytes of a float32 parameter.
+# Rule, options, what each pass reads and (behind the arrow) writes, bytes of a float32 parameter.
 FLOORS: list[tuple[str, dict[str, Any], str, int]] = [
     ("gd", {}, "p g > p", 12),
     ("signsgd", {}, "p g > p", 12),
@@ -41,8 +43,8 @@ FLOORS: list[tuple[str, dict[str, Any], str, int]] = [
     ("ademamix", {}, "p g m n v > p m n v", 36),
     ("adan", {}, "p g m d n q > p m d n q", 44),
     # Norms of p and of the step, then the step; with its clip, the norm of all gradients before them.
-    ("lamb", {"max_grad_norm": None}, "p g m v, p g m v > p m v", 44),
-    ("lamb", {}, "g, p g m v, p g m v > p m v", 48),
+    ("lamb", {"max_grad_norm": None}, "p g m v > m v, p m v > p", 40),
+    ("lamb", {}, "g, p g m v > m v, p m v > p", 44),
     ("lamb", {"weight_decay": 0.0}, "g, p g m v > p m v", 32),
     ("lars", {}, "p g > p", 12),
     ("lars", {"weight_decay": 0.1, "momentum": 0.9}, "p g, p g b > p b", 28),
@@ -60,8 +62,8 @@ FLOORS: list[tuple[str, dict[str, Any], str, int]] = [
     ("came", {}, "g, g, g m, p g m > p m", 36),
     # Four sums along rows, the largest of numbers of rows, which reads no array, and the step.
     ("adamp", {}, "p g m v, , p g m v > p m v", 44),
-    # Its two sums share a pass. Where it started is written again at every step.
-    ("prodigy", {}, "p g s o, p g m v s > p m v s", 52),
+    # Its two sums share a pass, which is the only one that s is for.
+    ("prodigy", {}, "p g s o > s, p g m v > p m v", 48),
     # Before a product of matrices x, an operand, is written; behind it the result is read. Lengths of rows come between, or of all.
     *((name, {}, "g b > b x | p x > p", 28) for name in ("muon", "scion", "dion2", "kron")),
     ("apollo", {}, "g > x | p x > p", 20),
@@ -75,16 +77,15 @@ FLOORS: list[tuple[str, dict[str, Any], str, int]] = [
     ("muon2", {}, "g b q > b q x | p x > p", 36),
     ("normuon", {}, "g b > b x | x, p x > p", 32),
     ("adamuon", {}, "g b > b x | x q, p x q > p q", 44),
-    # The length of the momentum is wanted behind the product, so that it is stored there.
-    ("namo", {}, "g b > x | g b, p g b x > p b", 44),
+    # The length of the momentum is wanted behind the product, so that it is stored there, by the pass that measures it.
+    ("namo", {}, "g b > x | g b > b, p x > p", 36),
 ]
 
 
 def counted(passes: str) -> tuple[int, int]:
     """(passes, bytes) of such a text."""
-    found = [stage.partition(" > ") for stage in passes.split(" | ")]
-    moved = sum(len(reads.replace(",", "").split()) + len(writes.split()) for reads, _, writes in found)
-    return sum(len(reads.split(", ")) for reads, *_ in found), 4 * moved
+    found = [each.partition(" > ") for stage in passes.split(" | ") for each in stage.split(", ")]
+    return len(found), 4 * sum(len(reads.split()) + len(writes.split()) for reads, _, writes in found)
 
 
 @pytest.mark.parametrize(("name", "options", "passes", "floor"), FLOORS, ids=lambda value: str(value).replace(" ", ""))
@@ -108,7 +109,7 @@ def test_table_and_benchmarks_say_the_same() -> None:
     for name, row in zip(rules.NAMES, rows, strict=True):
         made = program(name)
         assert row[3].split(" to ")[0] == str(made.walks) and row[5].split(" to ")[0] == str(made.traffic())
-    for name, floor in (("gd", 12), ("sgd", 20), ("lion", 20), ("adamw", 28), ("lamb", 48), ("lars", 20)):
+    for name, floor in (("gd", 12), ("sgd", 20), ("lion", 20), ("adamw", 28), ("lamb", 44), ("lars", 20)):
         assert suites.Case("", "", ((1000,),), name).bytes_moved == 1000 * floor, "with the decay of all benchmarks"
         assert suites.Case("", "", ((1000,),), name, "bfloat16").bytes_moved == 1000 * floor - 2000 * narrow(name)
 
@@ -120,7 +121,7 @@ def narrow(name: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("name", "most"), [("lars", "12 to 28"), ("adam", "28 to 36"), ("mars", "44 to 52"), ("lamb", "48")]
+    ("name", "most"), [("lars", "12 to 28"), ("adam", "28 to 36"), ("mars", "44 to 52"), ("lamb", "44")]
 )
 def test_the_most_is_what_its_own_options_make_of_it(name: str, most: str) -> None:
     assert rule_table.traffic(rules.get(name)) == most
@@ -148,7 +149,7 @@ def test_formats_count() -> None:
             program("lamb", state_format=kept, max_grad_norm=None, **split).traffic()
             == 2 * (2 + 3 + states / 2) + 3 + states / 2
         )
-    assert program("lamb", param_dtype="bfloat16", max_grad_norm=None).traffic() == 2 * 12 + 10
+    assert program("lamb", param_dtype="bfloat16", max_grad_norm=None).traffic() == 20 + 12
     assert program("sgd", mask=True).traffic() == 13
     assert program("sgd", mask=True, bounds=True).traffic() == 21
 
@@ -184,3 +185,33 @@ def test_a_rule_that_reads_more_is_seen() -> None:
         return p
 
     assert (len(program(twice).passes), program(twice).traffic()) == counted("g, p g, p g > p") == (3, 24)
+
+
+@rule(state={"b": State("b", "b")})
+def measured(p, g, b, *, lr, behind: bool = False):  # type: ignore[no-untyped-def]
+    """A state whose new value is summed, and which the step takes as it is now, or as it was."""
+    u = b
+    b = 0.9 * b + g
+    size = tensor_sum(b * b)
+    if not behind:
+        u = b
+    p = p - lr * u / size
+    return p, b
+
+
+def test_a_state_is_stored_by_the_pass_that_makes_it_where_that_saves_bytes() -> None:
+    """Not one that the update takes as it was; not where a step may fail between passes, some rows are walked, or the value that
+    comes back from memory is another one.
+    """
+
+    def of(**options: Any) -> tuple[int, ...]:
+        return tuple(len(each.writes) for each in program(measured, **options).passes)
+
+    assert (of(), program(measured).traffic()) == ((1, 1), counted("g b > b, p b > p")[1])
+    assert (of(behind=True), program(measured, behind=True).traffic()) == ((0, 2), counted("g b, p g b > p b")[1])
+    for kept in ("bfloat16", "int8"):
+        assert of(param_dtype="bfloat16", state_format=kept)[0] == 0
+    assert of(param_dtype="bfloat16") == (1, 1)
+    signature = program(measured).signature
+    for elsewhere in ({"sharded": True}, {"picked": True}):
+        assert not program_for(replace(signature, **elsewhere)).early

@@ -127,7 +127,10 @@ def reduce_text(layout: Layout, cut: Pass, memory: Memory = IntrinsicMemory) -> 
         width = to_numba_cuda.per_access(role, layout.lanes)
         values[f"load_pack_{k}"] = found.load_pack(role.storage, width)
         if k in cut.writes:
-            values |= {f"store_{k}": found.store(role.storage), f"store_pack_{k}": found.store_pack(role.storage, width)}
+            values |= {
+                f"store_{k}": found.store(role.storage),
+                f"store_pack_{k}": found.store_pack(role.storage, width),
+            }
     for k, (_, role) in enumerate(layout.blocked):
         values[f"load_block_{k}"] = found.load(role.storage)
     meaning = repr(

@@ -46,7 +46,9 @@ class Slicer:
     def passes(self) -> tuple[tuple[Pass, ...], tuple[Expr, ...], tuple[Expr, ...]]:
         """All passes, the scalars of the row, and the wide ones."""
         plain = self._way({})
-        found = min((way for way in (plain, *map(self._way, self._choices(plain))) if self._sound(way)), key=self._moved)
+        found = min(
+            (way for way in (plain, *map(self._way, self._choices(plain))) if self._sound(way)), key=self._moved
+        )
         order = sorted(found.made_in, key=lambda k: (found.made_in[k], k))
         places = {
             k: place for of in (False, True) for place, k in enumerate(k for k in order if found.made_in[k][1] is of)
@@ -70,7 +72,9 @@ class Slicer:
         while pending:
             cut = max(self.cut(k) for k in pending)
             here = self._gathered(pending, cut)
-            bodies[cut] = self.sliced(here, stored_in(early, cut), {name for name, place in early.items() if place < cut})
+            bodies[cut] = self.sliced(
+                here, stored_in(early, cut), {name for name, place in early.items() if place < cut}
+            )
             made_in |= dict.fromkeys(here, cut)
             pending = pending - here | self._totals(self._used(bodies[cut]))
         return Way(bodies, update, made_in, cells, kept, early)
@@ -120,7 +124,10 @@ class Slicer:
 
     def _moved(self, way: Way) -> float:
         """Bytes an element, but for those that all ways move."""
-        sizes = {r.variable: STORAGES[r.storage].itemsize / r.per for r in (*self.of.signature.roles, *self.of.signature.blocked)}
+        sizes = {
+            r.variable: STORAGES[r.storage].itemsize / r.per
+            for r in (*self.of.signature.roles, *self.of.signature.blocked)
+        }
         return sum(sizes[name] for body in (*way.bodies.values(), way.update) for name in self._arrays(body))
 
     def _arrays(self, body: Iterable[Assign | Add]) -> set[str]:

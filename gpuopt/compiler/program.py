@@ -178,7 +178,8 @@ class Program:
         return self.layout.lanes
 
     def traffic(self, *before: Pass) -> float:
-        """Bytes that a step moves for each element: what every pass reads and writes. before: passes besides, such as `lower.gradient_sums`. What there is one of a tensor, row or column is not in it, see `traffic_along`, nor what products
+        """Bytes that a step moves for each element: what every pass reads and writes. before: passes besides, such as
+        `lower.gradient_sums`. What there is one of a tensor, row or column is not in it, see `traffic_along`, nor what products
         of matrices move between stages; operands are written and results read.
         """
         if self.stages:

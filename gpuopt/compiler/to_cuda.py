@@ -92,7 +92,9 @@ def update_struct(program: Program) -> str:
     late = blocks.coded(program)
     random = [f"    const unsigned random_{k} = words[{d.stream}] >> {d.shift};" for k, d in program.draws.items()]
     references = [loaded(k, r, "C&") for k, r in enumerate(program.roles)] + blocks.loads(program) + random
-    codes = [(k, r) for k, r in enumerate(program.roles) if r.code and k in program.update.writes and r.name not in late]
+    codes = [
+        (k, r) for k, r in enumerate(program.roles) if r.code and k in program.update.writes and r.name not in late
+    ]
     stores = [f"    x[{k}] = bits_float({safe(r.variable)});" for k, r in codes]
     read = " || ".join(f"r == {k}" for k in program.update.reads) or "false"
     written = " || ".join(f"r == {k}" for k in program.update.writes)

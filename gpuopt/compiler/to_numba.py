@@ -176,7 +176,9 @@ def cpu_source(program: Program) -> str:
             *of_column(layout, "i"),
         ],
         "update": statements(program.update.body),
-        "store": [f"store_{k}(at_{k}, i, {safe(r.variable)})" for k, r in enumerate(roles) if k in program.update.writes],
+        "store": [
+            f"store_{k}(at_{k}, i, {safe(r.variable)})" for k, r in enumerate(roles) if k in program.update.writes
+        ],
     }
     strip = {"STRIP": STRIP if program.draws else WHOLE, "ROOM": STRIP + 2 * PER_BLOCK}
     return kernel("multi_tensor_cpu.py", walk_constants(program) | strip, holes)

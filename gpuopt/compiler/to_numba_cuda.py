@@ -67,7 +67,8 @@ def _of_one(
 ) -> tuple[list[str], Callable[..., str], list[str]]:
     """A pass on one element as a function of the device; its call: of the element at `at`, on variables that have a suffix; and
     what it is given that is the same for all elements. results: roles that it returns; with none, the sums of the pass: `sum0`,
-    `sum1` ..., which the call may have under other names, and the roles that it stores. words: of random bits, which `first` takes apart.
+    `sum1` ..., which the call may have under other names, and the roles that it stores. words: of random bits, which `first`
+    takes apart.
     """
     parts = (part for s in cut.body for part in s.expr.parts())
     numbers = sorted({(p.op, int(p.args[0])) for p in parts if p.op in ("scalar", "value")})  # type: ignore[arg-type]
