@@ -159,9 +159,7 @@ def test_an_empty_tensor_counts_its_steps_on_the_device_too(shim: Backend) -> No
 
 
 @pytest.mark.parametrize("backend", ["numpy", "numba", "shim", "shim-device"])
-@pytest.mark.parametrize(
-    ("name", "bad"), [("adamw", np.nan), ("adamw", np.inf), ("lamb", -np.inf), ("prodigy", np.nan)]
-)
+@pytest.mark.parametrize(("name", "bad"), [("adamw", np.nan), ("adamw", np.inf), ("lamb", -np.inf), ("lamb", np.nan)])
 def test_a_bad_gradient_anywhere_changes_nothing(shim: Backend, backend: str, name: str, bad: float) -> None:
     """Parameters, states and step counts, also where passes that sum store states; the next good step goes on as if the bad one had
     not been.

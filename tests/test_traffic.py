@@ -200,8 +200,8 @@ def measured(p, g, b, *, lr, behind: bool = False):  # type: ignore[no-untyped-d
 
 
 def test_a_state_is_stored_by_the_pass_that_makes_it_where_that_saves_bytes() -> None:
-    """Not one that the update takes as it was; not where a step may fail between passes, some rows are walked, or the value that
-    comes back from memory is another one.
+    """Not one that the update takes as it was; not where a step may fail between passes, states travel for each of them, some rows
+    are walked, or the value that comes back from memory is another one.
     """
 
     def of(**options: Any) -> tuple[int, ...]:
@@ -213,5 +213,5 @@ def test_a_state_is_stored_by_the_pass_that_makes_it_where_that_saves_bytes() ->
         assert of(param_dtype="bfloat16", state_format=kept)[0] == 0
     assert of(param_dtype="bfloat16") == (1, 1)
     signature = program(measured).signature
-    for elsewhere in ({"sharded": True}, {"picked": True}):
+    for elsewhere in ({"sharded": True}, {"travelling": True}, {"picked": True}):
         assert not program_for(replace(signature, **elsewhere)).early

@@ -261,7 +261,7 @@ class DeviceBackend:
                 for k in portion.launches if last else ():
                     for products in launches[k].products:
                         products.run(self.runtime.handle(stream))
-                return last or any(launches[k].plan.program.early for k in portion.launches)
+                return last
 
             if ferry.moving:
                 ferry.go(ferry.portions, run, stream)

@@ -152,7 +152,7 @@ class HostBackend:
                 self.update(launch, multiplier)
                 for products in launch.products:
                     products.run()
-            return not asked or any(launches[k].plan.program.early for k in portion.launches)
+            return not asked
 
         while left:
             ferry.go(left, run)

@@ -157,6 +157,24 @@ def prefetch(intrinsic: Any, lines: int = 1) -> Callable[..., Any]:
     return result
 
 
+def joined(intrinsic: Any, op: str, compute: str) -> Callable[..., Any]:
+    """`f(a, b)`: a sum ("add") or product ("mul") of which the compiler may change the order, and make one operation of both: for
+    what no other backend has to agree with.
+    """
+    kind = NUMBA_TYPES[compute]
+
+    @intrinsic
+    def join(typingctx: Any, a: Any, b: Any) -> Any:
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            made: dict[str, Any] = {"add": builder.fadd, "mul": builder.fmul}
+            return made[op](*args, flags=("reassoc", "contract", "nsz"))
+
+        return kind(kind, kind), codegen
+
+    result: Callable[..., Any] = join
+    return result
+
+
 def replace(intrinsic: Any) -> Callable[..., Any]:
     """`f(base, index, value)`: store a word; returns the bits in which it differs from what was there."""
 

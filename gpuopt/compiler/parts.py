@@ -87,8 +87,9 @@ class Signature:
     Flags and roles of the options' fragments (`rules/options.py`) have an "@" in front: "@scaled", "@mask". cells: states of one
     number a tensor; vectors: of one a row or column; blocked: of one number for several elements of a row; matrix: whether the
     tensors have rows and columns; coded: values whose roles are planes of a format; picked: whether only some rows of each
-    tensor are stepped; sharded: whether other processes have other parts of the tensors, and it matters. The definition is what
-    the rule means when the signature is made.
+    tensor are stepped; sharded: whether other processes have other parts of the tensors, and it matters; travelling: whether
+    states come from host memory for each pass, so that the last one has to write all of them. The definition is what the rule
+    means when the signature is made.
     """
 
     rule: Rule
@@ -102,6 +103,7 @@ class Signature:
     blocked: tuple[Role, ...] = ()
     picked: bool = False
     sharded: bool = False
+    travelling: bool = False
     definition: Definition = field(init=False)
 
     def __post_init__(self) -> None:

@@ -81,12 +81,12 @@ class Slicer:
 
     def _choices(self, plain: Way) -> list[dict[str, Cut]]:
         """What may be stored early, and where: a state whose new value follows from what a pass over elements reads anyway. It has
-        to come back from memory as it was computed. Not where a step can fail between two passes, as processes that wait for each
-        other do, nor in walks over blocks or some rows.
+        to come back from memory as it was computed. Not where a step can fail between two passes, as where processes wait for each
+        other, nor where states travel for each pass, nor in walks over blocks or some rows.
         """
         signature = self.of.signature
         in_rows = any(coded.format.in_rows for coded in signature.coded)
-        if signature.sharded or signature.picked or signature.blocked or in_rows:
+        if signature.sharded or signature.travelling or signature.picked or signature.blocked or in_rows:
             return []
         planes = {name for coded in signature.coded for name in coded.planes}
         states = [

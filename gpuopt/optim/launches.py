@@ -38,9 +38,9 @@ from gpuopt.rules.language import Rule
 from gpuopt.strides import in_c_order
 
 
-def signature_of(rule: Rule, p: Parameter, flags: Mapping[str, object], sharded: bool) -> Signature:
+def signature_of(rule: Rule, p: Parameter, flags: Mapping[str, object], sharded: bool, host: bool = False) -> Signature:
     """What distinguishes the kernel of a parameter that has a gradient, in a group with these flags. sharded: whether any of the
-    optimizer's is a part of a tensor.
+    optimizer's is a part of a tensor; host: whether states are in host memory.
     """
     assert p.grad_view is not None
     states = {
@@ -51,6 +51,8 @@ def signature_of(rule: Rule, p: Parameter, flags: Mapping[str, object], sharded:
     made = signature(rule, everything, p.view.dtype, p.grad_view.dtype, states, matrix)
     if sharded and matters(program_for(made)):
         made = replace(made, sharded=True)
+    if host and any(part.early for part in program_for(made).parts):
+        made = replace(made, travelling=True)
     return made if p.pick is None else replace(made, picked=True)
 
 
@@ -141,7 +143,7 @@ def make_launches(
     found: dict[tuple[int, Signature, Communicator | None], list[Parameter]] = {}
     for p, of, portion in zip(parameters, flags, ferry.cut(sizes, ferry.PORTION), strict=True):
         communicator = None if p.shard is None else p.shard.communicator
-        found.setdefault((portion, signature_of(rule, p, of, sharded), communicator), []).append(p)
+        found.setdefault((portion, signature_of(rule, p, of, sharded, host), communicator), []).append(p)
         heads: Any = of.get(OPTION + HEADS, 1)
         p.heads = operator.index(heads) if of.get(MATRIX) else 1
     return [

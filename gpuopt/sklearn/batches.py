@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from gpuopt.sklearn import gathering
+from gpuopt.sklearn.in_place import Lying, Rows
 
 Array = np.ndarray[Any, Any]
 Batch = tuple[Any, Any, Any]  # inputs (n, features), targets (n, k), weights (n, 1) or None
@@ -99,7 +100,9 @@ class Batches:
         augmentation: Augmentation = Augmentation(),
         dtype: Any = np.float32,
         xp: Any = np,
+        column: bool = False,
     ) -> None:
+        """column: whether inputs are only multiplied with one column: they need not be gathered then."""
         n = len(data)
         self.data, self.rng, self.augmentation, self.dtype, self.xp = data, rng, augmentation, np.dtype(dtype), xp
         count = -(-n // rows)
@@ -107,9 +110,12 @@ class Batches:
         self.shuffle = shuffle and count > 1
         self.x = data.x
         on_host = xp is np and not data.sparse
-        self.run = max(rows // RUNS, 1) if on_host and data.x.size * self.dtype.itemsize > NEAR else 1
-        self.gathered = Gathered(data.x, self.dtype, rows) if on_host and self.shuffle else None
-        if not data.sparse and self.gathered is None:
+        far = on_host and data.x.size * self.dtype.itemsize > NEAR
+        self.run = max(rows // RUNS, 1) if far else 1
+        plain = not (augmentation.input_noise or augmentation.mixup)
+        self.lying = Lying(data.x, self.dtype, rows) if far and self.shuffle and column and plain else None
+        self.gathered = Gathered(data.x, self.dtype, rows) if on_host and self.shuffle and not self.lying else None
+        if not data.sparse and self.gathered is None and self.lying is None:
             self.x = xp.asarray(np.ascontiguousarray(data.x, self.dtype))
         self.y = data.y if data.classes > 2 else np.asarray(data.y, self.dtype).reshape(n, -1)
         self.weights = None if data.weights is None else np.asarray(data.weights, self.dtype)[:, None]
@@ -138,7 +144,9 @@ class Batches:
             x = x[self.xp.asarray(order)]
         for begin, end in pairwise(self.bounds):
             rows: Any = slice(begin, end) if order is None else order[begin:end]
-            if self.gathered is not None:
+            if self.lying is not None:
+                inputs: Any = Rows(self.lying, rows)
+            elif self.gathered is not None:
                 inputs = self.gathered.take(rows)
             elif self.data.sparse:
                 inputs = np.asarray(x[rows].toarray(), self.dtype, order="C")
@@ -151,7 +159,8 @@ class Batches:
         xp, augmentation = self.xp, self.augmentation
         if self.data.classes > 2:
             y = self._one_hot(y)
-        x, y, weights = (part if part is None else xp.asarray(part) for part in (x, y, weights))
+        if xp is not np:
+            x, y, weights = (part if part is None else xp.asarray(part) for part in (x, y, weights))
         if augmentation.mixup:
             x, y, weights = self._mixed(x, y, weights)
         if self.deviations is not None:
