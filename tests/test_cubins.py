@@ -151,7 +151,7 @@ def passes_before(made: Program) -> list[str]:
 
 def wide_accesses(made: Program, written: bool) -> int:
     """128-bit accesses that one turn of the packed loop needs: every role that is read or written but a mask of single bytes."""
-    roles = [r for k, r in enumerate(made.roles) if (r.written if written else k in made.update.reads)]
+    roles = [made.roles[k] for k in (made.update.writes if written else made.update.reads)]
     return sum(made.lanes * STORAGES[r.storage].itemsize // 16 for r in roles if r.storage != "bool")
 
 
@@ -179,7 +179,7 @@ def test_only_float64_and_heavy_kernels_get_more_than_64_registers() -> None:
 
 
 def check_reduce(layout: Layout, cut: Pass, arch: str) -> None:
-    """A pass that sums: 128-bit loads of all that it reads, as many on their way as one lane has, and no spill."""
+    """A pass that sums: 128-bit accesses to all that it reads and stores, as many loads on their way as one lane has, no spill."""
     found = machine(to_cuda_sums.reduce_source(layout, cut), arch)
     assert found.count(r"BAR\.") >= 1 and found.stack == found.local == 0 and not found.found(LOCAL)
     assert found.registers <= 65536 // (THREADS * to_cuda_sums.reduce_blocks(layout, cut))
@@ -187,6 +187,8 @@ def check_reduce(layout: Layout, cut: Pass, arch: str) -> None:
     pack = sum(layout.lanes * size // 16 or 1 for size in sizes)  # loads of a pack of every array
     steps = BLOCK_COLUMNS // (WARP * layout.lanes) if cut.along else CHUNK // (THREADS * layout.lanes)
     assert found.count(r"LDG\..*128") >= sum(layout.lanes * size // 16 for size in sizes)
+    stored = [STORAGES[layout.roles[k].storage].itemsize for k in cut.writes]
+    assert found.count(r"STG\..*128") >= sum(layout.lanes * size // 16 for size in stored)
     ahead = found.run(r"LDG\..*128", r"[FD](ADD|MUL)\b")  # before anything is measured
     assert ahead >= pack * min(steps, cut.ahead), ahead
     if layout.compute == "float32":  # partials are float64: converted once a chunk, never computed with

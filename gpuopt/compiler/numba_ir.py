@@ -161,7 +161,7 @@ def joined(intrinsic: Any, op: str, compute: str) -> Callable[..., Any]:
     """`f(a, b)`: a sum ("add") or product ("mul") of which the compiler may change the order, and make one operation of both: for
     what no other backend has to agree with.
     """
-    kind = NUMBA_TYPES[compute]
+    kind: Any = NUMBA_TYPES[compute]
 
     @intrinsic
     def join(typingctx: Any, a: Any, b: Any) -> Any:

@@ -162,9 +162,9 @@ class Pass:
     @property
     def ahead(self) -> int:
         """Packs of each array that a lane of a pass that sums asks for before it measures the first: a half as many where it has a
-        sum of each of its columns too.
+        sum of each of its columns too; one where it stores, as the update, since compilers move no load over a store.
         """
-        return max(1, (4 if self.along else 8) // max(1, len(self.reads)))
+        return 1 if self.writes else max(1, (4 if self.along else 8) // max(1, len(self.reads)))
 
     def batch(self, itemsize: int) -> int:
         """Rows of a block whose sums, one of each lane, fit into shared memory together: of all its rows, or each warp as many."""

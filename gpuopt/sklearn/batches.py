@@ -67,8 +67,12 @@ def shuffled(count: int, run: int, rng: np.random.Generator) -> Array:
     """The numbers below `count` in random order, runs of so many of them together: (count,)."""
     if run == 1:
         return rng.permutation(count)
-    order = rng.permutation(-(-count // run))[:, None] * run + np.arange(run)
-    return order[order < count]
+    runs, lacking = rng.permutation(-(-count // run)), -count % run
+    order = runs[:, None] * run + np.arange(run)
+    if not lacking:
+        return order.reshape(-1)
+    end = run * (1 + int(runs.argmax()))  # of the last run, in which some are lacking
+    return np.delete(order, np.s_[end - lacking : end])
 
 
 class Gathered:

@@ -18,6 +18,9 @@ from gpuopt.sklearn.base import Array, Estimator
 from gpuopt.sklearn.batches import Data
 from gpuopt.sklearn.losses import LOGISTIC, SOFTMAX, SQUARED, Loss
 
+WHOLE = "biu"  # kinds of dtypes
+CLOSE = 1024  # values, a byte each
+
 
 class Classifier(ClassifierMixin, Estimator):  # type: ignore[misc]
     """Classes of any kind that NumPy can sort; one output for two of them, else one each."""
@@ -64,12 +67,13 @@ class Classifier(ClassifierMixin, Estimator):  # type: ignore[misc]
 
     def _targets(self, y: Any, first: bool, classes: Any, weights: Array | None) -> tuple[Array, int, int]:
         y = column_or_1d(y, warn=True)
-        check_classification_targets(y)
+        if y.dtype.kind not in WHOLE:  # those may be classes whatever they are
+            check_classification_targets(y)
         if first:
-            self.classes_ = np.unique(y if classes is None else classes)
+            self.classes_ = distinct(np.asarray(y if classes is None else classes))
         elif classes is not None and not np.array_equal(self.classes_, np.unique(classes)):
             raise InputError(f"classes = {abbreviated(classes)}: expected those of the first call, {self.classes_}")
-        labels = np.minimum(np.searchsorted(self.classes_, y), len(self.classes_) - 1)
+        labels = numbered(y, self.classes_)
         unknown = y[self.classes_[labels] != y]
         if len(unknown):
             raise InputError(
@@ -153,6 +157,22 @@ class Regressor(RegressorMixin, Estimator):  # type: ignore[misc]
 
     def _scorer(self, data: Data) -> Callable[[Array], float]:
         return lambda outputs: float(r2_score(data.y, outputs, sample_weight=data.weights))
+
+
+def distinct(y: Array) -> Array:
+    """The values in y, sorted; of whole numbers that lie close together without sorting all of them."""
+    if y.dtype.kind not in "iu" or not y.size or int(y.max()) - int(y.min()) >= CLOSE:
+        return np.unique(y)
+    least, there = y.min(), np.zeros(CLOSE, bool)
+    there[np.subtract(y, least, dtype=np.int64 if y.dtype.kind == "i" else y.dtype)] = True
+    return np.asarray(np.flatnonzero(there).astype(y.dtype) + least)
+
+
+def numbered(y: Array, classes: Array) -> Array:
+    """The place of each value among these classes, or, where it is none of them, some place."""
+    if len(classes) == 2:  # a search takes an unforeseeable turn for each
+        return np.asarray(y == classes[1], np.intp)
+    return np.asarray(np.minimum(np.searchsorted(classes, y), len(classes) - 1))
 
 
 def _labels(outputs: Array) -> Array:
