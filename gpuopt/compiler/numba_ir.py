@@ -175,6 +175,21 @@ def joined(intrinsic: Any, op: str, compute: str) -> Callable[..., Any]:
     return result
 
 
+def counted(intrinsic: Any) -> Callable[..., Any]:
+    """`f(address, amount) -> before`: add to a word that several threads add to; what one has stored before, the next one sees."""
+
+    @intrinsic
+    def count(typingctx: Any, address: Any, amount: Any) -> Any:
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            pointer = builder.inttoptr(args[0], ir.PointerType(ir.IntType(64)))
+            return builder.atomic_rmw("add", pointer, args[1], "seq_cst")
+
+        return types.int64(types.int64, types.int64), codegen
+
+    result: Callable[..., Any] = count
+    return result
+
+
 def replace(intrinsic: Any) -> Callable[..., Any]:
     """`f(base, index, value)`: store a word; returns the bits in which it differs from what was there."""
 
