@@ -157,39 +157,6 @@ def prefetch(intrinsic: Any, lines: int = 1) -> Callable[..., Any]:
     return result
 
 
-def joined(intrinsic: Any, op: str, compute: str) -> Callable[..., Any]:
-    """`f(a, b)`: a sum ("add") or product ("mul") of which the compiler may change the order, and make one operation of both: for
-    what no other backend has to agree with.
-    """
-    kind: Any = NUMBA_TYPES[compute]
-
-    @intrinsic
-    def join(typingctx: Any, a: Any, b: Any) -> Any:
-        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-            made: dict[str, Any] = {"add": builder.fadd, "mul": builder.fmul}
-            return made[op](*args, flags=("reassoc", "contract", "nsz"))
-
-        return kind(kind, kind), codegen
-
-    result: Callable[..., Any] = join
-    return result
-
-
-def counted(intrinsic: Any) -> Callable[..., Any]:
-    """`f(address, amount) -> before`: add to a word that several threads add to; what one has stored before, the next one sees."""
-
-    @intrinsic
-    def count(typingctx: Any, address: Any, amount: Any) -> Any:
-        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-            pointer = builder.inttoptr(args[0], ir.PointerType(ir.IntType(64)))
-            return builder.atomic_rmw("add", pointer, args[1], "seq_cst")
-
-        return types.int64(types.int64, types.int64), codegen
-
-    result: Callable[..., Any] = count
-    return result
-
-
 def replace(intrinsic: Any) -> Callable[..., Any]:
     """`f(base, index, value)`: store a word; returns the bits in which it differs from what was there."""
 

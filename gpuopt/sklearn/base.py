@@ -185,14 +185,7 @@ class Estimator(BaseEstimator):  # type: ignore[misc]
         rows = automatic_size(len(data), not self._hidden()) if rows == "auto" else rows
         augmentation = Augmentation(self.input_noise, self.mixup)
         batches = Batches(
-            data,
-            rows,
-            self._rng,
-            shuffle=self.shuffle,
-            augmentation=augmentation,
-            dtype=self._dtype,
-            xp=xp,
-            column=[w.shape[1] for w in network.weights] == [1],
+            data, rows, self._rng, shuffle=self.shuffle, augmentation=augmentation, dtype=self._dtype, xp=xp
         )
         passes = 1 if partial else self.max_iter
         follow = self._optimizer(passes * len(batches), partial, fresh)

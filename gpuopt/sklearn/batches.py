@@ -4,15 +4,13 @@ Called by the training loop. Knows no network and no loss.
 
 Order. Rows are shuffled anew before every pass; of dense data beyond NEAR bytes on the host, runs of rows that lie together, so
 many that each minibatch has RUNS of them or more: to gather single rows from all over the memory costs more than the pass itself.
-Minibatches are gathered (sparse data made dense) one by one into the same memory, so that one of them lasts until the next. Of
-such large data rows that are only multiplied with one column stay where they lie (`in_place.py`). All minibatches of a pass have
-the same number of rows or one less. Data that fit into one minibatch are never shuffled.
+Minibatches are gathered (sparse data made dense) one by one into the same memory, so that one of them lasts until the next. All
+minibatches of a pass have the same number of rows or one less. Data that fit into one minibatch are never shuffled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -20,10 +18,9 @@ from typing import Any
 import numpy as np
 
 from gpuopt.sklearn import gathering
-from gpuopt.sklearn.in_place import Lying, Rows
 
 Array = np.ndarray[Any, Any]
-Batch = tuple[Any, Any, Any]  # inputs (n, features) or Rows, targets (n, k), weights (n, 1) or None
+Batch = tuple[Any, Any, Any]  # inputs (n, features), targets (n, k), weights (n, 1) or None
 
 NEAR = 32 << 20  # what a cache may hold
 RUNS = 128  # data may be sorted: then a minibatch is worth as many rows
@@ -106,9 +103,7 @@ class Batches:
         augmentation: Augmentation = Augmentation(),
         dtype: Any = np.float32,
         xp: Any = np,
-        column: bool = False,
     ) -> None:
-        """column: whether inputs are only multiplied with one column: they need not be gathered then."""
         n = len(data)
         self.data, self.rng, self.augmentation, self.dtype, self.xp = data, rng, augmentation, np.dtype(dtype), xp
         count = -(-n // rows)
@@ -116,11 +111,9 @@ class Batches:
         self.shuffle = shuffle and count > 1
         self.x = data.x
         on_host = xp is np and not data.sparse
-        far = on_host and data.x.size * self.dtype.itemsize > NEAR
-        self.run = max(rows // RUNS, 1) if far else 1
-        self.lying = Lying(data.x, self.dtype, rows) if far and self.lies(column) else None
-        self.gathered = Gathered(data.x, self.dtype, rows) if on_host and self.shuffle and not self.lying else None
-        if not data.sparse and self.gathered is None and self.lying is None:
+        self.run = max(rows // RUNS, 1) if on_host and data.x.size * self.dtype.itemsize > NEAR else 1
+        self.gathered = Gathered(data.x, self.dtype, rows) if on_host and self.shuffle else None
+        if not data.sparse and self.gathered is None:
             self.x = xp.asarray(np.ascontiguousarray(data.x, self.dtype))
         self.y = data.y if data.classes > 2 else np.asarray(data.y, self.dtype).reshape(n, -1)
         self.weights = None if data.weights is None else np.asarray(data.weights, self.dtype)[:, None]
@@ -128,14 +121,6 @@ class Batches:
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
-
-    def lies(self, column: bool) -> bool:
-        """Whether rows can stay where they are."""
-        return column and self.shuffle and not (self.augmentation.input_noise or self.augmentation.mixup)
-
-    def helped(self) -> AbstractContextManager[None]:
-        """While passes are made: other threads help with products of rows where they lie."""
-        return nullcontext() if self.lying is None else self.lying.helped()
 
     def _deviations(self) -> Array:
         """The standard deviation of each feature, (features,)."""
@@ -157,9 +142,7 @@ class Batches:
             x = x[self.xp.asarray(order)]
         for begin, end in pairwise(self.bounds):
             rows: Any = slice(begin, end) if order is None else order[begin:end]
-            if self.lying is not None:
-                inputs: Any = Rows(self.lying, rows)
-            elif self.gathered is not None:
+            if self.gathered is not None:
                 inputs = self.gathered.take(rows)
             elif self.data.sparse:
                 inputs = np.asarray(x[rows].toarray(), self.dtype, order="C")

@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpuopt.sklearn.in_place import Rows
-
 Array = np.ndarray[Any, Any]
 
 
@@ -57,22 +55,6 @@ def initial(
         scale = np.sqrt(gain / inputs) if len(sizes) > 2 else 0.0
         weights.append((rng.standard_normal((inputs, outputs)) * scale).astype(dtype))
     return weights, [np.zeros(outputs, dtype) for outputs in sizes[1:]] if intercepts else []
-
-
-def multiply(xp: Any, h: Any, w: Any, out: Any) -> None:
-    """out = h w, of an array, or of rows where they lie."""
-    if isinstance(h, Rows):
-        h.times(w, out)
-    else:
-        xp.matmul(h, w, out=out)
-
-
-def multiply_back(xp: Any, h: Any, d: Any, out: Any) -> None:
-    """out = h' d."""
-    if isinstance(h, Rows):
-        h.back(d, out)
-    else:
-        xp.matmul(h.T, d, out=out)
 
 
 class Network:
@@ -126,8 +108,8 @@ class Network:
             self._rows = rows
 
     def forward(self, x: Any, masks: Sequence[Any] = ()) -> Any:
-        """Outputs (n, k) of inputs x (n, features), in memory that the next call writes again. x: an array; of one layer with k = 1
-        also Rows. masks: factors of each hidden layer's activations, (n, units).
+        """Outputs (n, k) of inputs x (n, features), in memory that the next call writes again; masks: factors of each hidden
+        layer's activations, (n, units).
         """
         rows, xp = x.shape[0], self.xp
         self._room(rows)
@@ -135,7 +117,7 @@ class Network:
         h = x
         for k, w in enumerate(self.weights):
             z = self._layers[k][:rows]
-            multiply(xp, h, w, z)
+            xp.matmul(h, w, out=z)
             if self.biases:
                 z += self.biases[k]
             if k < last:
@@ -153,7 +135,7 @@ class Network:
         back = ACTIVATIONS[self.activation].back
         for k in range(len(self.weights) - 1, -1, -1):
             h = self._layers[k - 1][:rows] if k else x
-            multiply_back(xp, h, dz, self.weight_gradients[k])
+            xp.matmul(h.T, dz, out=self.weight_gradients[k])
             if self.biases:
                 xp.matmul(self._ones[:, :rows], dz, out=self.bias_gradients[k][None])
             if k:

@@ -69,7 +69,7 @@ def train(network: Network, optimizer: Any, loss: Loss, batches: Batches, plan: 
     optimizer are the averaged ones.
     """
     record = Record()
-    with _threads(network, batches), batches.helped():
+    with _threads(network, batches):
         try:
             for _ in _bar(plan):
                 _pass(network, optimizer, loss, batches, plan, record)
