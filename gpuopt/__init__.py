@@ -52,6 +52,8 @@ _HOMES = {
         "orthogonalize",
         "orthogonalize_largest",
         "learn_bases",
+        "turn_bases",
+        "learn_sides",
         "learn_roots",
         "to_bases",
         "from_bases",

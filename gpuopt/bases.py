@@ -6,7 +6,6 @@ are square matrices [matrices, n, n], None where a side has none. Knows no rule,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
@@ -23,14 +22,40 @@ def learn_bases(g: Any, q_left: Any, q_right: Any, gram_left: Any, gram_right: A
 
     renewal: TURNED by one power iteration, see `renew`; ANEW, all eigenvectors; of any other number the bases stay.
     """
+    turn_sides(q_left, q_right, gram_left, gram_right, renewal)
+    return learn_sides(g, gram_left, gram_right, gain)
+
+
+def turn_bases(x: Any, q_left: Any, q_right: Any, gram_left: Any, gram_right: Any, renewal: float) -> Any:
+    """Renew the bases as `learn_bases` does, and matrices x [matrices, rows, columns], in place, from the old ones to the new: what
+    from_bases makes of them stays. Gives them.
+    """
+    if renewal in (TURNED, ANEW):
+        from_bases(x, q_left, q_right)
+        turn_sides(q_left, q_right, gram_left, gram_right, renewal)
+        to_bases(x, q_left, q_right)
+    return x
+
+
+def learn_sides(g: Any, gram_left: Any, gram_right: Any, gain: float) -> Any:
+    """Bring gradients [matrices, rows, columns] into the averages of g g' and g' g, in place, with this gain. Gives the gradients, as
+    they are.
+    """
     with np.errstate(all="ignore"):
-        for q, gram, tall in sides(q_left, q_right, gram_left, gram_right):
-            if renewal == ANEW:
-                q[...] = eigenvectors(gram)
-            elif renewal == TURNED:
-                renew(q, gram)
-            learn(gram, g, tall, gain)
+        for gram, tall in ((gram_left, False), (gram_right, True)):
+            if gram is not None:
+                library_of(g).follow(gram, g, gain, tall)
     return g
+
+
+def turn_sides(q_left: Any, q_right: Any, gram_left: Any, gram_right: Any, renewal: float) -> None:
+    """Renew the basis of each side by its average, in place; renewal: see `learn_bases`."""
+    with np.errstate(all="ignore"):
+        for q, gram in ((q_left, gram_left), (q_right, gram_right)):
+            if q is not None and renewal == ANEW:
+                q[...] = eigenvectors(gram)
+            elif q is not None and renewal == TURNED:
+                renew(q, gram)
 
 
 def learn_roots(
@@ -41,27 +66,15 @@ def learn_roots(
     (scale average + eps)^(-exponent). An eigenvalue below 0, of rounding, lifts all, as in Meta's Distributed Shampoo. Gives the
     gradients, as they are.
     """
+    learn_sides(g, gram_left, gram_right, gain)
     with np.errstate(all="ignore"):
-        for q, gram, tall in sides(q_left, q_right, gram_left, gram_right):
-            learn(gram, g, tall, gain)
-            if renewal:
+        for q, gram in ((q_left, gram_left), (q_right, gram_right)):
+            if q is not None and renewal:
                 values, vectors = eigen(gram)
                 values = values * scale
                 powers = (values - values[:, :1].clip(None, 0) + eps) ** -exponent
                 q[...] = library_of(q).product(vectors * powers[:, None, :], vectors.swapaxes(1, 2))
     return g
-
-
-def sides(q_left: Any, q_right: Any, gram_left: Any, gram_right: Any) -> Iterator[tuple[Any, Any, bool]]:
-    """Basis and average of each side that has some, and whether it is that of columns."""
-    for q, gram, tall in ((q_left, gram_left, False), (q_right, gram_right, True)):
-        if q is not None:
-            yield q, gram, tall
-
-
-def learn(gram: Any, g: Any, tall: bool, gain: float) -> None:
-    """Bring g g', or g' g, into its average, in place."""
-    gram += (library_of(g).square(g, tall=tall) - gram) * gain
 
 
 def to_bases(x: Any, q_left: Any, q_right: Any) -> Any:
@@ -76,11 +89,13 @@ def from_bases(x: Any, q_left: Any, q_right: Any) -> Any:
 
 def between(x: Any, left: Any, right: Any) -> Any:
     """left x right, in the place of x; None leaves out that side."""
-    by, made = library_of(x), x
+    product = library_of(x).product
     with np.errstate(all="ignore"):
-        made = made if left is None else by.product(left, made)
-        made = made if right is None else by.product(made, right)
-    x[...] = made
+        made = x * 1 if left is None else product(left, x)
+        if right is None:
+            x[...] = made
+        else:
+            product(made, right, out=x)
     return x
 
 
@@ -112,8 +127,7 @@ def renew(q: Any, gram: Any) -> None:
     """One power iteration and QR of every basis, in place, columns by falling eigenvalues as q has them now. Every column stays
     where it is: the authors sort them, and the second moments along with them, which changes no update.
     """
-    decompose = import_module(library(q)).linalg.qr
-    product = library_of(q).product(gram, q)
-    for basis, ahead in zip(q, product, strict=True):
+    by = library_of(q)
+    for basis, ahead in zip(q, by.product(gram, q), strict=True):
         order = (-(basis * ahead).sum(0)).argsort()
-        basis[:, order] = decompose(ahead[:, order])[0]
+        basis[:, order] = by.orthogonal(ahead[:, order])

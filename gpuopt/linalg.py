@@ -15,6 +15,7 @@ import numpy as np
 
 from gpuopt.coefficients import COEFFICIENTS, Coefficients, Row
 from gpuopt.errors import InputError
+from gpuopt.householder import orthogonal
 from gpuopt.messages import install
 
 RESTART = 3  # steps on the products of rows after which those of degree 5 begin again from the matrix, whose rounding errors grow
@@ -90,6 +91,7 @@ def on_stream(x: Any, handle: int) -> AbstractContextManager[Any]:
 
 
 PANELS, LEAST = 4, 256  # of a symmetric product, for matrices of so many rows
+NARROW = 128  # rows of a panel of a symmetric product that goes into an average
 CACHED = 8 << 20  # bytes of matrices that are multiplied together on the host
 
 
@@ -106,7 +108,9 @@ class Library:
     of_square = of_symmetric = 1.0  # what these cost, where other products of as many rows and columns cost 1
 
     def __init__(self, x: Any) -> None:
-        self.product: Callable[..., Any] = import_module(library(x)).matmul
+        made = import_module(library(x))
+        self.product: Callable[..., Any] = made.matmul
+        self.decompose: Callable[..., Any] = made.linalg.qr
 
     def square(self, x: Any, out: Any = None, tall: bool = False) -> Any:
         """x x', or x' x of a tall matrix."""
@@ -116,6 +120,14 @@ class Library:
     def symmetric(self, a: Any, b: Any, out: Any = None) -> Any:
         """a b, of symmetric matrices whose product is symmetric."""
         return self.product(a, b, out=out)
+
+    def follow(self, average: Any, x: Any, gain: float, tall: bool = False) -> None:
+        """Bring x x', or x' x, into an average of such products, in place."""
+        average += (self.square(x, tall=tall) - average) * gain
+
+    def orthogonal(self, a: Any) -> Any:
+        """The orthogonal factor of one square matrix, see `householder.orthogonal`."""
+        return self.decompose(a)[0]
 
 
 class Host(Library):
@@ -135,6 +147,19 @@ class Host(Library):
             self.product(a[:, begin:end], b[:, :, begin:], out=out[:, begin:end, begin:])
             out[:, end:, begin:end] = out[:, begin:end, end:].swapaxes(1, 2)
         return out
+
+    def follow(self, average: Any, x: Any, gain: float, tall: bool = False) -> None:
+        """The panels on and above the diagonal, each of which meets its part of the average in the caches."""
+        x = x.swapaxes(1, 2) if tall else x
+        size = NARROW if x.shape[1] >= LEAST else LEAST
+        for begin in range(0, x.shape[1], size):
+            end = begin + size
+            part = average[:, begin:end, begin:]
+            part += (self.product(x[:, begin:end], x[:, begin:].swapaxes(1, 2)) - part) * gain
+            average[:, end:, begin:end] = part[:, :, size:].swapaxes(1, 2)
+
+    def orthogonal(self, a: Any) -> Any:
+        return orthogonal(a)
 
 
 def library_of(x: Any) -> Library:

@@ -219,10 +219,9 @@ class Soap:
         """The states, their columns where they were at first."""
         there = [np.argsort(order) for order in self.order]
         shape = len(self.m), self.m.shape[1]
-        if "exp_avg" in s:
-            s["exp_avg"].reshape(-1, *shape)[k] = self.project(self.m, back=True)
-        if squares in s:
-            s[squares].reshape(-1, *shape)[k] = self.v[np.ix_(*there)]
+        for name, x in (("exp_avg", self.m), (squares, self.v)):
+            if name in s:
+                s[name].reshape(-1, *shape)[k] = x[np.ix_(*there)]
         for q, gram, back, side, n in zip(self.q, self.grams, there, ("left", "right"), shape, strict=True):
             if gram is not None:
                 s[f"gram_{side}"].reshape(-1, n, n)[k] = gram

@@ -23,7 +23,7 @@ LAYERS = (
     ("errors", "messages", "line", "driver", "native"),  # words and the machine; no array, no rule
     ("formats.dtypes", "formats.philox"),
     ("rules.primitives", "rules.products", "rules.between"),  # the operations of the language; functions beside a rule
-    ("coefficients",),  # numbers of iterations on matrices
+    ("coefficients", "householder"),  # numbers of iterations on matrices; their orthogonal factors
     ("arrays", "dlpack", "numba_arrays", "pairs", "strides", "pinned", "linalg", "bases", "tensor_file"),
     ("draws", "projections", "selections", "whitening"),  # products of matrices
     ("launch.table", "launch.stream"),  # the columns that host and kernels agree on

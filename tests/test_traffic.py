@@ -67,8 +67,8 @@ FLOORS: list[tuple[str, dict[str, Any], str, int]] = [
     # Before a product of matrices x, an operand, is written; behind it the result is read. Lengths of rows come between, or of all.
     *((name, {}, "g b > b x | p x > p", 28) for name in ("muon", "scion", "dion2", "kron")),
     ("apollo", {}, "g > x | p x > p", 20),
-    # The gradient x and its average y go into the bases, and the step z comes back.
-    ("soap", {}, "g m > m x y | x y v > v z | p z > p", 52),
+    # The gradient x goes into the bases, its average y is turned with them, and the step z comes back.
+    ("soap", {}, "g m > x y | x y v > m v z | p z > p", 52),
     # What is orthogonalized comes from the bases in the same memory.
     ("soapmuon", {}, "g b > b x y | y w > w z | p z > p", 48),
     # Lengths of the step and of Adam's, for which both averages are made once more.

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from gpuopt.compiler.cuts import Cutter
 from gpuopt.compiler.kinds import LINE_SUMS, VECTORS, Kind, mapped
 from gpuopt.compiler.parts import GRADIENT, Along, Pass, Role
-from gpuopt.compiler.tree import SIZES, Add, Assign, Expr
+from gpuopt.compiler.tree import SIZES, Add, Assign, Expr, inputs
 from gpuopt.formats.dtypes import STORAGES
 
 Cut = tuple[int, bool]
@@ -246,6 +246,7 @@ class Slicer:
 
             return mapped(expr, renumbered)
 
+        needed = inputs(body)
         adds = sorted((places[s.index], s.kind) for s in body if isinstance(s, Add))
         numbers = [used[k] for k in sorted(used)]
         closure = self.of.closure([*numbers, *cells.values()])
@@ -254,7 +255,7 @@ class Slicer:
             tuple(replace(s, expr=new(s.expr)) for s in closure if self.of.own_kinds[s.name] is Kind.TENSOR),
             tuple(map(new, (*numbers, *cells.values()))),
             tuple(moved(replace(s, expr=new(s.expr)), places) for s in body),
-            tuple(k for k, name in enumerate(self.of.roles) if any(name in s.expr.names() for s in body)),
+            tuple(k for k, name in enumerate(self.of.roles) if name in needed),
             adds[0][0] if adds else 0,
             tuple(kind for _, kind in adds),
             tuple((cell, len(numbers) + k) for k, cell in enumerate(cells)),
@@ -265,7 +266,7 @@ class Slicer:
                 Along(self.of.matrix_sums[k].kind.name.lower(), new(self.of.matrix_sums[k].expr)) for k in matrix_sums
             ),
             tuple((k, new(e)) for k, e in kept.items()),
-            tuple(k for k, name in enumerate(self.of.blocked) if any(name in s.expr.names() for s in body)),
+            tuple(k for k, name in enumerate(self.of.blocked) if name in needed),
             tuple(k for k, name in enumerate(self.of.roles) if name in written),
         )
 

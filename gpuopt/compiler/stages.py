@@ -14,7 +14,7 @@ from typing import NamedTuple
 from gpuopt.compiler.kinds import mapped
 from gpuopt.compiler.names import CODE, DRAW, OPERAND, RESULT
 from gpuopt.compiler.parts import Coded, Product, Role, Signature
-from gpuopt.compiler.tree import DRAWING, PRODUCTS, Assign, Expr
+from gpuopt.compiler.tree import DRAWING, PRODUCTS, Assign, Expr, inputs
 from gpuopt.errors import RuleSyntaxError
 
 LAST = "p"  # what the last stage stores
@@ -111,16 +111,6 @@ def sliced(body: Sequence[Assign], wanted: set[str]) -> list[Assign]:
             wanted = wanted - {s.name} | s.expr.names()
             found.append(s)
     return found[::-1]
-
-
-def inputs(body: Sequence[Assign]) -> set[str]:
-    """The variables that are read before anything is assigned to them."""
-    found: set[str] = set()
-    assigned: set[str] = set()
-    for s in body:
-        found |= s.expr.names() - assigned
-        assigned.add(s.name)
-    return found
 
 
 def signature_of(whole: Signature, stage: Stage, before: Iterable[Product]) -> Signature:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -15,7 +15,7 @@ SIZES = ("numel", "rows", "columns")
 # Of matrices: how many of these they take, how many flags behind them, and names of states of matrices and scalars behind those.
 PRODUCTS = {
     **{"orthogonalize": (1, 2, 0), "learn_bases": (1, 0, 6), "learn_roots": (1, 0, 9)},
-    **{"to_bases": (1, 0, 2), "from_bases": (1, 0, 2)},
+    **{"to_bases": (1, 0, 2), "from_bases": (1, 0, 2), "turn_bases": (1, 0, 5), "learn_sides": (1, 0, 3)},
     **{"scale_by_projection": (1, 1, 10), "orthogonalize_largest": (1, 2, 3), "whiten": (1, 0, 6)},
 }
 DRAWING = ("scale_by_projection", "whiten")  # those that need random numbers
@@ -132,6 +132,17 @@ def operations(body: tuple[Statement, ...]) -> set[str]:
             pending += part.children()
         else:
             pending += (part.expr,) if isinstance(part, Assign) else (*part.body, *part.orelse)
+    return found
+
+
+def inputs(body: Iterable[Assign | Add]) -> set[str]:
+    """The variables that are read before anything is assigned to them."""
+    found: set[str] = set()
+    assigned: set[str] = set()
+    for s in body:
+        found |= s.expr.names() - assigned
+        if isinstance(s, Assign):
+            assigned.add(s.name)
     return found
 
 

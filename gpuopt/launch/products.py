@@ -22,6 +22,8 @@ RUNS: Mapping[str, Callable[..., Any]] = {
     "orthogonalize": linalg.orthogonalize,
     "learn_bases": bases.learn_bases,
     "learn_roots": bases.learn_roots,
+    "turn_bases": bases.turn_bases,
+    "learn_sides": bases.learn_sides,
     "to_bases": bases.to_bases,
     "from_bases": bases.from_bases,
     "orthogonalize_largest": selections.orthogonalize_largest,

@@ -57,10 +57,12 @@ from gpuopt.rules.products import (
     from_bases,
     learn_bases,
     learn_roots,
+    learn_sides,
     orthogonalize,
     orthogonalize_largest,
     scale_by_projection,
     to_bases,
+    turn_bases,
     whiten,
 )
 
@@ -78,6 +80,7 @@ __all__ = [
     "global_sum",
     "learn_bases",
     "learn_roots",
+    "learn_sides",
     "maximum",
     "minimum",
     "numel",
@@ -93,6 +96,7 @@ __all__ = [
     "tensor_max",
     "tensor_sum",
     "to_bases",
+    "turn_bases",
     "where",
     "whiten",
 ]

@@ -35,6 +35,18 @@ def learn_bases(g: Any, q_left: Any, q_right: Any, gram_left: Any, gram_right: A
     return _multiplied("learn_bases", g, q_left, q_right, gram_left, gram_right, renewal, gain)
 
 
+def turn_bases(x: Any, q_left: Any, q_right: Any, gram_left: Any, gram_right: Any, renewal: Any) -> Any:
+    """A matrix that lies in the bases, as it lies in them once they are renewed by the averages as they are, as in `learn_bases`:
+    what it is in the coordinates of the gradients stays. The averages learn nothing.
+    """
+    return _multiplied("turn_bases", x, q_left, q_right, gram_left, gram_right, renewal)
+
+
+def learn_sides(g: Any, gram_left: Any, gram_right: Any, gain: Any) -> Any:
+    """The matrix as it is, which becomes part of the averages of g g' and g' g, with the weight `gain`. No bases are renewed."""
+    return _multiplied("learn_sides", g, gram_left, gram_right, gain)
+
+
 def learn_roots(
     g: Any, q_left: Any, q_right: Any, gram_left: Any, gram_right: Any, renewal: Any, gain: Any, scale: Any, exponent: Any, eps: Any
 ) -> Any:  # fmt: skip
@@ -88,6 +100,8 @@ ON_MATRICES: dict[str, Callable[..., Any]] = {
         orthogonalize,
         orthogonalize_largest,
         learn_bases,
+        turn_bases,
+        learn_sides,
         learn_roots,
         to_bases,
         from_bases,

@@ -2,7 +2,7 @@
 
 import math
 
-from gpuopt.rules.language import State, from_bases, learn_bases, rule, sqrt, to_bases, where
+from gpuopt.rules.language import State, from_bases, learn_sides, rule, sqrt, to_bases, turn_bases, where
 from gpuopt.rules.parts import OF_SIDES, adamw_step, bases_turned, debiased, gain_of, sides
 
 
@@ -20,19 +20,19 @@ def soap(
 ):  # fmt: skip
     """SOAP, Vyas et al. 2024: Adam in the eigenvectors L, R of averages of g g' and g' g, see `gpuopt.bases`.
 
-    m <- beta1 m + (1 - beta1) g;  x = L' g R;  v <- beta2 v + (1 - beta2) x^2;  u = L (L' m R / (sqrt(v) + eps)) R';
+    x = L' g R;  m <- beta1 m + (1 - beta1) x;  v <- beta2 v + (1 - beta2) x^2;  u = L (m / (sqrt(v) + eps)) R';
     p <- p - lr a u;  p <- (1 - lr weight_decay) p;  a = sqrt(1 - beta2^t) / (1 - beta1^t), or 1 without correct_bias.
     The first gradient makes the bases and no step, and t counts those behind it. A step knows the averages up to the gradient
     before its own; these have the beta shampoo_beta, or beta2 where that is negative. Every precondition_frequency steps the bases
-    are renewed. A side longer than max_precond_dim has none. Here m lies in the coordinates of p; the authors keep it in the bases
-    and turn it with them, which is the same. Vectors, and tensors of a group with matrix = False, are stepped by AdamW from the
-    first gradient on.
+    are renewed, and m, which lies in them, is turned with them; v is not. A side longer than max_precond_dim has none. Vectors, and
+    tensors of a group with matrix = False, are stepped by AdamW from the first gradient on.
     """
     if matrix:
-        x = to_bases(learn_bases(g, q_left, q_right, gram_left, gram_right, renewal, gain), q_left, q_right)
-        m = m + (g - m) * (begun * (1 - beta1))
+        m = turn_bases(m, q_left, q_right, gram_left, gram_right, renewal)
+        x = to_bases(learn_sides(g, gram_left, gram_right, gain), q_left, q_right)
+        m = m + (x - m) * (begun * (1 - beta1))
         v = v + (x * x - v) * (begun * (1 - beta2))
-        u = from_bases(to_bases(m, q_left, q_right) / (sqrt(v) + eps), q_left, q_right)
+        u = from_bases(m / (sqrt(v) + eps), q_left, q_right)
         a = lr
         if correct_bias:
             a = lr * correction
