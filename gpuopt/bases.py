@@ -130,4 +130,4 @@ def renew(q: Any, gram: Any) -> None:
     by = library_of(q)
     for basis, ahead in zip(q, by.product(gram, q), strict=True):
         order = (-(basis * ahead).sum(0)).argsort()
-        basis[:, order] = by.orthogonal(ahead[:, order])
+        basis[...] = by.columns(by.orthogonal(by.columns(ahead, order)), order.argsort())

@@ -10,29 +10,27 @@ from typing import Any
 
 import numpy as np
 
-PANEL, LEAST = 128, 256  # columns that LAPACK takes at a time, and how many it takes at once
+PANEL, LEAST = 128, 256  # columns that LAPACK takes at a time, and of how many it takes none at once
+STRIP = 512  # columns that meet the reflections of a panel at a time
 
 
 def orthogonal(a: Any) -> Any:
     """Q of a = Q R, for one square matrix of float32 or float64, with LAPACK's signs; what is not finite makes NaN of its panel and
-    those behind it. a: is overwritten.
+    those behind it.
 
     The reflections of a panel of columns are one matrix I - V T V', T upper triangular: Schreiber & Van Loan 1989; the inverse of T
-    is that of their scales on the diagonal and V' V above it: Puglisi 1992.
+    has one over their scales on the diagonal and V' V above it: Puglisi 1992.
     """
     if len(a) < LEAST:
         return np.linalg.qr(a)[0]
-    panels = []
+    a, panels = np.array(a, order="C"), []
     for begin in range(0, len(a), PANEL):
         v, t = reflections(a[begin:, begin : begin + PANEL])
-        rest = a[begin:, begin + PANEL :]
-        if rest.size:
-            rest -= v @ (t.T @ (v.T @ rest))
+        reflect(a[begin:, begin + PANEL :], v, t.T)
         panels.append((begin, v, t))
     q = np.eye(len(a), dtype=a.dtype)
     for begin, v, t in reversed(panels):
-        below = q[begin:, begin:]
-        below -= v @ (t @ (v.T @ below))
+        reflect(q[begin:, begin:], v, t)
     return q
 
 
@@ -44,3 +42,10 @@ def reflections(panel: Any) -> tuple[Any, Any]:
     between = np.triu(v.T @ v, 1) * scales[:, None]
     np.fill_diagonal(between, 1)
     return v, np.linalg.inv(between) * scales
+
+
+def reflect(x: Any, v: Any, t: Any) -> None:
+    """x - v t v' x, in place, some columns at a time, so that what lies between stays in the caches."""
+    for begin in range(0, x.shape[1], STRIP):
+        part = x[:, begin : begin + STRIP]
+        part -= v @ (t @ (v.T @ part))
