@@ -38,8 +38,8 @@ def turn_bases(x: Any, q_left: Any, q_right: Any, gram_left: Any, gram_right: An
 
 
 def learn_sides(g: Any, gram_left: Any, gram_right: Any, gain: float) -> Any:
-    """Bring gradients [matrices, rows, columns] into the averages of g g' and g' g, in place, with this gain. Gives the gradients, as
-    they are.
+    """Bring gradients [matrices, rows, columns] into the averages of g g' and g' g, in place, with this gain. Gives the gradients,
+    as they are.
     """
     with np.errstate(all="ignore"):
         for gram, tall in ((gram_left, False), (gram_right, True)):

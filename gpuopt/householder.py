@@ -1,5 +1,5 @@
-"""The orthogonal factor of a matrix of NumPy by reflections, nearly all of it products of matrices, where LAPACK's own goes through the
-whole matrix for every few columns.
+"""The orthogonal factor of a matrix of NumPy by reflections, nearly all of it products of matrices, where LAPACK's own goes through
+the whole matrix for every few columns.
 
 Called by `linalg` for bases that are renewed. Knows no rule, optimizer or kernel.
 """

@@ -53,6 +53,8 @@ def check_bases(
         renewal = 2 if known == 1 else known % 2
         bases.to_bases(bases.learn_bases(x, *mine, renewal, 0.1), *mine[:2])
         bases.to_bases(bases.learn_bases(y, *theirs, renewal, 0.1), *theirs[:2])
+        bases.turn_bases(x, *mine, known % 2)
+        bases.turn_bases(y, *theirs, known % 2)
         assert difference(here(bases.from_bases(y, *theirs[:2])), g if known else 0 * g) < tolerance
     assert max(difference(here(a), b) for a, b in zip(theirs[2:], mine[2:], strict=True)) < tolerance
     roots, of_theirs = [a * 1 for a in mine], [a * 1 for a in theirs]

@@ -132,3 +132,39 @@ def test_products_of_rows_are_taken_where_they_multiply_less(
     work = linalg.plan(table, ratio, by)
     assert work.gram is gram and work.cost == min(found.values())
     assert (found[linalg.by_rows] < found[linalg.by_matrix]) is gram
+
+
+@pytest.mark.parametrize("rank", [1.0, 0.5, 0.0])
+@pytest.mark.parametrize("n", [5, 256, 300, 520])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_orthogonal_factors_by_panels_are_lapacks(dtype: Any, n: int, rank: float) -> None:
+    rng = np.random.default_rng(0)
+    a = (rng.standard_normal((n, int(n * rank))) @ rng.standard_normal((int(n * rank), n))).astype(dtype)
+    before, eps = a.copy(), float(np.finfo(dtype).eps)
+    found, expected = linalg.library_of(a[None]).orthogonal(a), np.linalg.qr(a)[0]
+    sizes = abs(expected.T @ a).max() + 1
+    assert found.dtype == dtype and np.array_equal(a, before)
+    assert abs(found.T @ found - np.eye(n)).max() < 20 * eps
+    assert abs(np.tril(found.T @ a, -1)).max() < 20 * eps * sizes
+    if rank == 1:  # the condition of such a matrix is some thousands
+        assert abs(found - expected).max() < 1e4 * eps
+
+
+def test_orthogonal_factors_of_what_is_not_finite_are_none() -> None:
+    a = np.random.default_rng(0).standard_normal((300, 300))
+    a[3, 200] = np.inf
+    with np.errstate(all="ignore"):
+        assert np.isnan(linalg.library_of(a[None]).orthogonal(a)[:, -1]).all()
+
+
+@pytest.mark.parametrize("tall", [False, True])
+@pytest.mark.parametrize("shape", [(2, 7, 5), (1, 1100, 3), (1, 3, 1100)])
+def test_averages_of_products_follow_by_panels(shape: tuple[int, int, int], tall: bool) -> None:
+    rng, n = np.random.default_rng(0), shape[2 if tall else 1]
+    x, average = rng.standard_normal(shape), np.zeros((shape[0], n, n))
+    average += rng.standard_normal((shape[0], n, n))
+    average += average.swapaxes(1, 2)
+    made = x.swapaxes(1, 2) @ x if tall else x @ x.swapaxes(1, 2)
+    expected = average + (made - average) * 0.25
+    linalg.library_of(x).follow(average, x, 0.25, tall)
+    assert difference(average, expected) < 1e-14

@@ -11,7 +11,7 @@ import gpuopt
 from cases import Case
 from gpuopt import InputError, RuleSyntaxError, State, backends, bases
 from gpuopt.rules.products import learn_bases, to_bases
-from matrix_steps import Steps
+from matrix_steps import Steps, product_shapes
 from samples import HOST_BACKENDS, bits, difference
 
 STEPS = Steps((6, 8), (5,), (4, 2, 3, 3), (3, 5, 5), (9, 1))
@@ -41,6 +41,35 @@ def test_bases_are_orthogonal_and_diagonalize_what_gradients_have_in_common() ->
     assert np.allclose(q_left.swapaxes(1, 2) @ q_left, np.eye(4)) and np.allclose(gram, g @ g.swapaxes(1, 2))
     found = x @ x.swapaxes(1, 2)
     assert np.allclose(found, found * np.eye(4)) and np.allclose(bases.from_bases(x, q_left, None), g)
+
+
+def test_what_lies_in_the_bases_stays_where_it_is_when_they_turn() -> None:
+    rng = np.random.default_rng(0)
+    g, m = rng.standard_normal((2, 2, 4, 6))
+    states = [np.eye(n) + np.zeros((2, n, n)) for n in (4, 6)] + [np.zeros((2, n, n)) for n in (4, 6)]
+    for renewal in (0, 2, 1, 1):
+        bases.learn_sides(g, *states[2:], 0.5)
+        before, q = bases.from_bases(m.copy(), *states[:2]), [a.copy() for a in states[:2]]
+        assert bases.turn_bases(m, *states, renewal) is m
+        assert np.allclose(bases.from_bases(m.copy(), *states[:2]), before)
+        assert [np.array_equal(a, b) for a, b in zip(q, states, strict=False)] == [not renewal] * 2
+
+
+def test_three_pairs_of_products_make_a_step_and_two_more_turn_the_average(monkeypatch: pytest.MonkeyPatch) -> None:
+    opt, calls = gpuopt.SOAP([np.ones((3, 4))], precondition_frequency=3, backend="numpy"), product_shapes(monkeypatch)
+    rng, found = np.random.default_rng(0), []
+    for _ in range(6):
+        calls.clear()
+        opt.step([rng.standard_normal((3, 4))])
+        found.append(len(calls))
+    assert found == [
+        6,
+        10,
+        6,
+        6,
+        12,
+        6,
+    ]  # all eigenvectors behind the first; the power iteration is a product of each side
 
 
 def test_roots_undo_what_gradients_have_in_common() -> None:
