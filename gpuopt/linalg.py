@@ -91,10 +91,7 @@ def on_stream(x: Any, handle: int) -> AbstractContextManager[Any]:
 
 
 PANELS, LEAST = 4, 256  # of a symmetric product, for matrices of so many rows
-FEW, MANY = (
-    256,
-    1024,
-)  # rows of a panel of a symmetric product that goes into an average, and of how many there are some
+FEW, MANY = 256, 1024  # rows of a panel of a product that goes into an average, and of how many there are some
 CACHED = 8 << 20  # bytes of matrices that are multiplied together on the host
 
 
