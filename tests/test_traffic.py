@@ -141,7 +141,7 @@ def test_formats_count() -> None:
     split = {"param_dtype": "bfloat16", "param_format": "split8"}
     codes = {
         "int8": 2 * (2 + 3 / 256),
-        "int4": 2 * (1 + 2 / 128 + 6 / 256),
+        "int4": 2 * (1 + 2 / 32 + 6 / 256),
     }  # codes and numbers of blocks of both states, read and written
     for kept, states in codes.items():
         assert program("adamw", state_format=kept, **split).traffic() == 2 + 2 * (2 + 1) + states
