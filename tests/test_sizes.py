@@ -63,7 +63,7 @@ def test_the_bytes_that_the_readme_tells_are_those_of_adamw() -> None:
         (ROOT / "README.md").read_text(),
         re.MULTILINE,
     )
-    assert [row[0] for row in rows] == ["float32", "bfloat16", "float8", "int8", "int4"]
+    assert [row[0] for row in rows] == ["float32", "bfloat16", "float8", "int8", "auto4", "int4"]
     for kept, *told in rows:
         (row,) = gpuopt.memory(8e9, dtype="bfloat16", param_format="split8", state_format=kept).rows
         found = row.states, row.total - row.gradient, row.total
