@@ -178,26 +178,26 @@ __device__ __forceinline__ void draw(const int64* at, const float* s, int64 i, b
   if constexpr (U::STREAMS > 0) {
     const Source from = source<U>(at, s);
     const int64* end = at + U::ADDRESSES;
-    const int64 first = element_of<U::SHARDED>(end, i);
+    if (whole) {
+      const int64 first = element_of<U::SHARDED>(end, i);
+      Random<U::STREAMS, U::BITS, EACH> all;
 #pragma unroll
-    for (int k = 0; k < EACH; k += PER_BLOCK)
+      for (int k = 0; k < EACH; ++k) {
+        all.draw(from, first, k);
 #pragma unroll
-      for (int w = 0; w < U::STREAMS; ++w)
-        if (whole) {
-          const Block block = philox(from, (first + k) / PER_BLOCK, w);
-#pragma unroll
-          for (int j = 0; j < PER_BLOCK; ++j) words[k + j][w] = block.words[j];
-        }
-    if (!whole)
+        for (int w = 0; w < U::STREAMS; ++w) words[k][w] = all(w, k);
+      }
+    } else {
 #pragma unroll 1
       for (int k = 0; k < EACH; ++k) {
-        Random<U::STREAMS, 1> one;
+        Random<U::STREAMS, U::BITS, 1> one;
         one.draw(from, element_of<U::SHARDED>(end, i + k), 0);
 #pragma unroll
         for (int j = 0; j < EACH; ++j)  // an index that is not known would send the words to local memory
 #pragma unroll
           for (int w = 0; w < U::STREAMS; ++w) words[j][w] = j == k ? one(w, 0) : words[j][w];
       }
+    }
   }
 }
 

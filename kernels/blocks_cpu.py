@@ -9,11 +9,9 @@ HOLE("constants")
 
 
 def walk(table, tiles, lo, hi, tile_size, rows, values, slots):
-    scratch = np.empty(
-        SCRATCH * GROUP, np.uint32
-    )  # random bits, what is kept, what goes to extremes, codes of four bits
+    scratch = np.empty(SCRATCH, np.uint32)  # random bits, what is kept, what goes to extremes, codes of four bits
     bits = scratch.ctypes.data
-    kept = bits + STREAMS * GROUP * 4
+    kept = bits + STREAMS * ROOM * 4
     terms = kept + KEPT * GROUP * 4
     nibbles = terms + EXTREMES * GROUP * 4
     for tile in range(lo, hi):
@@ -43,20 +41,21 @@ def walk(table, tiles, lo, hi, tile_size, rows, values, slots):
             length = min(GROUP, block_width - first)
             HOLE("addresses")
             HOLE("drawn")
-            if STREAMS > 0 and together and drawn % PER_BLOCK == 0:
-                for k in range((length + PER_BLOCK - 1) // PER_BLOCK):
+            ahead = drawn % PER_CALL if together else 0  # from an element to where its bits are
+            if STREAMS > 0 and together:
+                for k in range((ahead + length + PER_CALL - 1) // PER_CALL):
                     for stream in range(STREAMS):
-                        a, b, c, d = philox(drawn // PER_BLOCK + k, stream, step, tensor, seed)
-                        store_bits(bits, stream * GROUP + k * PER_BLOCK, a)
-                        store_bits(bits, stream * GROUP + k * PER_BLOCK + 1, b)
-                        store_bits(bits, stream * GROUP + k * PER_BLOCK + 2, c)
-                        store_bits(bits, stream * GROUP + k * PER_BLOCK + 3, d)
+                        a, b, c, d = philox(drawn // PER_CALL + k, stream, step, tensor, seed)
+                        store_words(bits, stream * ROOM + k * PER_BLOCK, a)
+                        store_words(bits, stream * ROOM + k * PER_BLOCK + 1, b)
+                        store_words(bits, stream * ROOM + k * PER_BLOCK + 2, c)
+                        store_words(bits, stream * ROOM + k * PER_BLOCK + 3, d)
             elif STREAMS > 0:
                 for k in range(length):
                     HOLE("drawn_alone")
                     for stream in range(STREAMS):
-                        words = philox(drawn // PER_BLOCK, stream, step, tensor, seed)
-                        store_bits(bits, stream * GROUP + k, chosen(words, drawn % PER_BLOCK))
+                        made = philox_parts(drawn // PER_CALL, stream, step, tensor, seed)
+                        store_bits(bits, stream * ROOM + k, chosen(made, drawn % PER_CALL))
             HOLE("unpack")
             for part in range(0, length, PART):  # one number of every array of blocks
                 end = min(part + PART, length)

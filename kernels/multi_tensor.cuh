@@ -88,7 +88,7 @@ template <class U> __device__ __forceinline__ Source source(const int64* at, con
 // N elements from `place` on; `at` holds the addresses of the roles.
 template <class U, int N, int OFFSET = 0>
 __device__ __forceinline__ void update_at(const int64* at, const int64* slots, const Place& place, const typename U::C* s,
-                                          Packs<U, N, 0>& packs, Random<U::STREAMS, N>& random) {
+                                          Packs<U, N, 0>& packs, Random<U::STREAMS, U::BITS, N>& random) {
   constexpr int UNROLL = unroll<U, N>();
   const int64 i = place.i;
   typename U::C x[UNROLL][U::ROLES + U::VECTORS];
@@ -112,7 +112,7 @@ __device__ __forceinline__ void update_at(const int64* at, const int64* slots, i
   const Place place = place_of<U::PICKED>(at + U::ADDRESSES, at[COL_WIDTH - COL_ADDRESS], counted);
   if (U::PICKED && !place.there) return;
   Packs<U, N, 0> packs;
-  Random<U::STREAMS, N> random;
+  Random<U::STREAMS, U::BITS, N> random;
   update_at<U, N>(at, slots, place, s, packs, random);
 }
 

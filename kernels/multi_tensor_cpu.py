@@ -48,15 +48,15 @@ def walk(table, tiles, lo, hi, tile_size, rows, values, slots):
                     seed = load_word(record, COL_SEED)
                     HOLE("step")
                     HOLE("drawn")
-                    block = drawn // PER_BLOCK
-                    ahead = drawn - block * PER_BLOCK - start  # from i to where its bits are
-                    for k in range((ahead + stop + PER_BLOCK - 1) // PER_BLOCK):
+                    block = drawn // PER_CALL
+                    ahead = drawn - block * PER_CALL - start  # from i to where its bits are
+                    for k in range((ahead + stop + PER_CALL - 1) // PER_CALL):
                         for stream in range(STREAMS):
                             a, b, c, d = philox(block + k, stream, step, tensor, seed)
-                            store_bits(bits, stream * ROOM + k * PER_BLOCK, a)
-                            store_bits(bits, stream * ROOM + k * PER_BLOCK + 1, b)
-                            store_bits(bits, stream * ROOM + k * PER_BLOCK + 2, c)
-                            store_bits(bits, stream * ROOM + k * PER_BLOCK + 3, d)
+                            store_words(bits, stream * ROOM + k * PER_BLOCK, a)
+                            store_words(bits, stream * ROOM + k * PER_BLOCK + 1, b)
+                            store_words(bits, stream * ROOM + k * PER_BLOCK + 2, c)
+                            store_words(bits, stream * ROOM + k * PER_BLOCK + 3, d)
                 for i in range(start, stop):
                     HOLE("load")
                     HOLE("update")

@@ -2,7 +2,7 @@
 // what its counter is made of are in gpuopt/formats/philox.py. Knows no storage format.
 #pragma once
 
-constexpr int PER_BLOCK = 4;  // elements that share one call: 4 k to 4 k + 3
+constexpr int PER_BLOCK = 4;  // words of one call
 
 struct Source { unsigned tensor, step; uint64 seed; };
 struct Block { unsigned words[PER_BLOCK]; };
@@ -24,36 +24,44 @@ __device__ __forceinline__ Block philox(const Source& from, int64 block, int str
   return {{a, b, c, d}};
 }
 
-// The bits of N elements, one word each from every stream: of a whole block and its parts, or of one element alone.
-template <int STREAMS, int N> struct Random {
+// Of a word that has the bits of one or two elements, those of the k-th.
+template <int BITS> __device__ __forceinline__ unsigned part(unsigned word, int k) {
+  return BITS < 32 ? word >> k * BITS % 32 & ((1u << BITS % 32) - 1u) : word;
+}
+
+// The bits of N elements, BITS from every stream: of those that one or more calls give some, or of a part of them.
+template <int STREAMS, int BITS, int N, bool PART = (STREAMS > 0 && N * BITS < 32 * PER_BLOCK)> struct Random {
+  static constexpr int CALL = 32 * PER_BLOCK / BITS;  // elements
   Block blocks[STREAMS];
 
-  // i: the first of N elements, a multiple of PER_BLOCK; offset: from there to the next ones that are rounded
+  // i: the first of N elements, a multiple of CALL or N, the smaller; offset: from there to the next ones that are rounded
   __device__ __forceinline__ void draw(const Source& from, int64 i, int offset) {
-    if (offset % PER_BLOCK == 0)
+    if (offset % CALL == 0)
 #pragma unroll
-      for (int s = 0; s < STREAMS; ++s) blocks[s] = philox(from, (i + offset) / PER_BLOCK, s);
+      for (int s = 0; s < STREAMS; ++s) blocks[s] = philox(from, (i + offset) / CALL, s);
   }
-  __device__ __forceinline__ unsigned operator()(int s, int k) const { return blocks[s].words[k % PER_BLOCK]; }
+  __device__ __forceinline__ unsigned operator()(int s, int k) const { return part<BITS>(blocks[s].words[k % CALL * BITS / 32], k); }
 };
-template <int STREAMS> struct Random<STREAMS, 1> {
-  unsigned word[STREAMS];
+template <int STREAMS, int BITS, int N> struct Random<STREAMS, BITS, N, true> {
+  static constexpr int CALL = 32 * PER_BLOCK / BITS, WORDS = (N * BITS + 31) / 32;
+  unsigned words[STREAMS][WORDS];
 
-  __device__ __forceinline__ void draw(const Source& from, int64 i, int) {
+  __device__ __forceinline__ void draw(const Source& from, int64 i, int offset) {
+    if (offset) return;
+    const unsigned place = unsigned(i) % CALL * BITS;
 #pragma unroll
     for (int s = 0; s < STREAMS; ++s) {
-      const Block block = philox(from, i / PER_BLOCK, s);
-      const unsigned low = i & 1 ? block.words[1] : block.words[0], high = i & 1 ? block.words[3] : block.words[2];
-      word[s] = i & 2 ? high : low;  // an index that is not known would send the block to local memory
+      const Block block = philox(from, i / CALL, s);
+#pragma unroll
+      for (int w = 0; w < WORDS; ++w) {  // an index that is not known would send the block to local memory
+        const unsigned low = place & 32 ? block.words[1] : block.words[w], high = place & 32 ? block.words[3] : block.words[2 + w];
+        words[s][w] = (place & 64 ? high : low) >> place % 32;
+      }
     }
   }
-  __device__ __forceinline__ unsigned operator()(int s, int) const { return word[s]; }
+  __device__ __forceinline__ unsigned operator()(int s, int k) const { return part<BITS>(words[s][k * BITS / 32], k); }
 };
-template <int N> struct Random<0, N> {
-  __device__ __forceinline__ void draw(const Source&, int64, int) {}
-  __device__ __forceinline__ unsigned operator()(int, int) const { return 0; }
-};
-template <> struct Random<0, 1> {
+template <int BITS, int N> struct Random<0, BITS, N, false> {
   __device__ __forceinline__ void draw(const Source&, int64, int) {}
   __device__ __forceinline__ unsigned operator()(int, int) const { return 0; }
 };

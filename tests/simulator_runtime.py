@@ -74,9 +74,11 @@ class Memory:
 
         return store
 
-    def random(self) -> dict[str, Any]:
+    def random(self, bits: int) -> dict[str, Any]:
+        each = philox.per_call(bits)
+
         def words(block: int, stream: int, step: int, tensor: int, seed: int) -> tuple[Any, ...]:
-            return tuple(philox.words(seed, tensor, step, stream, block * philox.PER_BLOCK, philox.PER_BLOCK))
+            return tuple(philox.words(seed, tensor, step, stream, block * each, each, bits))
 
         return {"philox": words, "chosen": lambda made, index: made[index]}
 

@@ -55,6 +55,7 @@ extern "C" __global__ void
 probe(const int64* record, const int64* slots, int64 row, int64 width, int64 column, const float* given) {
   float s[Update::SCALARS + Update::VALUES + 1];
   for (int k = 0; k < Update::SCALARS + Update::VALUES; ++k) s[k] = given[k];
+  column += threadIdx.x * Update::LANES;  // else all of it is computed once for a warp, as no walk is
   %s
 }
 """

@@ -97,7 +97,7 @@ def namespace(compute: str, memory: Memory = IntrinsicMemory) -> dict[str, Any]:
 def walk_text(program: Program, memory: Memory = IntrinsicMemory) -> Text:
     """`walk` of a program."""
     found = memory(program.compute)
-    values = namespace(program.compute, memory) | found.random()
+    values = namespace(program.compute, memory) | found.random(program.bits)
     for k, role in enumerate(program.roles):
         width = to_numba_cuda.per_access(role, program.lanes)
         values[f"load_{k}"] = found.load(role.storage, k, len(program.roles))

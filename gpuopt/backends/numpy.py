@@ -302,9 +302,9 @@ def random_bits(
     if program.sharded:
         elements = of_whole(record, elements)
     words = [
-        philox.words(*of, stream, elements.start, len(elements))
+        philox.words(*of, stream, elements.start, len(elements), program.bits)
         if isinstance(elements, range)
-        else philox.words_of(*of, stream, elements)
+        else philox.words_of(*of, stream, elements, program.bits)
         for stream in range(program.streams)
     ]
     return {k: words[draw.stream] >> np.uint32(draw.shift) for k, draw in program.draws.items()}

@@ -71,9 +71,11 @@ def walk_address(program: Program) -> int:
         for k, (name, kind) in enumerate({"kept": "float32", "term": "int32", "nibble": "uint32"}.items(), own + 1):
             access = (intrinsic, kind, program.compute, k, scopes)
             values |= {f"load_{name}": numba_ir.load(*access), f"store_{name}": numba_ir.store(*access)}
-        bits = (intrinsic, "uint32", program.compute, own, scopes)
+        bits = (intrinsic, f"uint{program.bits}", program.compute, own, scopes)
         values |= {"load_bits": numba_ir.load(*bits), "store_bits": numba_ir.store(*bits)}
-        return values | {"philox": numba_random.philox(intrinsic), "chosen": numba_random.chosen(intrinsic)}
+        values |= {"store_words": numba_ir.store(intrinsic, "uint32", program.compute, own, scopes)}
+        values |= {"philox": numba_random.philox(intrinsic), "chosen": numba_random.chosen(intrinsic)}
+        return values | {"philox_parts": numba_random.philox(intrinsic, program.bits)}
 
     meaning = (program.compute, [(r.storage, r.written) for r in (*roles, *blocked)], len(roles))
     return address_of(walks.on_cpu(program), "walk", names, repr(meaning), 8)

@@ -39,10 +39,10 @@ class IntrinsicMemory:
 
         return numba_packs.store_pack(self.intrinsic, storage, self.compute, count)
 
-    def random(self) -> dict[str, Any]:
+    def random(self, bits: int) -> dict[str, Any]:
         from gpuopt.compiler import numba_random
 
-        return {"philox": numba_random.philox(self.intrinsic), "chosen": numba_random.chosen(self.intrinsic)}
+        return {"philox": numba_random.philox(self.intrinsic, bits), "chosen": numba_random.chosen(self.intrinsic)}
 
     def meet(self) -> Callable[..., Any]:
         """A barrier of the warp."""

@@ -14,11 +14,10 @@ from numba.core import types
 from gpuopt.formats import philox as generator
 
 _tuple_type: Any = types.UniTuple
-WORDS = _tuple_type(types.uint32, generator.PER_BLOCK)
 
 
-def philox(intrinsic: Any) -> Callable[..., Any]:
-    """`f(block, stream, step, tensor, seed) -> the four words of a block of elements`: see formats/philox.py."""
+def philox(intrinsic: Any, bits: int = generator.WORD) -> Callable[..., Any]:
+    """`f(block, stream, step, tensor, seed) -> the bits of each element of a block`: see formats/philox.py."""
     i32, i64 = ir.IntType(32), ir.IntType(64)
 
     def half(builder: ir.IRBuilder, value: ir.Value, upper: bool) -> ir.Value:
@@ -42,30 +41,33 @@ def philox(intrinsic: Any) -> Callable[..., Any]:
             counter = round_of(builder, counter, key)
             if number + 1 < generator.ROUNDS:
                 key = [builder.add(k, ir.Constant(i32, w)) for k, w in zip(key, generator.WEYL, strict=True)]
-        return context.make_tuple(builder, signature.return_type, counter)
+        shifts = [ir.Constant(i32, shift) for shift in range(0, generator.WORD, bits)]
+        parts = [builder.lshr(word, shift) for word in counter for shift in shifts]
+        parts = [builder.and_(part, ir.Constant(i32, (1 << bits) - 1)) for part in parts]
+        return context.make_tuple(builder, signature.return_type, parts)
 
     @intrinsic
     def words(typingctx: Any, block: Any, stream: Any, step: Any, tensor: Any, seed: Any) -> Any:
-        return WORDS(*(types.int64,) * 5), codegen
+        return _tuple_type(types.uint32, generator.per_call(bits))(*(types.int64,) * 5), codegen
 
     result: Callable[..., Any] = words
     return result
 
 
 def chosen(intrinsic: Any) -> Callable[..., Any]:
-    """`f(four words, index) -> one of them`, without memory that would be indexed."""
+    """`f(bits of each element, index) -> those of one`, without memory that would be indexed."""
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         words, index = args
         found = builder.extract_value(words, 0)
-        for k in range(1, generator.PER_BLOCK):
+        for k in range(1, signature.args[0].count):
             here = builder.icmp_signed("==", index, ir.Constant(index.type, k))
             found = builder.select(here, builder.extract_value(words, k), found)
         return found
 
     @intrinsic
     def choose(typingctx: Any, words: Any, index: Any) -> Any:
-        return types.uint32(WORDS, types.int64), codegen
+        return types.uint32(words, types.int64), codegen
 
     result: Callable[..., Any] = choose
     return result

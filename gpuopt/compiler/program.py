@@ -13,9 +13,9 @@ from gpuopt.compiler.kinds import LINE_SUMS, Kind
 from gpuopt.compiler.parts import Coded, Draw, Layout, Pass, PerMatrix, PerTensor, Product, Role, Signature, Slot, Step
 from gpuopt.compiler.tree import Assign, Expr
 from gpuopt.formats.dtypes import STORAGES
+from gpuopt.formats.philox import WORD, per_call
 from gpuopt.launch import table as t
 
-WORD = 32  # random bits that one call of the generator gives an element
 COUNT_BITS = (0, 16)  # the step count travels in two scalars, each exact in every compute type
 
 
@@ -55,6 +55,16 @@ class Program:
     def streams(self) -> int:
         """Words of random bits that an element takes."""
         return 1 + max((d.stream for d in self.draws.values()), default=-1)
+
+    @property
+    def bits(self) -> int:
+        """Random bits of each stream that an element has: half a word where that is enough for all values."""
+        return WORD // 2 if 0 < sum(taken(self.signature.coded)) <= WORD // 2 else WORD
+
+    @property
+    def per_call(self) -> int:
+        """Elements whose random bits are made together."""
+        return per_call(self.bits)
 
     @property
     def update(self) -> Pass:
@@ -240,8 +250,7 @@ def drawn(coded: tuple[Coded, ...]) -> dict[int, Draw]:
     """Which random bits each value takes: as many values share a word as fit into its 32 bits."""
     made: dict[int, Draw] = {}
     stream, used = 0, 0
-    for k, value in enumerate(coded):
-        needed = value.format.random if value.written else 0
+    for k, (value, needed) in enumerate(zip(coded, taken(coded), strict=True)):
         if not needed:
             continue
         if used + needed > WORD:
@@ -250,3 +259,8 @@ def drawn(coded: tuple[Coded, ...]) -> dict[int, Draw]:
             made[k] = Draw(stream, used)
         used += needed
     return made
+
+
+def taken(coded: tuple[Coded, ...]) -> list[int]:
+    """Random bits that each value takes, whichever stage writes it."""
+    return [value.format.random if value.written else 0 for value in coded]

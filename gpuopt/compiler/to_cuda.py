@@ -113,7 +113,7 @@ def update_struct(program: Program) -> str:
             f"  static __device__ constexpr bool read(int r) {{ return {read}; }}",
             f"  static __device__ constexpr bool written(int r) {{ return {written}; }}",
             f"  static __device__ constexpr int64 size(int r) {{ return {sizes} : 0; }}",
-            f"  static constexpr int STREAMS = {program.streams};",
+            f"  static constexpr int STREAMS = {program.streams}, BITS = {program.bits};",
             f"  static constexpr bool PICKED = {str(program.picked).lower()}, SHARDED = {str(program.sharded).lower()};",
             *(blocks.members(program) if program.in_blocks else ()),
             "  static __device__ __forceinline__ void "

@@ -107,7 +107,7 @@ def walk_constants(program: Program) -> dict[str, int]:
     """The capital names of both walks."""
     sizes = {"ROLES": len(program.roles), "SCALARS": len(program.row), "STREAMS": program.streams}
     sizes |= {"ADDRESSES": program.addresses, "VALUES": len(program.update.values)}
-    return t.CONSTANTS | sizes | {"PER_BLOCK": PER_BLOCK}
+    return t.CONSTANTS | sizes | {"PER_BLOCK": PER_BLOCK, "PER_CALL": program.per_call}
 
 
 def value_loads(values: Sequence[Expr]) -> list[str]:
@@ -180,7 +180,7 @@ def cpu_source(program: Program) -> str:
             f"store_{k}(at_{k}, i, {safe(r.variable)})" for k, r in enumerate(roles) if k in program.update.writes
         ],
     }
-    strip = {"STRIP": STRIP if program.draws else WHOLE, "ROOM": STRIP + 2 * PER_BLOCK}
+    strip = {"STRIP": STRIP if program.draws else WHOLE, "ROOM": STRIP + 2 * program.per_call}
     return kernel("multi_tensor_cpu.py", walk_constants(program) | strip, holes)
 
 

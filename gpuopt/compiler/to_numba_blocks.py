@@ -70,7 +70,7 @@ def cpu_source(program: Program) -> str:
         "load": [
             *(f"{safe(r.variable)} = load_{k}(at_{k}, i)" for k, r in enumerate(roles)),
             *(f"{safe(r.variable)} = load_nibble(nibbles, {own[r.name]} * GROUP + i)" for _, r in packed),
-            *(f"w{s} = load_bits(bits, {s} * GROUP + i)" for s in range(program.streams)),
+            *(f"w{s} = load_bits(bits, {s} * ROOM + i + ahead)" for s in range(program.streams)),
             *random_bits(program),
             *of_column(layout, "i"),
         ],
@@ -94,7 +94,7 @@ def cpu_source(program: Program) -> str:
         ],
         "encode": [
             *(f"{safe(name)} = load_kept(kept, {k} * GROUP + i)" for k, name in enumerate(program.kept)),
-            *(f"w{s} = load_bits(bits, {s} * GROUP + i)" for s in range(program.streams)),
+            *(f"w{s} = load_bits(bits, {s} * ROOM + i + ahead)" for s in range(program.streams)),
             *random_bits(program),
             *statements(program.behind),
             *(f"store_{k}(at_{k}, i, {safe(r.variable)})" for k, r in enumerate(roles) if r.written and r.name in late),
@@ -112,7 +112,9 @@ def cpu_source(program: Program) -> str:
         "pack": [line for k, r in packed if r.written for line in packed_again(k, own[r.name])],
     }
     sizes = {"KEPT": len(program.kept), "EXTREMES": len(program.extremes), "PART": part_of(program)}
-    sizes["SCRATCH"] = program.streams + sizes["KEPT"] + sizes["EXTREMES"] + len(packed) + 1
+    sizes["ROOM"] = t.GROUP + 2 * program.per_call
+    rest = sizes["KEPT"] + sizes["EXTREMES"] + len(packed) + 1
+    sizes["SCRATCH"] = program.streams * sizes["ROOM"] + rest * t.GROUP
     return kernel("blocks_cpu.py", walk_constants(program) | sizes, holes)
 
 

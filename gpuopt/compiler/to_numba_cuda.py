@@ -47,7 +47,6 @@ from gpuopt.compiler.to_numba_sums import (
 )
 from gpuopt.errors import InputError
 from gpuopt.formats.dtypes import STORAGES
-from gpuopt.formats.philox import PER_BLOCK
 from gpuopt.launch import table as t
 
 MULTIPLIER = safe("@grad_multiplier")
@@ -111,10 +110,7 @@ def _packed(program: Program, update: Callable[..., str]) -> list[str]:
                     f"{cells}{',' if width == 1 else ''} = load_pack_{k}({_address(k, r, f'{first[k]} + {offset}')})"
                 )
         lines += drawn(program, "element") if program.draws and not offset else ()
-        for block in range(-(-offset // PER_BLOCK) * PER_BLOCK, offset + turn, PER_BLOCK):
-            for s in range(program.streams):
-                words = _tuple(f"w{s}_{block + j}" for j in range(PER_BLOCK))
-                lines.append(f"{words} = philox((drawn + {block}) // {PER_BLOCK}, {s}, step, tensor, seed)")
+        lines += _random_packs(program, offset, offset + turn)
         for j in range(offset, offset + turn):
             lines.append(update(f"element + {j}", f"_{j}"))
         for k, r in enumerate(roles):
@@ -123,6 +119,20 @@ def _packed(program: Program, update: Callable[..., str]) -> list[str]:
                 begin = offset + turn - width
                 cells = _tuple(f"{names[k]}_{begin + j}" for j in range(width))
                 lines.append(f"store_pack_{k}({_address(k, r, f'element + {begin}')}, {cells})")
+    return lines
+
+
+def _random_packs(program: Program, first: int, end: int) -> list[str]:
+    """The random bits of the elements of a pack that are made with those from the `first` on."""
+    lines, each = [], program.per_call
+    for begin in range(-(-first // each) * each, end, each):
+        for s in range(program.streams):
+            call = f"philox((drawn + {begin}) // PER_CALL, {s}, step, tensor, seed)"
+            if each <= program.lanes:
+                lines.append(f"{_tuple(f'w{s}_{begin + j}' for j in range(each))} = {call}")
+                continue
+            lines.append(f"words = {call}")
+            lines += [f"w{s}_{j} = chosen(words, drawn % PER_CALL + {j})" for j in range(program.lanes)]
     return lines
 
 
@@ -137,7 +147,7 @@ def _single(program: Program, update: Callable[..., str]) -> list[str]:
     lines = [f"{safe(r.variable)} = load_{k}(load_word(at, {k}), {first[k]})" for k, r in enumerate(roles)]
     lines += drawn(program, "element") if program.draws else ()
     for s in range(program.streams):
-        lines.append(f"w{s} = chosen(philox(drawn // PER_BLOCK, {s}, step, tensor, seed), drawn % PER_BLOCK)")
+        lines.append(f"w{s} = chosen(philox(drawn // PER_CALL, {s}, step, tensor, seed), drawn % PER_CALL)")
     lines.append(update("element"))
     for k, r in enumerate(roles):
         if k in program.update.writes:

@@ -29,7 +29,6 @@ from gpuopt.compiler.to_numba_blocks import block_address
 from gpuopt.compiler.to_numba_cuda import per_access
 from gpuopt.compiler.to_numba_rows import first_element, in_blocks_on_gpu
 from gpuopt.formats.dtypes import STORAGES
-from gpuopt.formats.philox import PER_BLOCK
 from gpuopt.launch import table as t
 
 EVERY = range(t.EACH)
@@ -212,13 +211,13 @@ def words(program: Program, whole: bool) -> list[str]:
     lines = drawn(program, "element") if program.draws and whole else []
     for s in range(program.streams):
         if whole:
-            for first in range(0, t.EACH, PER_BLOCK):
-                cells = ", ".join(f"w{s}_{first + j}" for j in range(PER_BLOCK))
-                lines.append(f"{cells} = philox((drawn + {first}) // PER_BLOCK, {s}, step, tensor, seed)")
+            for first in range(0, t.EACH, program.per_call):
+                cells = ", ".join(f"w{s}_{first + j}" for j in range(program.per_call))
+                lines.append(f"{cells} = philox((drawn + {first}) // PER_CALL, {s}, step, tensor, seed)")
             continue
         for j in EVERY:
             lines += drawn(program, f"(element + {j})")
-            lines.append(f"w{s}_{j} = chosen(philox(drawn // PER_BLOCK, {s}, step, tensor, seed), drawn % PER_BLOCK)")
+            lines.append(f"w{s}_{j} = chosen(philox(drawn // PER_CALL, {s}, step, tensor, seed), drawn % PER_CALL)")
     return lines
 
 

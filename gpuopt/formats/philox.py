@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 ROUNDS = 10
 MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 WEYL = 0x9E3779B9, 0xBB67AE85
-PER_BLOCK = 4  # words of one call: elements 4 k to 4 k + 3 share it
+WORD = 32  # bits of one
+PER_BLOCK = (
+    4  # words of one call: elements 4 k to 4 k + 3 share it, or twice as many where half a word is enough for each
+)
 MASK = 0xFFFFFFFF
 
 
@@ -30,25 +33,39 @@ def philox(counter: tuple[NDArray[np.uint64], int, int, int], key: tuple[int, in
     return np.stack([a, b, c, d], axis=1).astype(np.uint32)
 
 
-def words(seed: int, tensor: int, step: int, stream: int, first: int, count: int) -> NDArray[np.uint32]:
-    """32 random bits for each of `count` elements from `first` on, in the order of memory: [count].
+def words(
+    seed: int, tensor: int, step: int, stream: int, first: int, count: int, bits: int = WORD
+) -> NDArray[np.uint32]:
+    """Random bits, 32 or 16, for each of `count` elements from `first` on, in the order of memory: [count].
 
-    Counter: the block of four elements (56 bits) with the stream above it, the step, the tensor (32 bits each); key: the seed
-    (64 bits). A rule whose states need more than 32 bits an element takes them from stream 0, 1, ...
+    Counter: the block of elements (56 bits) with the stream above it, the step, the tensor (32 bits each); key: the seed (64
+    bits). A rule whose states need more than 32 bits an element takes them from stream 0, 1, ... Where all of them together need
+    no more than 16, two elements share a word: the bits of elements are those of words, lowest first, one after another.
     """
-    begin, end = first // PER_BLOCK, -(-(first + count) // PER_BLOCK)
-    made = _blocks(seed, tensor, step, stream, np.arange(begin, end))
-    return made.reshape(-1)[first - begin * PER_BLOCK :][:count]
+    each = per_call(bits)
+    begin, end = first // each, -(-(first + count) // each)
+    made = _blocks(seed, tensor, step, stream, np.arange(begin, end), bits)
+    return made.reshape(-1)[first - begin * each :][:count]
 
 
-def words_of(seed: int, tensor: int, step: int, stream: int, elements: NDArray[np.int64]) -> NDArray[np.uint32]:
+def words_of(
+    seed: int, tensor: int, step: int, stream: int, elements: NDArray[np.int64], bits: int = WORD
+) -> NDArray[np.uint32]:
     """The same bits, of any elements: [elements]."""
-    blocks, place = np.unique(elements // PER_BLOCK, return_inverse=True)
-    result: NDArray[np.uint32] = _blocks(seed, tensor, step, stream, blocks)[place, elements % PER_BLOCK]
+    each = per_call(bits)
+    blocks, place = np.unique(elements // each, return_inverse=True)
+    result: NDArray[np.uint32] = _blocks(seed, tensor, step, stream, blocks, bits)[place, elements % each]
     return result
 
 
-def _blocks(seed: int, tensor: int, step: int, stream: int, blocks: NDArray[np.int64]) -> NDArray[np.uint32]:
-    """The words of blocks of elements: [blocks, PER_BLOCK]."""
+def per_call(bits: int) -> int:
+    """Elements that one call gives so many bits each."""
+    return PER_BLOCK * WORD // bits
+
+
+def _blocks(seed: int, tensor: int, step: int, stream: int, blocks: NDArray[np.int64], bits: int) -> NDArray[np.uint32]:
+    """The bits of blocks of elements: [blocks, per_call(bits)]."""
     counter = blocks.astype(np.uint64), stream << 24, step & MASK, tensor & MASK
-    return philox(counter, (seed & MASK, seed >> 32 & MASK))
+    made = philox(counter, (seed & MASK, seed >> 32 & MASK))
+    parts = made[..., None] >> np.arange(0, WORD, bits, np.uint32) & np.uint32((1 << bits) - 1)
+    return parts.reshape(len(blocks), per_call(bits))

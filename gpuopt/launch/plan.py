@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from gpuopt.compiler.program import Program
 from gpuopt.formats.dtypes import STORAGES
-from gpuopt.formats.philox import PER_BLOCK
 from gpuopt.launch import table as t
 from gpuopt.launch.shards import Shard
 
@@ -183,7 +182,7 @@ class Plan:
         widths = sizes * np.minimum(lanes, 16 // sizes)  # bytes of one access
         head = np.zeros(len(addresses), np.int64)
         found = np.zeros(len(addresses), bool)
-        for h in range(0, lanes, PER_BLOCK if program.draws and not program.sharded else 1):
+        for h in range(0, lanes, self._unit if program.draws and not program.sharded else 1):
             fits = ((addresses + h * sizes) & (widths - 1) == 0).all(axis=1) & ~found  # powers of two
             fits &= self._drawn(which, h)
             head[fits] = h
@@ -192,16 +191,22 @@ class Plan:
         self.table[which, t.HEAD] = head
         self.table[which, t.ALIGNED] = found | first
 
+    @property
+    def _unit(self) -> int:
+        """Elements of a pack whose random bits are made together."""
+        program = self.program
+        return min(program.per_call, t.EACH if program.in_blocks else program.lanes)
+
     def _drawn(self, which: Int64 | slice, head: int) -> NDArray[np.bool_]:
         """Of each tensor that is a part, and whose elements are rounded at random, whether packs behind a head begin with an
         element that begins a block of random numbers of the whole, and end before others' elements come.
         """
         table = self.table[which]
         if not (self.program.sharded and self.program.draws):
-            return np.full(len(table), head % PER_BLOCK == 0 or not self.program.draws)
+            return np.full(len(table), head % self._unit == 0 or not self.program.draws)
         first, run, skip = table[:, -len(t.SHARD) :].T
-        even = (head == 0) & (run % t.EACH == 0) & (skip % PER_BLOCK == 0)
-        found: NDArray[np.bool_] = ((first + head) % PER_BLOCK == 0) & ((run == 0) | even)
+        even = (head == 0) & (run % t.EACH == 0) & (skip % self._unit == 0)
+        found: NDArray[np.bool_] = ((first + head) % self._unit == 0) & ((run == 0) | even)
         return found
 
 
