@@ -44,11 +44,12 @@ template <class U, int R> struct Lane {
   typedef typename U::template Storage<R>::T T;
   typedef typename U::C C;
   T raw[EACH];
+  T* from;
   Lane<U, R + 1> rest;
 
   __device__ __forceinline__ void load(const int64* at, const Place& place, int count, bool whole) {
+    from = reinterpret_cast<T*>(at[R]) + (R == GRADIENT ? place.g : place.i);
     if constexpr (U::read(R)) {
-      const T* from = reinterpret_cast<const T*>(at[R]) + (R == GRADIENT ? place.g : place.i);
       if (whole) {
         Pack<T, EACH>::load(from, raw);
       } else {
@@ -70,25 +71,24 @@ template <class U, int R> struct Lane {
     if constexpr (U::written(R) && U::coded(R) == CODED) raw[k] = Encode<T>::from(x[R]);
     rest.template take<CODED>(k, x);
   }
-  template <bool CODED> __device__ __forceinline__ void store(const int64* at, int64 i, int count, bool whole) const {
+  template <bool CODED> __device__ __forceinline__ void store(int count, bool whole) const {
     if constexpr (U::written(R) && U::coded(R) == CODED) {
-      T* to = reinterpret_cast<T*>(at[R]) + i;
       if (whole) {
-        Pack<T, EACH>::store(to, raw);
+        Pack<T, EACH>::store(from, raw);
       } else {
 #pragma unroll
         for (int k = 0; k < EACH; ++k)
-          if (k < count) to[k] = raw[k];
+          if (k < count) from[k] = raw[k];
       }
     }
-    rest.template store<CODED>(at, i, count, whole);
+    rest.template store<CODED>(count, whole);
   }
 };
 template <class U> struct Lane<U, U::ROLES> {
   __device__ __forceinline__ void load(const int64*, const Place&, int, bool) {}
   __device__ __forceinline__ void element(int, typename U::C*) const {}
   template <bool CODED> __device__ __forceinline__ void take(int, const typename U::C*) {}
-  template <bool CODED> __device__ __forceinline__ void store(const int64*, int64, int, bool) const {}
+  template <bool CODED> __device__ __forceinline__ void store(int, bool) const {}
 };
 
 // What a lane has of the arrays of one number for several elements from B on: that number, or EACH codes of four bits.
@@ -96,16 +96,17 @@ template <class U, int B> struct Shared {
   typedef typename U::template Blocked<B> Of;
   typedef typename Of::T T;
   unsigned word;
+  T* from;
   Shared<U, B + 1> rest;
 
   static __device__ __forceinline__ T* place(const int64* at, int64 row, int64 width, int64 column) {
-    const int64 wide = (width + Of::PER - 1) / Of::PER;
-    return reinterpret_cast<T*>(at[U::FIRST_BLOCKED + B]) + row * wide + column / Of::PER;
+    const int64 wide = uint64(width + Of::PER - 1) / Of::PER;  // without a sign it is a shift
+    return reinterpret_cast<T*>(at[U::FIRST_BLOCKED + B]) + row * wide + int64(uint64(column) / Of::PER);
   }
   __device__ __forceinline__ void load(const int64* at, int64 row, int64 width, int64 column, int count, bool whole) {
     word = 0;
+    from = place(at, row, width, column);
     if (Of::READ && count > 0) {
-      const T* from = place(at, row, width, column);
       if constexpr (!Of::PACKED) {
         word = float_bits(decode<float>(*from));
       } else if (whole) {
@@ -131,28 +132,27 @@ template <class U, int B> struct Shared {
     }
     rest.take(k, x);
   }
-  __device__ __forceinline__ void store(const int64* at, int64 row, int64 width, int64 column, int count, bool whole) const {
-    if (Of::WRITTEN && count > 0 && (Of::PACKED || column % Of::PER == 0)) {
-      T* to = place(at, row, width, column);
+  __device__ __forceinline__ void store(int64 column, int count, bool whole) const {
+    if (Of::WRITTEN && count > 0 && (Of::PACKED || unsigned(column) % Of::PER == 0)) {
       if constexpr (!Of::PACKED) {
-        *to = Encode<T>::from(bits_float(word));
+        *from = Encode<T>::from(bits_float(word));
       } else if (whole) {
-        *reinterpret_cast<unsigned*>(to) = word;
+        *reinterpret_cast<unsigned*>(from) = word;
       } else {
         const unsigned own = count < EACH ? word & ((1u << 4 * count) - 1u) : word;
 #pragma unroll
         for (int k = 0; k < EACH / 2; ++k)
-          if (2 * k < count) to[k].bits = (unsigned char)(own >> 8 * k);
+          if (2 * k < count) from[k].bits = (unsigned char)(own >> 8 * k);
       }
     }
-    rest.store(at, row, width, column, count, whole);
+    rest.store(column, count, whole);
   }
 };
 template <class U> struct Shared<U, U::BLOCKED> {
   __device__ __forceinline__ void load(const int64*, int64, int64, int64, int, bool) {}
   __device__ __forceinline__ void element(int, float*) const {}
   __device__ __forceinline__ void take(int, const float*) {}
-  __device__ __forceinline__ void store(const int64*, int64, int64, int64, int, bool) const {}
+  __device__ __forceinline__ void store(int64, int, bool) const {}
 };
 
 template <class U, int E> __device__ __forceinline__ void join_lanes(float (&extremes)[U::EXTREMES + 1]) {
@@ -233,7 +233,7 @@ __device__ __forceinline__ void update_lane(const int64* at, const int64* slots,
         lane.template take<false>(k, x);
         if (whole || k < count) join_term<U, 0>(extremes, terms);
       }
-    lane.template store<false>(at, i, count, whole);
+    lane.template store<false>(count, whole);
   }
   join_lanes<U, 0>(extremes);
   meet();
@@ -245,8 +245,8 @@ __device__ __forceinline__ void update_lane(const int64* at, const int64* slots,
       lane.template take<true>(k, x);
       shared.take(k, x + U::ROLES + U::VECTORS);
     }
-    lane.template store<true>(at, i, count, whole);
-    shared.store(at, place.row, width, column, count, whole);
+    lane.template store<true>(count, whole);
+    shared.store(column, count, whole);
   }
 }
 

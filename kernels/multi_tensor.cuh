@@ -12,8 +12,8 @@
 //   U::VECTORS, U::vectors(shape, slots, i, out)   numbers of the row, column and matrix of element i, behind those of x
 //   U::PICKED                     whether only some rows of each tensor are walked: see rows.cuh
 //   U::SHARDED                    whether the arrays are parts of tensors: see shards.cuh
-//   U::STREAMS                    words of random bits an element takes; where there are any, the last two scalars are the
-//                                 lower and the upper 16 bits of the step count
+//   U::STREAMS, U::BITS           words of random bits that elements take, and how many of each are one element's; where there are
+//                                 any, the last two scalars are the lower and the upper 16 bits of the step count
 //
 // The table (gpuopt/launch/table.py) lives on the device and is only rebuilt when an array moved. The grid is
 // persistent: a unit of `unit` threads (a warp for tiny tensors, a block otherwise) takes every units-th tile.

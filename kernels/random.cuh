@@ -38,7 +38,7 @@ template <int STREAMS, int BITS, int N, bool PART = (STREAMS > 0 && N * BITS < 3
   __device__ __forceinline__ void draw(const Source& from, int64 i, int offset) {
     if (offset % CALL == 0)
 #pragma unroll
-      for (int s = 0; s < STREAMS; ++s) blocks[s] = philox(from, (i + offset) / CALL, s);
+      for (int s = 0; s < STREAMS; ++s) blocks[s] = philox(from, uint64(i + offset) / CALL, s);
   }
   __device__ __forceinline__ unsigned operator()(int s, int k) const { return part<BITS>(blocks[s].words[k % CALL * BITS / 32], k); }
 };
@@ -51,7 +51,7 @@ template <int STREAMS, int BITS, int N> struct Random<STREAMS, BITS, N, true> {
     const unsigned place = unsigned(i) % CALL * BITS;
 #pragma unroll
     for (int s = 0; s < STREAMS; ++s) {
-      const Block block = philox(from, i / CALL, s);
+      const Block block = philox(from, uint64(i) / CALL, s);
 #pragma unroll
       for (int w = 0; w < WORDS; ++w) {  // an index that is not known would send the block to local memory
         const unsigned low = place & 32 ? block.words[1] : block.words[w], high = place & 32 ? block.words[3] : block.words[2 + w];

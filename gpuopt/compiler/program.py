@@ -16,6 +16,7 @@ from gpuopt.formats.dtypes import STORAGES
 from gpuopt.formats.philox import WORD, per_call
 from gpuopt.launch import table as t
 
+APART = 8  # random bits of a state above those that a parameter takes too
 COUNT_BITS = (0, 16)  # the step count travels in two scalars, each exact in every compute type
 
 
@@ -59,7 +60,13 @@ class Program:
     @property
     def bits(self) -> int:
         """Random bits of each stream that an element has: half a word where that is enough for all values."""
-        return WORD // 2 if 0 < sum(taken(self.signature.coded)) <= WORD // 2 else WORD
+        return WORD // 2 if 0 < self._together <= WORD // 2 else WORD
+
+    @property
+    def _together(self) -> int:
+        """Random bits of an element."""
+        coded = self.signature.coded
+        return sum(bits for k, bits in enumerate(taken(coded)) if k not in lent(coded))
 
     @property
     def per_call(self) -> int:
@@ -247,20 +254,36 @@ class Program:
 
 
 def drawn(coded: tuple[Coded, ...]) -> dict[int, Draw]:
-    """Which random bits each value takes: as many values share a word as fit into its 32 bits."""
+    """Which random bits each value takes: as many values share a word as fit into its 32 bits. What `lent` says has those of
+    another.
+    """
+    needed, of = taken(coded), lent(coded)
     made: dict[int, Draw] = {}
     stream, used = 0, 0
-    for k, (value, needed) in enumerate(zip(coded, taken(coded), strict=True)):
-        if not needed:
+    for k, bits in enumerate(needed):
+        if not bits or k in of:
             continue
-        if used + needed > WORD:
+        if used + bits > WORD:
             stream, used = stream + 1, 0
-        if value.here:
-            made[k] = Draw(stream, used)
-        used += needed
-    return made
+        made[k] = Draw(stream, used)
+        used += bits
+    made |= {k: made[other] for k, other in of.items()}
+    return {k: made[k] for k in sorted(made) if coded[k].here}
 
 
 def taken(coded: tuple[Coded, ...]) -> list[int]:
     """Random bits that each value takes, whichever stage writes it."""
     return [value.format.random if value.written else 0 for value in coded]
+
+
+def lent(coded: tuple[Coded, ...]) -> dict[int, int]:
+    """A parameter -> the state whose lowest random bits it takes too, where that has at least APART more.
+
+    Both are rounded as by bits of their own: what is right on average depends on each alone. Nor do they go together: which way the
+    state is rounded is decided by the bits above, but for one time in 2^APART.
+    """
+    needed = taken(coded)
+    shown = [k for k, value in enumerate(coded) if needed[k] and value.format.shows]
+    others = [k for k in range(len(coded)) if k not in shown]
+    found = ((k, next((s for s in others if needed[s] >= needed[k] + APART), None)) for k in shown)
+    return {k: state for k, state in found if state is not None}

@@ -78,10 +78,11 @@ def blocks_per_sm(program: Program) -> int:
     """4 blocks of 256 threads leave 64 registers each, which is enough for most kernels. float64 needs two registers a value,
     random bits a generator, numbers of rows their addresses, and more arrays, scalars and words of random bits than MANY spill, so
     there one block less each: 80 registers, 128 for two of them. Even 512 threads keep 32 KB a multiprocessor in flight.
-    In a walk over blocks each thread keeps EACH new values of every state until the extremes are known.
+    In a walk over blocks each thread keeps EACH new values of every state until the extremes are known, and the addresses of all
+    arrays; with random bits besides, 80 registers spill.
     """
     if program.in_blocks:
-        return 3 if len(program.kept) < 2 and not program.update.vectors else 2
+        return 3 if len(program.kept) < 2 and not program.update.vectors and not program.draws else 2
     scalars = len(program.row) + len(program.update.values)
     heavy = len(program.roles) + scalars + program.streams > MANY[program.lanes]
     return max(2, 4 - heavy - bool(program.update.vectors) - (program.compute == "float64") - bool(program.draws))

@@ -137,7 +137,8 @@ class Format:
     @entry
     def encode(self, function: Callable[..., Any] | None = None, *, random: int = 0) -> Any:
         """Decorator: `function(x)` gives the code of a value for each plane, in their order. random: how many random bits it
-        takes, as `*, random`, a whole number of which these lowest ones are random.
+        takes, as `*, random`, a whole number of which these lowest ones are random; the lowest of all decide least, for a parameter
+        may have them too.
         """
         if isinstance(random, bool) or not isinstance(random, int) or not 0 <= random <= WORD:
             raise RuleSyntaxError(f"random = {random!r}: expected a number of bits, 0 to {WORD}", *caller())

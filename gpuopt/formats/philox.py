@@ -67,5 +67,6 @@ def _blocks(seed: int, tensor: int, step: int, stream: int, blocks: NDArray[np.i
     """The bits of blocks of elements: [blocks, per_call(bits)]."""
     counter = blocks.astype(np.uint64), stream << 24, step & MASK, tensor & MASK
     made = philox(counter, (seed & MASK, seed >> 32 & MASK))
-    parts = made[..., None] >> np.arange(0, WORD, bits, np.uint32) & np.uint32((1 << bits) - 1)
+    shifts = np.arange(0, WORD, bits).astype(np.uint32)
+    parts: NDArray[np.uint32] = made[..., None] >> shifts & np.uint32((1 << bits) - 1)
     return parts.reshape(len(blocks), per_call(bits))

@@ -30,7 +30,8 @@ def _(x: Any, *, random: Any) -> Any:
     part = bits(largest * 0.015873015873015872) + 0xFFF0  # of exactly 63 steps it may be a bit more than one
     n = most(part >> 16, 0x0100)
     top = where(largest - largest == 0, n, 0x7FC0)
-    inverse = 1.0 / from_bits(top << 16)
+    finite = where(top < 0x7F80, top, 0x0100)  # else a GPU divides by NaN besides, on the slow path
+    inverse = 1.0 / from_bits(finite << 16)
     y = abs(x) * inverse + 1.0  # (k + 1)^2
     near = from_bits((bits(y) >> 1) + 0x1FC00000)  # its root, or up to 6 % more
     k = (near - 0.5 + 8388608.0) - 8388608.0

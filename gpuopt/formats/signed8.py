@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gpuopt.formats.language import format
-from gpuopt.formats.scales import count, least, most, power, with_sign
+from gpuopt.formats.scales import least, most, power, with_sign
 from gpuopt.rules.primitives import bits, block_max, from_bits, where
 
 
@@ -15,9 +15,8 @@ def signed8(code: Any, top: Any) -> Any:
     largest value: 0 to 63 of them one by one, then by twos, then by fours to 252. Piecewise linear, as the softsign of FlashOptim
     (Zhang et al. 2025) is smoothly. Below 2^-118 a block's units are no smaller; above 3.3e38 it is NaN.
     """
-    c = code & 0x7F
-    whole = count(c)
-    y = where(c < 32, whole, from_bits((c + 0x1060) << 18))
+    f = from_bits(((code & 0x7F) << 18) + 0x41800000)  # 16 and halves where units are single
+    y = where(f < 32, f + f - 32, f)
     n = most(top, 8)
     unit = power(where(n < 255, n - 7, 255))
     x = with_sign(y * unit, code << 24)
@@ -30,8 +29,9 @@ def _(x: Any) -> Any:
     top = (bits(largest) + 0x20000) >> 23
     n = most(top, 8)
     y = abs(x) * from_bits((261 - n) << 23)
-    small = bits(y + 8388608.0) & 0xFF
-    c = where(y < 32, small, ((bits(y) + 0x20000) >> 18) - 0x1060)
-    magnitude = least(c, 0x7F)
+    c = where(
+        y < 32, bits(y + 8388608.0), ((bits(y) + 0x20000) >> 18) + 0x4AFFEFA0
+    )  # of which only the last bits are stored
+    magnitude = least(c, 0x4B00007F)
     code = where(x < 0, magnitude | 0x80, magnitude)
     return code, top

@@ -14,7 +14,7 @@ def split8(h: Any, low: Any, *, half: bool) -> Any:
     of half of a rounding step, is what lies between it and the nearest number of 16 bits. Zhang et al. 2025, FlashOptim, has such a
     correction, which rounds to nearest and so moves in jumps or not at all.
     """
-    w = ((h << 8) + ((low ^ 0x80) - 0x80)) << 8
+    w = (((h << 16) | (low << 8)) ^ 0x8000) - 0x8000
     x = number(w, half=half)
     return x
 
@@ -22,7 +22,7 @@ def split8(h: Any, low: Any, *, half: bool) -> Any:
 @split8.encode(random=8)
 def _(x: Any, *, random: Any, half: bool) -> Any:
     w = word(x, half=half)
-    u = (w + (random & 0xFF)) >> 8
-    h = (u + 0x80) >> 8
-    low = u - (h << 8)
+    u = w + (random & 0xFF)
+    h = (u + 0x8000) >> 16
+    low = (u >> 8) & 0xFF
     return h, low

@@ -6,6 +6,7 @@ from typing import Any
 
 from gpuopt.formats.floats import correction, grid, level, place
 from gpuopt.formats.language import format
+from gpuopt.formats.scales import most
 
 
 @format(planes={"code": "uint8"}, per_block={"low": "uint8", "shift": "uint8"}, block=256)
@@ -23,5 +24,6 @@ def squares8(code: Any, low: Any, shift: Any) -> Any:
 @squares8.encode(random=16)
 def _(x: Any, *, random: Any) -> Any:
     low, shift = grid(x)
-    code = place(x, low, shift, ((random << 16) >> 1) >> (31 - shift))
+    n = most(shift, 16)  # 0 in a block of NaN
+    code = place(x, low, shift, (random & 0xFFFF) << (n - 16))
     return code, low, shift
