@@ -17,6 +17,7 @@ from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property
+from heapq import heappop, heappush
 from pathlib import Path
 
 import nvidia
@@ -24,8 +25,9 @@ import nvidia
 from gpuopt.compiler import nvrtc
 from shim.shared import folder, once
 
+# Its address, the predicate that it depends on, its name with all suffixes, and its operands.
 INSTRUCTION = re.compile(
-    r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*(?:\.[A-Za-z0-9_]+)*)", re.MULTILINE
+    r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*(?:\.[A-Za-z0-9_]+)*)([^;\n]*)", re.MULTILINE
 )
 USAGE = re.compile(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)")
 WIDE = re.compile(r"^(LDG|STG)\..*\b128\b")
@@ -46,9 +48,12 @@ def tool(name: str) -> Path:
 
 @dataclass(frozen=True)
 class Machine:
-    """One kernel as machine code: its instructions one behind the other, and what it takes."""
+    """One kernel as machine code: its instructions one behind the other, how many are on the shortest way through it, and what it
+    takes.
+    """
 
     order: tuple[str, ...]
+    shortest: int
     registers: int
     stack: int
     local: int
@@ -87,7 +92,36 @@ def disassemble(cubin: bytes) -> Machine:
         text = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
     usage = USAGE.search(text)
     assert usage, text[:1000]
-    return Machine(tuple(INSTRUCTION.findall(text)), *map(int, usage.groups()))
+    found = INSTRUCTION.findall(text)
+    return Machine(tuple(name for _, _, name, _ in found), shortest(found, 0), *map(int, usage.groups()))
+
+
+def shortest(found: list[tuple[str, str, str, str]], start: int) -> int:
+    """The fewest instructions from one to an end of the kernel, or of the function that it begins: what is executed where no
+    division and no root takes its slow path, and no branch what only some need.
+    """
+    places = {int(address, 16): k for k, (address, *_) in enumerate(found)}
+    ways, seen = [(0, start)], {-1}
+    while ways:
+        taken, k = heappop(ways)
+        if k == len(found):
+            return taken
+        if k in seen:
+            continue
+        seen.add(k)
+        _, guard, name, operands = found[k]
+        kind, taken = name.split(".")[0], taken + (name != "NOP")
+        target = places[int(operands.split()[-1], 16)] if kind in ("BRA", "CALL") else -1
+        if kind in ("EXIT", "RET"):
+            heappush(ways, (taken, len(found)))
+        elif kind == "BRA":
+            heappush(ways, (taken, target))
+        elif kind == "CALL":
+            taken += shortest(found, target)
+        maybe = guard or re.search(r"\bU?P\d|\bURZ\b", operands)
+        if kind not in ("BRA", "EXIT", "RET") or maybe:
+            heappush(ways, (taken, k + 1))
+    raise AssertionError("no way leads to an end")
 
 
 def read_once(source: str, arch: str) -> Machine:
@@ -96,7 +130,7 @@ def read_once(source: str, arch: str) -> Machine:
 
     def make(place: Path) -> None:
         found = disassemble(nvrtc.compile_cubin(source, arch))
-        place.write_text(json.dumps([found.order, found.registers, found.stack, found.local]))
+        place.write_text(json.dumps([found.order, found.shortest, found.registers, found.stack, found.local]))
 
     order, *numbers = json.loads(once(folder() / f"{name}.sass", make).read_text())
     return Machine(tuple(order), *numbers)
