@@ -60,6 +60,7 @@ def walk(table, tiles, lo, hi, tile_size, rows, values, slots):
             for part in range(0, length, PART):  # one number of every array of blocks
                 end = min(part + PART, length)
                 HOLE("load_blocks")
+                HOLE("begin_extremes")
                 start = part
                 while start < end:
                     stop = end
@@ -69,6 +70,7 @@ def walk(table, tiles, lo, hi, tile_size, rows, values, slots):
                         HOLE("update")
                         HOLE("store")
                     start = stop
+                HOLE("keep_extremes")
             HOLE("extremes")
             for part in range(0, length, PART):
                 end = min(part + PART, length)

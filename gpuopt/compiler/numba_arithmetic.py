@@ -111,8 +111,8 @@ def _cast(intrinsic: Any, of: Any, to: Any) -> Callable[..., Any]:
 
 
 def _order(intrinsic: Any, sign: float) -> Callable[..., Any]:
-    """`f(x)`: a whole number with a sign that is larger where x is, or where x is smaller for the other sign; the largest of all
-    for NaN. A maximum of such numbers is vectorised, one of floating-point numbers that minds NaN is not.
+    """`f(x)`: a whole number with a sign that is larger where x is, or where x is smaller for the other sign; larger than all of
+    them for NaN. A maximum of such numbers is vectorised, one of floating-point numbers that minds NaN is not.
     """
 
     @intrinsic
@@ -123,7 +123,8 @@ def _order(intrinsic: Any, sign: float) -> Callable[..., Any]:
             bits = builder.bitcast(builder.fneg(y) if sign < 0 else y, i32)
             flip = builder.and_(builder.ashr(bits, ir.Constant(i32, 31)), ir.Constant(i32, 0x7FFFFFFF))
             found = builder.xor(bits, flip)
-            return builder.select(builder.fcmp_unordered("uno", y, y), ir.Constant(i32, 0x7FFFFFFF), found)
+            nan = builder.and_(bits, ir.Constant(i32, 0x7FFFFFFF))  # so written, it costs nothing for what has no sign
+            return builder.select(builder.fcmp_unordered("uno", y, y), nan, found)
 
         return types.int32(types.float32), codegen
 
@@ -155,7 +156,7 @@ def _value(intrinsic: Any, sign: float) -> Callable[..., Any]:
             flip = builder.and_(builder.ashr(args[0], ir.Constant(i32, 31)), ir.Constant(i32, 0x7FFFFFFF))
             found = builder.bitcast(builder.xor(args[0], flip), f32)
             found = builder.fadd(builder.fneg(found) if sign < 0 else found, ir.Constant(f32, 0.0))
-            nan = builder.icmp_signed("==", args[0], ir.Constant(i32, 0x7FFFFFFF))
+            nan = builder.icmp_signed(">", args[0], ir.Constant(i32, 0x7F800000))
             return builder.select(nan, builder.bitcast(ir.Constant(i32, 0x7FC00000), f32), found)
 
         return types.float32(types.int32), codegen

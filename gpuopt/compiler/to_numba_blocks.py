@@ -82,11 +82,13 @@ def cpu_source(program: Program) -> str:
                 if r.written and r.name not in late
             ),
             *(f"store_kept(kept, {k} * GROUP + i, {safe(name)})" for k, name in enumerate(program.kept)),
-            *(
-                f"store_term(terms, {k} * GROUP + i, {e.kind}_order({safe(e.variable)}))"
-                for k, e in enumerate(program.extremes)
-            ),
+            *(f"most{k} = larger(most{k}, {e.kind}_order({safe(e.variable)}))" for k, e in enumerate(program.extremes)),
         ],
+        "begin_extremes": [
+            f"most{k} = {e.kind}_order(C({'-' if e.kind == 'block_max' else ''}1e999))"
+            for k, e in enumerate(program.extremes)
+        ],
+        "keep_extremes": [f"store_term(terms, {k} * GROUP + part, most{k})" for k in range(len(program.extremes))],
         "extremes": [line for k in range(len(program.extremes)) for line in joined(program, k)],
         "take_extremes": [
             f"extreme{k} = {e.kind}_value(load_term(terms, {k} * GROUP + part // {e.block} * {e.block}))"
@@ -119,12 +121,14 @@ def cpu_source(program: Program) -> str:
 
 
 def joined(program: Program, k: int) -> list[str]:
-    """The largest of the ordered terms of each block, in the place of its first."""
+    """The largest of the ordered terms of each block's parts, in the place of its first."""
     block = program.extremes[k].block
+    if block == part_of(program):
+        return []
     return [
         f"for part in range(0, length, {block}):",
         f"    most = load_term(terms, {k} * GROUP + part)",
-        f"    for i in range(part + 1, min(part + {block}, length)):",
+        f"    for i in range(part + PART, min(part + {block}, length), PART):",
         f"        most = larger(most, load_term(terms, {k} * GROUP + i))",
         f"    store_term(terms, {k} * GROUP + part, most)",
     ]
