@@ -21,9 +21,10 @@ import gpuopt.torch
 from covering import REPRESENTATIVES, each
 from gpuopt import rules
 from gpuopt.compiler.parts import Coded
-from gpuopt.compiler.program import drawn
+from gpuopt.compiler.program import drawn as allotment
+from gpuopt.compiler.program import share
 from gpuopt.errors import InputError
-from gpuopt.formats import philox
+from gpuopt.formats import formats, philox
 from gpuopt.formats.dtypes import numpy_dtype
 from gpuopt.formats.stochastic import stochastic
 from samples import HOST_BACKENDS, bits
@@ -55,13 +56,22 @@ def test_the_generator_is_philox4x32_10(counter: str, key: str, expected: str) -
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
-@given(first=st.integers(0, 2**40), count=st.integers(1, 70), cut=st.integers(0, 70))
-def test_a_word_belongs_to_its_element(first: int, count: int, cut: int) -> None:
+@given(first=st.integers(0, 2**40), count=st.integers(1, 70), cut=st.integers(0, 70), bits=st.sampled_from([16, 32]))
+def test_a_word_belongs_to_its_element(first: int, count: int, cut: int, bits: int) -> None:
     """Whatever the range that is asked for."""
-    whole = philox.words(5, 3, 7, 0, first, count)
+    whole = philox.words(5, 3, 7, 0, first, count, bits)
     cut = min(cut, count)
-    parts = [philox.words(5, 3, 7, 0, first, cut), philox.words(5, 3, 7, 0, first + cut, count - cut)]
+    parts = [philox.words(5, 3, 7, 0, first, cut, bits), philox.words(5, 3, 7, 0, first + cut, count - cut, bits)]
     assert np.array_equal(np.concatenate(parts), whole)
+    some = np.random.default_rng(count).permutation(count)
+    assert np.array_equal(philox.words_of(5, 3, 7, 0, first + some, bits), whole[some])
+
+
+def test_halves_of_words_are_those_of_memory() -> None:
+    """The bits of elements are those of the words, one after another: element 2 k has the lower half of the k-th word."""
+    made = philox.words(5, 3, 7, 1, 0, 1000)
+    halves = philox.words(5, 3, 7, 1, 0, 2000, bits=16)
+    assert np.array_equal(made.astype("<u4").view("<u2"), halves)
 
 
 def test_every_argument_gives_other_words() -> None:
@@ -114,10 +124,61 @@ def test_what_has_no_neighbour_stays() -> None:
 
 @pytest.mark.parametrize("count", range(1, 8))
 def test_no_two_states_share_random_bits(count: int) -> None:
-    made = drawn(tuple(Coded(f"s{k}", stochastic, (f"s{k}",), False, True) for k in range(count)))
+    made = allotment(tuple(Coded(f"s{k}", stochastic, (f"s{k}",), False, True) for k in range(count)))
     assert list(made) == list(range(count))
     taken = {(d.stream, d.shift + bit) for d in made.values() for bit in range(16)}
     assert len(taken) == 16 * count and max(bit for _, bit in taken) < 32
+
+
+def coded(parameter: str, *states: str) -> tuple[Coded, ...]:
+    """A parameter ("" where it is kept as it is) and states in these formats."""
+    shown = [Coded("p", formats()[parameter], ("p",), False, True)] if parameter else []
+    return (*shown, *(Coded(f"s{k}", formats()[s], (f"s{k}",), False, True) for k, s in enumerate(states)))
+
+
+@pytest.mark.parametrize(
+    ("given_formats", "expected", "bits"),
+    [
+        (("", "signed8", "squares8"), [None, (0, 0)], 16),
+        (("", "float8", "float8"), [(0, 0), (0, 8)], 16),
+        (("stochastic",), [(0, 0)], 16),
+        (("split8",), [(0, 0)], 16),
+        (("", "stochastic", "stochastic"), [(0, 0), (0, 16)], 32),
+        (("split8", "signed8", "squares8"), [(0, 0), None, (0, 0)], 16),  # the lowest eight of 16
+        (("split8", "stochastic", "stochastic"), [(0, 0), (0, 0), (0, 16)], 32),
+        (("split8", "float8"), [(0, 0), (0, 8)], 16),  # eight of eight would be the same
+        (("split8", "signed4", "squares4"), [(0, 8), (0, 0), (0, 8)], 32),
+        (("stochastic", "signed8", "squares8"), [(0, 0), None, (0, 16)], 32),
+    ],
+)
+def test_the_allotment_of_random_bits(given_formats: tuple[str, ...], expected: list[Any], bits: int) -> None:
+    """Stream and place of each value's, and how many of a word an element has."""
+    made = allotment(coded(*given_formats))
+    places = [(made[k].stream, made[k].shift) if k in made else None for k in range(len(expected))]
+    assert places == expected and share(coded(*given_formats)) == bits
+
+
+def test_a_parameter_goes_its_own_way_with_bits_of_a_state() -> None:
+    """split8 has the lowest eight of the 16 bits of squares8: rounded up or down independently, as far as 200,000 values tell. With
+    the highest eight the correlation would be 0.8.
+    """
+    count = 200_192
+    rng, random = np.random.default_rng(0), philox.words(0, 0, 1, 0, 0, count, bits=16)
+    v = rng.uniform(1, 4, (count // 256, 256)).astype(np.float32)
+    v[:, 0], v[:, 1] = 1, 3.999  # so that all blocks have the same numbers
+    v = v.reshape(-1)
+    code, low, shift = formats()["squares8"].encoded(v, False, random, (count // 256, 256))
+    assert (low == low[0]).all() and (shift == shift[0]).all()
+    exact = (v.view(np.uint32) - (low[0] << np.uint32(23))) / 2.0 ** shift[0]
+    of_state = code - exact
+    p = rng.uniform(1, 2, count).astype(np.float32)
+    h, rest = formats()["split8"].encoded(p, False, random)
+    (kept,) = formats()["split8"].decoded([h, rest & np.uint32(0xFF)], False)
+    of_parameter = (kept.astype(np.float64) - p) * 2**15
+    assert abs(of_state).max() <= 1 and abs(of_parameter).max() <= 1
+    for error in (of_state, of_parameter):
+        assert abs(error.mean()) < 4 * error.std() / count**0.5
+    assert abs(np.corrcoef(of_state, of_parameter)[0, 1]) < 0.0028 + 4 / count**0.5
 
 
 # ------------------------------------------------------------------------------------------------ optimizers

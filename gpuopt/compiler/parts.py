@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from gpuopt.rules.language import Rule
 
 
-GRADIENT = 1  # the place of its role in every signature
+PARAMETER = "p"  # the name of its role in every signature
+GRADIENT = 1  # the place of its role there
 
 
 @dataclass(frozen=True)

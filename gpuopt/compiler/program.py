@@ -10,7 +10,20 @@ from functools import cached_property
 
 from gpuopt.compiler.extremes import Extreme
 from gpuopt.compiler.kinds import LINE_SUMS, Kind
-from gpuopt.compiler.parts import Coded, Draw, Layout, Pass, PerMatrix, PerTensor, Product, Role, Signature, Slot, Step
+from gpuopt.compiler.parts import (
+    PARAMETER,
+    Coded,
+    Draw,
+    Layout,
+    Pass,
+    PerMatrix,
+    PerTensor,
+    Product,
+    Role,
+    Signature,
+    Slot,
+    Step,
+)
 from gpuopt.compiler.tree import Assign, Expr
 from gpuopt.formats.dtypes import STORAGES
 from gpuopt.formats.philox import WORD, per_call
@@ -59,14 +72,8 @@ class Program:
 
     @property
     def bits(self) -> int:
-        """Random bits of each stream that an element has: half a word where that is enough for all values."""
-        return WORD // 2 if 0 < self._together <= WORD // 2 else WORD
-
-    @property
-    def _together(self) -> int:
-        """Random bits of an element."""
-        coded = self.signature.coded
-        return sum(bits for k, bits in enumerate(taken(coded)) if k not in lent(coded))
+        """Random bits of each stream that an element has."""
+        return share(self.signature.coded)
 
     @property
     def per_call(self) -> int:
@@ -271,6 +278,13 @@ def drawn(coded: tuple[Coded, ...]) -> dict[int, Draw]:
     return {k: made[k] for k in sorted(made) if coded[k].here}
 
 
+def share(coded: tuple[Coded, ...]) -> int:
+    """Of each word an element's bits: half of them where that is enough for all values."""
+    of = lent(coded)
+    together = sum(bits for k, bits in enumerate(taken(coded)) if k not in of)
+    return WORD // 2 if 0 < together <= WORD // 2 else WORD
+
+
 def taken(coded: tuple[Coded, ...]) -> list[int]:
     """Random bits that each value takes, whichever stage writes it."""
     return [value.format.random if value.written else 0 for value in coded]
@@ -283,7 +297,7 @@ def lent(coded: tuple[Coded, ...]) -> dict[int, int]:
     state is rounded is decided by the bits above, but for one time in 2^APART.
     """
     needed = taken(coded)
-    shown = [k for k, value in enumerate(coded) if needed[k] and value.format.shows]
+    shown = [k for k, value in enumerate(coded) if needed[k] and value.name == PARAMETER]
     others = [k for k in range(len(coded)) if k not in shown]
     found = ((k, next((s for s in others if needed[s] >= needed[k] + APART), None)) for k in shown)
     return {k: state for k, state in found if state is not None}
