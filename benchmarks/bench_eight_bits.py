@@ -3,8 +3,9 @@
     python -m pip install --no-deps bitsandbytes==0.50.0
     python benchmarks/bench_eight_bits.py --out benchmarks/results/eight_bits.csv
 
-Run by hand. The distance is the mean of the absolute difference to torch's AdamW in float32 over all steps, on two problems, whose
-noise and batches are the same for all. Rows are only ever added.
+Run by hand; bitsandbytes is left out where it is missing. The distance is the mean of the absolute difference to torch's AdamW in
+float32 over all steps, on two problems, whose noise and batches are the same for all. `--only cache` measures steps of few parameters
+by one thread, the least of many: what arithmetic takes, whatever else the machine does. Rows are only ever added.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import csv
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import bitsandbytes
+import numba
 import torch
 from torch import Tensor
 
@@ -32,10 +34,20 @@ MAKERS: dict[str, Callable[[list[Tensor]], Any]] = {
     "gpuopt float32": lambda p: gpuopt.torch.AdamW(p, lr=LR, weight_decay=DECAY),
     "gpuopt int8": lambda p: gpuopt.torch.AdamW(p, lr=LR, weight_decay=DECAY, state_format="int8"),
     "gpuopt int4": lambda p: gpuopt.torch.AdamW(p, lr=LR, weight_decay=DECAY, state_format="int4"),
-    f"bitsandbytes {bitsandbytes.__version__} 8bit": lambda p: bitsandbytes.optim.AdamW8bit(
-        p, lr=LR, weight_decay=DECAY
-    ),
 }
+if find_spec("bitsandbytes"):
+    import bitsandbytes
+
+    MAKERS[f"bitsandbytes {bitsandbytes.__version__} 8bit"] = lambda p: bitsandbytes.optim.AdamW8bit(
+        p, lr=LR, weight_decay=DECAY
+    )
+SPLIT: dict[str, Callable[[list[Tensor]], Any]] = {
+    f"gpuopt {kind} split8": lambda p, kind=kind: gpuopt.torch.AdamW(
+        p, lr=LR, weight_decay=DECAY, state_format=kind, param_format="split8"
+    )
+    for kind in ("float32", "int8", "int4")
+}
+IN_CACHE = 16 * 16384  # parameters
 
 
 Gradient = Callable[[list[Tensor]], Any]  # puts the gradient of one step at these weights into their `.grad`
@@ -100,18 +112,29 @@ def distances(
     return {name: value for name, value in total.items() if name != first}, count
 
 
-def seconds(name: str, count: int, dtype: torch.dtype) -> float:
-    """Of one step of `count` parameters, the median of seven."""
+def seconds(name: str, count: int, dtype: torch.dtype, repeats: int = 9) -> list[float]:
+    """Of steps of `count` parameters, but for the first two, in order."""
     params = [torch.nn.Parameter(torch.randn(count // 16384, 4096).mul_(0.02).to(dtype)) for _ in range(4)]
     for p in params:
         p.grad = torch.randn(p.shape).mul_(0.01).to(dtype)
-    optimizer = MAKERS[name](params)
+    optimizer = (MAKERS | SPLIT)[name](params)
     times = []
-    for _ in range(9):
+    for _ in range(repeats):
         begin = time.perf_counter()
         optimizer.step()
         times.append(time.perf_counter() - begin)
-    return sorted(times[2:])[3]
+    return sorted(times[2:])
+
+
+def in_cache() -> Iterator[tuple[str, str, float]]:
+    """Format of the parameters, optimizer, and nanoseconds a parameter of the fastest of 1,000 steps by one thread."""
+    torch.set_num_threads(1)
+    numba.set_num_threads(1)
+    for name in (*MAKERS, *SPLIT):
+        for dtype in (torch.float32, torch.bfloat16):
+            if "gpuopt" in name and (name in MAKERS or dtype is torch.bfloat16):
+                kind = str(dtype).removeprefix("torch.")
+                yield kind, name, seconds(name, IN_CACHE, dtype, 1000)[0] / IN_CACHE * 1e9
 
 
 def main() -> None:
@@ -119,24 +142,27 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "eight_bits.csv")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--parameters", type=int, default=64_000_000)
+    parser.add_argument("--only", choices=("distance", "step", "cache"))
     options = parser.parse_args()
     head = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), device_name("cpu"), commit()
     rows = []
-    for problem in (quadratic, transformer):
+    for problem in (quadratic, transformer) if options.only in (None, "distance") else ():
         found, count = distances(problem, options.steps)
         for name, value in found.items():
             of = f"distance, {problem.__name__}", name, torch.get_num_threads(), count, options.steps
             rows.append((*head, *of, f"{value:.4g}", "absolute"))
-    for name in MAKERS:
+    for name in MAKERS if options.only in (None, "step") else ():
         for dtype in (torch.float32, torch.bfloat16):
             if "bitsandbytes" in name and dtype is torch.bfloat16:
                 continue  # its CPU path is for float32 parameters here
-            took = seconds(name, options.parameters, dtype) / options.parameters * 1e9
+            took = seconds(name, options.parameters, dtype)[3] / options.parameters * 1e9
             what = f"step, {str(dtype).removeprefix('torch.')}"
             rows.append(
                 (*head, what, name, torch.get_num_threads(), options.parameters, 1, f"{took:.4g}", "ns a parameter")
             )
             print(*rows[-1], sep=", ", flush=True)
+    for kind, name, took in in_cache() if options.only in (None, "cache") else ():
+        rows.append((*head, f"step in cache, {kind}", name, 1, IN_CACHE, 1, f"{took:.4g}", "ns a parameter"))
     fresh = not options.out.exists()
     with options.out.open("a", newline="") as file:
         writer = csv.writer(file)

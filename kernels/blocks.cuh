@@ -44,7 +44,7 @@ template <class U, int R> struct Lane {
   typedef typename U::template Storage<R>::T T;
   typedef typename U::C C;
   T raw[EACH];
-  T* from;
+  T* from = nullptr;
   Lane<U, R + 1> rest;
 
   __device__ __forceinline__ void load(const int64* at, const Place& place, int count, bool whole) {
@@ -96,7 +96,7 @@ template <class U, int B> struct Shared {
   typedef typename U::template Blocked<B> Of;
   typedef typename Of::T T;
   unsigned word;
-  T* from;
+  T* from = nullptr;
   Shared<U, B + 1> rest;
 
   static __device__ __forceinline__ T* place(const int64* at, int64 row, int64 width, int64 column) {

@@ -15,8 +15,8 @@ from gpuopt.rules.primitives import bits, block_max, block_min, from_bits, maxim
 
 def grid(x: Any) -> Any:
     """Where a block's numbers begin, at least 31 octaves below the largest, and how far apart they are."""
-    largest = block_max(abs(x))  # of what has no sign: known to be so, it takes fewer instructions
-    smallest = block_min(abs(where(x > 0, x, 3.3e38)))
+    largest = block_max(x)
+    smallest = block_min(abs(where(x > 0, x, 3.3e38)))  # known to have no sign, it takes fewer instructions
     top = bits(maximum(largest, 0))
     of_largest = most(top, 0x0FC00000)
     low = most(bits(smallest) >> 23, (of_largest - 0x0F400001) >> 23)

@@ -29,7 +29,7 @@ def squares4(code: Any, top: Any, low: Any) -> Any:
 
 @squares4.encode(random=16)
 def _(x: Any, *, random: Any) -> Any:
-    largest = block_max(abs(x))
+    largest = block_max(x)
     smallest = block_min(abs(where(x > 0, x, 3.3e38)))
     top = where(largest - largest == 0, maximum(largest, 0), from_bits(bits(largest) | 0x7FC00000))
     low = least(bits(smallest), bits(top))
