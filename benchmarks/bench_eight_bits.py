@@ -4,8 +4,8 @@
     python benchmarks/bench_eight_bits.py --out benchmarks/results/eight_bits.csv
 
 Run by hand; bitsandbytes is left out where it is missing. The distance is the mean of the absolute difference to torch's AdamW in
-float32 over all steps, on two problems, whose noise and batches are the same for all. `--only cache` measures steps of few parameters
-by one thread, the least of many: what arithmetic takes, whatever else the machine does. Rows are only ever added.
+float32 over all steps, on two problems, whose noise and batches are the same for all. `--only cache` measures steps of few
+parameters by one thread, the least of many: what arithmetic takes, whatever else the machine does. Rows are only ever added.
 """
 
 from __future__ import annotations
