@@ -35,6 +35,7 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 BASE = "fp32"  # what the others are compared with
 
+ACROSS = 3  # panels side by side
 ROOM = 0.25  # that a name takes in a picture, of the width of the axes
 
 
@@ -144,10 +145,15 @@ def draw(rows: Iterable[Row], path: Path) -> Path:
     peers are squares.
     """
     groups = {setting: losses for setting, losses in grouped(rows).items() if len(losses) > 1}
-    made = drawing.figure(6.6 * len(groups), 4.4)
+    across = min(len(groups), ACROSS)
+    down = -(-len(groups) // across)
+    made = drawing.figure(6.6 * across, 4.4 * down)
+    panels = made.subplots(down, across, squeeze=False).reshape(-1)
+    for axes in panels[len(groups) :]:
+        axes.set_axis_off()
     names = list(dict.fromkeys(name for losses in groups.values() for name in losses))
     colours = drawing.colours(names, [n for n in names if n.split(",")[0] not in (*PEERS, BASE)])
-    for axes, (setting, losses) in zip(made.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
+    for axes, (setting, losses) in zip(panels, groups.items(), strict=False):
         points = []
         for name, found in losses.items():
             values, colour = [r.loss for r in found.values()], colours[name]
