@@ -53,7 +53,7 @@ EDITS = {
     "block-of-a-row-too-many": ("b < wide;", "b <= wide;", "lines"),
     "lane-too-far": ("k < count ? from[k] : T{}", "k <= count ? from[k] : T{}", "blocks"),
     "lanes-unaligned": ("aligned && count == EACH, s)", "count == EACH, s)", "blocks"),
-    "code-too-many": ("if (k < count) to[k] = raw[k];", "if (k <= count) to[k] = raw[k];", "blocks"),
+    "code-too-many": ("if (k < count) from[k] = raw[k];", "if (k <= count) from[k] = raw[k];", "blocks"),
     "block-of-a-column-too-many": ("b < high;", "b <= high;", "lines"),
 }
 BARRIER = "__syncthreads();"
