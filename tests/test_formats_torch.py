@@ -149,13 +149,14 @@ def test_averaged_parameters_are_those_of_full_precision(kept: str, name: str) -
     for opt in (theirs, ours):
         opt.eval()
     assert np.array_equal(raw(p), q.view(np.uint16))
-    tolerance = {"stochastic": 0.03, "kahan": 2e-4, "split8": 2e-4}.get(kept, 1e-6)
+    # five roundings to 8 bits of numbers up to 4, each by less than 2^-6
+    tolerance = {"stochastic": 5 / 64, "kahan": 2e-4, "split8": 2e-4}.get(kept, 1e-6)
     assert (gpuopt.full_precision(theirs)[0] - expected).abs().max() < tolerance
     assert (average.float() - expected).abs().max() < 0.03
     for opt in (theirs, ours):
         opt.train()
     assert np.array_equal(raw(p), q.view(np.uint16))
-    assert (gpuopt.full_precision(theirs)[0] - trained).abs().max() < 10 * tolerance
+    assert (gpuopt.full_precision(theirs)[0] - trained).abs().max() < min(10 * tolerance, 0.3)
 
 
 def test_a_state_observed_between_steps_goes_with_a_format() -> None:

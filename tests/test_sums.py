@@ -211,7 +211,7 @@ def test_a_sum_is_made_where_its_arrays_are_read_anyway() -> None:
     made = program("lamb")
     names = [[made.roles[k].name for k in each.reads] for each in made.passes]
     assert names[0] == ["g"] and [each.sums for each in made.cuts] == [("global_sum",), ("tensor_sum",) * 2]
-    assert traffic(gpuopt.LAMB.made_by[1]) == "48"
+    assert traffic(gpuopt.LAMB.made_by[1]) == "44"
 
     @rule
     def twice(p, g, *, lr):  # type: ignore[no-untyped-def]

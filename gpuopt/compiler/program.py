@@ -70,7 +70,7 @@ class Program:
         """Words of random bits that an element takes."""
         return 1 + max((d.stream for d in self.draws.values()), default=-1)
 
-    @property
+    @cached_property
     def bits(self) -> int:
         """Random bits of each stream that an element has."""
         return share(self.signature.coded)

@@ -191,7 +191,7 @@ class Plan:
         self.table[which, t.HEAD] = head
         self.table[which, t.ALIGNED] = found | first
 
-    @property
+    @cached_property
     def _unit(self) -> int:
         """Elements of a pack whose random bits are made together."""
         program = self.program
@@ -203,7 +203,7 @@ class Plan:
         """
         table = self.table[which]
         if not (self.program.sharded and self.program.draws):
-            return np.full(len(table), head % self._unit == 0 or not self.program.draws)
+            return np.full(len(table), not self.program.draws or head % self._unit == 0)
         first, run, skip = table[:, -len(t.SHARD) :].T
         even = (head == 0) & (run % t.EACH == 0) & (skip % self._unit == 0)
         found: NDArray[np.bool_] = ((first + head) % self._unit == 0) & ((run == 0) | even)
