@@ -37,7 +37,7 @@ class Run:
         found = self.providers()
         memory = machine.free_bytes(self.device)
         cases = suites.cases(self.suites, self.device, memory, self.options.quick)
-        cases = [case for case in cases if self.options.case in case.name]
+        cases = [case for case in cases if self.options.case in f"{case.optimizer} {case.name}"]
         copy = meters.Copy(self.device, QUICK_COPY if self.options.quick else None)
         made: list[rows.Row] = []
         self.bar = progress(len(cases))
