@@ -42,7 +42,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument(
         "--patience", type=float, default=0.0, metavar="S", help="wait up to S s a case for a quiet machine"
     )
-    top.add_argument("--case", default="", help="cases whose optimizer and name contain this text, such as gpt2 or `nadam gpt2`")
+    top.add_argument(
+        "--case", default="", help="cases whose optimizer and name contain this text, such as gpt2 or `nadam gpt2`"
+    )
     top.add_argument(
         "--out", default=DEFAULT_OUT, metavar="DIR", help=f"folder of the CSV and the plots ({DEFAULT_OUT})"
     )
