@@ -46,7 +46,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"lr": 0.2, "momentum": 0.9},
     "muon": {"lr": 0.02, "weight_decay": 0.1},
     "normuon": {"lr": 0.02, "weight_decay": 0.1},
-    "soap": {"lr": 4e-3, "weight_decay": 0.1},
+    "soap": {"lr": 8e-3, "weight_decay": 0.1},
     # Matrices of the blocks keep their lengths; rates of the records of training.
     "adamw+hyperball": {"lr": 0.018, "weight_decay": 0.0, "hyperball": True},
     "muon+hyperball": {"lr": 0.018, "weight_decay": 0.0, "hyperball": True},

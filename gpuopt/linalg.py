@@ -169,9 +169,9 @@ class Host(Library):
         return a.take(order, 1)  # in C order, several times as fast
 
 
-def library_of(x: Any) -> Library:
-    """What multiplies the matrices of a batch."""
-    return Host(x.shape[1:]) if isinstance(x, np.ndarray) else Library(x)
+def library_of(x: Any, sides: Sequence[int] = ()) -> Library:
+    """What multiplies the matrices of a batch, or others of these sides where it is."""
+    return Host(sides or x.shape[1:]) if isinstance(x, np.ndarray) else Library(x)
 
 
 def plan(rows: Sequence[Row], ratio: float, by: Library) -> Work:
@@ -224,8 +224,7 @@ def orthogonalize(x: Any, coefficients: str = "keller", steps: int | None = None
 def flops(x: Any, sides: Sequence[int], coefficients: str = "keller", steps: int | None = None) -> float:
     """What `orthogonalize` computes for one matrix of these sides, in the library of x; the short side first."""
     short, long = sides
-    by = Host((short, long)) if isinstance(x, np.ndarray) else Library(x)
-    return 2 * short**3 * plan(COEFFICIENTS[coefficients].steps(steps), long / short, by).cost
+    return 2 * short**3 * plan(COEFFICIENTS[coefficients].steps(steps), long / short, library_of(x, sides)).cost
 
 
 def portions(x: Any) -> list[Any]:

@@ -185,8 +185,7 @@ def finished(made: PerMatrix, derives: Pass, kind: str) -> list[str]:
 
 def reduce_blocks(layout: Layout, cut: Pass) -> int:
     """Blocks a multiprocessor: 4 leave 64 registers to a thread. Passes over several arrays, sums of columns (one for each that a
-    lane has) and numbers of rows need more, as do elements of more arrays than LANES hold at once, and twice as
-    many in float64.
+    lane has) and numbers of rows need more, as do elements of more arrays than LANES hold at once, and twice as many in float64.
     """
     wide = len(cut.reads) * layout.lanes > LANES
     reasons = (len(cut.reads) > 1) + wide + cut.along + bool(layout.slots)

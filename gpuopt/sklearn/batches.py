@@ -155,8 +155,7 @@ class Batches:
         xp, augmentation = self.xp, self.augmentation
         if self.data.classes > 2:
             y = self._one_hot(y)
-        if xp is not np:
-            x, y, weights = (part if part is None else xp.asarray(part) for part in (x, y, weights))
+        x, y, weights = (part if part is None else xp.asarray(part) for part in (x, y, weights))
         if augmentation.mixup:
             x, y, weights = self._mixed(x, y, weights)
         if self.deviations is not None:
