@@ -107,7 +107,7 @@ def test_muon_by_padded_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_on_the_host_other_matrices_change_no_bit() -> None:
     rng = np.random.default_rng(0)
-    p, g, others = rng.standard_normal((40, 64)), rng.standard_normal((40, 64)), rng.standard_normal((44, 64))
+    p, g, others = rng.standard_normal((40, 64)), rng.standard_normal((40, 64)), rng.standard_normal((61, 107))
     both, one = [p.copy(), others.copy()], [p.copy()]
     gpuopt.create("muon", both, lr=0.02, backend="numba").step([g, others])
     gpuopt.create("muon", one, lr=0.02, backend="numba").step([g])
